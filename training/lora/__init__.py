@@ -1,0 +1,1 @@
+"""LoRA: the file format and the adapter on the transformer."""
