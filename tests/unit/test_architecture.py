@@ -1,0 +1,184 @@
+"""The import rules of the house, read from the source without importing it: arrows only run down."""
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+# Floors of training/, from the cellar up: a module may import its own floor and those below.
+FLOORS: list[set[str]] = [
+    {"errors"},
+    {"flux", "lora", "concepts", "config"},
+    {"bank", "checkpoint", "evaluation"},
+    {"methods"},
+    {"trainer"},
+    {"jobs"},
+    {"cli", "demo"},
+]
+FLOOR_OF = {name: height for height, names in enumerate(FLOORS) for name in names}
+
+# Top-level modules that only exist inside a ComfyUI process.
+HOST = {
+    "app",
+    "comfy",
+    "comfy_api",
+    "comfy_api_nodes",
+    "comfy_config",
+    "comfy_execution",
+    "comfy_extras",
+    "execution",
+    "folder_paths",
+    "latent_preview",
+    "node_helpers",
+    "nodes",
+    "server",
+}
+
+Arrow = tuple[str, str, int]  # importing module, imported module, line
+
+
+def modules(*folders: str) -> dict[str, Path]:
+    """Dotted name (from the repository root) → file, for every Python file below the folders."""
+    found = {}
+    for folder in folders:
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def arrows(name: str, path: Path, known: dict[str, Path]) -> Iterator[tuple[bool, Arrow]]:
+    """(is relative, arrow) for every import in one file; relative names are resolved as Python would."""
+    package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                yield False, (name, alias.name, node.lineno)
+        elif isinstance(node, ast.ImportFrom):
+            target = node.module or ""
+            if node.level:
+                parent = package.split(".")
+                base = parent[: len(parent) - node.level + 1]
+                target = ".".join([*base, *([node.module] if node.module else [])])
+            for alias in node.names:
+                inner = f"{target}.{alias.name}"
+                yield node.level > 0, (name, inner if inner in known else target, node.lineno)
+
+
+def pack_arrows() -> list[tuple[bool, Arrow]]:
+    known = {"": ROOT / "__init__.py", **modules("nodes", "training")}
+    return [arrow for name, path in known.items() for arrow in arrows(name, path, known)]
+
+
+def floor(module: str) -> int | None:
+    """Height of a training module; None for anything outside training and for the empty package file."""
+    parts = module.split(".")
+    return FLOOR_OF[parts[1]] if parts[0] == "training" and len(parts) > 1 else None
+
+
+def shown(found: list[Arrow]) -> str:
+    return "\n".join(f"{source}:{line} imports {target}" for source, target, line in found)
+
+
+def test_every_part_of_training_has_a_floor() -> None:
+    parts = {name.split(".")[1] for name in modules("training") if "." in name}
+    assert parts, "no module found below training/"
+    assert parts <= set(FLOOR_OF), f"give {sorted(parts - set(FLOOR_OF))} a floor in FLOORS"
+
+
+def test_arrows_run_down_inside_training() -> None:
+    up = []
+    for _, arrow in pack_arrows():
+        source, target = floor(arrow[0]), floor(arrow[1])
+        if source is not None and target is not None and target > source:
+            up.append(arrow)
+    assert not up, shown(up)
+
+
+def test_training_knows_neither_nodes_nor_the_host() -> None:
+    wrong = [arrow for _, arrow in pack_arrows() if arrow[0].startswith("training") and arrow[1].split(".")[0] in HOST]
+    assert not wrong, shown(wrong)
+
+
+def test_nodes_take_nothing_that_is_run_by_hand() -> None:
+    by_hand = ("training.cli", "training.demo")
+    wrong = [arrow for _, arrow in pack_arrows() if arrow[0].startswith("nodes") and arrow[1].startswith(by_hand)]
+    assert not wrong, shown(wrong)
+
+
+@pytest.mark.parametrize("part", ["methods", "lora"])
+def test_methods_and_lora_never_know_of_jobs(part: str) -> None:
+    wrong = [
+        arrow
+        for _, arrow in pack_arrows()
+        if arrow[0].startswith(f"training.{part}") and arrow[1].startswith("training.jobs")
+    ]
+    assert not wrong, shown(wrong)
+
+
+def test_pack_imports_itself_relatively() -> None:
+    """The pack's folder name is not importable, and `nodes` alone is the host's module of that name."""
+    wrong = [
+        arrow
+        for relative, arrow in pack_arrows()
+        if not relative
+        and (arrow[1].split(".")[0] == "training" or (arrow[1].split(".")[0] == "nodes" and arrow[0] != "nodes.compat"))
+    ]
+    assert not wrong, shown(wrong)
+
+
+def test_no_circle_of_imports() -> None:
+    """Only imports at the top of a file count: one inside a function is how a circle would be broken."""
+    known = modules("nodes", "training")
+    graph: dict[str, set[str]] = {}
+    for name, path in known.items():
+        top = {
+            node.lineno
+            for node in ast.parse(path.read_text(encoding="utf-8")).body
+            if isinstance(node, ast.Import | ast.ImportFrom)
+        }
+        graph[name] = {t for _, (_, t, line) in arrows(name, path, known) if line in top and t in known and t != name}
+    done: set[str] = set()
+
+    def walk(name: str, trail: tuple[str, ...]) -> None:
+        # A package and a module inside it import each other all the time; Python copes, so a circle needs two files.
+        assert name not in trail, " → ".join([*trail[trail.index(name) :], name])
+        if name in done:
+            return
+        for target in sorted(graph[name]):
+            if not name.startswith(f"{target}."):
+                walk(target, (*trail, name))
+        done.add(name)
+
+    for name in graph:
+        walk(name, ())
+
+
+def test_scripts_need_nothing_but_python() -> None:
+    """They make the environment, so they run before anything is installed."""
+    scripts = modules("scripts")
+    own = {name.rpartition(".")[2] for name in scripts}
+    wrong = []
+    for name, path in scripts.items():
+        top = [
+            n for n in ast.parse(path.read_text(encoding="utf-8")).body if isinstance(n, ast.Import | ast.ImportFrom)
+        ]
+        lines = {n.lineno for n in top}
+        for relative, arrow in arrows(name, path, scripts):
+            first = arrow[1].split(".")[0]
+            if arrow[2] in lines and not relative and first not in sys.stdlib_module_names | own | {"scripts"}:
+                wrong.append(arrow)
+    assert not wrong, shown(wrong)
+
+
+def test_files_stay_readable() -> None:
+    long = {
+        str(path.relative_to(ROOT)): lines
+        for path in modules("nodes", "training", "scripts", "tests").values()
+        if (lines := len(path.read_text(encoding="utf-8").splitlines())) > 600
+    }
+    assert not long, f"split these: {long}"
