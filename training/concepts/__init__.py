@@ -1,0 +1,30 @@
+"""What to erase: words (WordNet), kinds and templates, prompts and shuffles, token spans."""
+
+from .concept import TEMPLATES, Concept, Kind, make_concept
+from .prompts import erase_prompts, preservation_prompts, shuffle, substitute
+from .spans import occurrences, require_span, span_mask, token_spans
+from .wordnet import Sense, WordNetMissing, assemble_wordnet, senses
+from .words import Vocabulary, irrelevant_words, synonyms_of, vocabulary_of
+
+__all__ = [
+    "TEMPLATES",
+    "Concept",
+    "Kind",
+    "Sense",
+    "Vocabulary",
+    "WordNetMissing",
+    "assemble_wordnet",
+    "erase_prompts",
+    "irrelevant_words",
+    "make_concept",
+    "occurrences",
+    "preservation_prompts",
+    "require_span",
+    "senses",
+    "shuffle",
+    "span_mask",
+    "substitute",
+    "synonyms_of",
+    "token_spans",
+    "vocabulary_of",
+]

@@ -1,0 +1,179 @@
+"""Prompts around a concept: filled templates, shuffles that keep the phrase whole, prompts that must stay as they are."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections.abc import Iterator, Sequence
+
+from .spans import occurrences
+from .words import Vocabulary
+
+COLORS = ("red", "blue", "green", "yellow", "white", "black", "pink", "purple", "orange", "gray")
+
+# What may stand around a noun. A pattern is used only where the model's text encoder knows all of its words.
+ENTITY_PATTERNS = (
+    "a {x}",
+    "a photo of a {x}",
+    "a picture of a {x}",
+    "a drawing of a {x}",
+    "an image of a {x}",
+    "a {x} on a {color} background",
+    "a {color} {x}",
+    "{x}",
+)
+PAIR_PATTERNS = ("a {x} next to a {y}", "a {x} above a {y}", "a {x} below a {y}")
+STYLE_PATTERNS = ("{x}", "a {y} in the style of {x}", "a {y} on a {color} background in the style of {x}")
+RELATION_PATTERNS = ("a {y} {x} a {z}", "{x}", "a photo of a {y} {x} a {z}")
+EMPTY_PATTERNS = ("", "a photo", "a drawing", "a {color} background")
+
+
+def article(word: str) -> str:
+    """ "a " or "an " as `word` asks for; nothing before names (capital letter) and plurals."""
+    plural = word.endswith("s") and not word.endswith(("ss", "us", "is"))
+    if not word or word[0].isupper() or plural or not word[0].isascii():
+        return ""
+    return "an " if word[0].lower() in "aeiou" else "a "
+
+
+def fill(template: str, slots: dict[str, str]) -> str:
+    """`template` with each {slot} filled; an article right before a slot is made to agree with the word put in."""
+
+    def put(match: re.Match[str]) -> str:
+        word = slots[match[2]]
+        if not match[1]:
+            return word
+        agreed = article(word)
+        return (agreed.capitalize() if match[1][0] == "A" else agreed) + word
+
+    return re.sub(r"(\b[Aa]n? )?\{(\w*)\}", put, template)
+
+
+def slots_of(template: str) -> list[str]:
+    """Names of the slots in `template`, in order; the concept's own slot has the empty name or "x"."""
+    return re.findall(r"\{(\w*)\}", template)
+
+
+def shuffle(prompt: str, phrases: Sequence[str], draw: random.Random) -> str:
+    """The prompt's words in another order; every occurrence of each of `phrases` stays in one piece."""
+    ranges: list[tuple[int, int]] = []
+    for phrase in sorted(phrases, key=len, reverse=True):
+        for start, end in occurrences(prompt, phrase):
+            if all(end <= a or start >= b for a, b in ranges):
+                ranges.append((start, end))
+    units: list[str] = []
+    at = 0
+    for start, end in sorted(ranges):
+        units += prompt[at:start].split()
+        units.append(prompt[start:end])
+        at = end
+    units += prompt[at:].split()
+    draw.shuffle(units)
+    return " ".join(units)
+
+
+def substitute(prompt: str, phrase: str, word: str) -> str:
+    """`prompt` with every occurrence of `phrase` replaced by `word`, articles made to agree."""
+    template, at = "", 0
+    for start, end in occurrences(prompt, phrase):
+        template += prompt[at:start].replace("{", "").replace("}", "") + "{x}"
+        at = end
+    return fill(template + prompt[at:].replace("{", "").replace("}", ""), {"x": word})
+
+
+def known_patterns(patterns: Sequence[str], vocabulary: Vocabulary | None) -> list[str]:
+    """Those patterns whose fixed words the vocabulary knows; all of them without a vocabulary."""
+    if vocabulary is None:
+        return list(patterns)
+    return [p for p in patterns if all(vocabulary(w) for w in re.sub(r"\{\w*\}", " ", p).split())]
+
+
+def erase_prompts(
+    phrases: Sequence[str],
+    template: str,
+    kind: str,
+    others: Sequence[str],
+    count: int,
+    seed: int,
+    vocabulary: Vocabulary | None = None,
+) -> list[tuple[str, str]]:
+    """`count` different ways to ask for the concept, as (prompt, the phrase in it).
+
+    `phrases`: the concept's phrase and the synonyms to be erased with it; half of the prompts use the first.
+    `others`: unrelated nouns for the other slots. The template as it is comes first, then the built-in patterns of the
+    concept's kind; every third prompt has its words shuffled.
+    """
+    draw = random.Random(f"erase:{seed}:{phrases[0]}")
+    patterns = known_patterns(
+        {"abstraction": STYLE_PATTERNS, "relationship": RELATION_PATTERNS}.get(kind, ENTITY_PATTERNS), vocabulary
+    )
+    colors = [c for c in COLORS if vocabulary is None or vocabulary(c)] or ["red"]
+    nouns = list(others) or ["thing"]
+    found: list[tuple[str, str]] = []
+    for number in range(40 * count):
+        if len(found) == count:
+            break
+        phrase = phrases[0] if number % 2 == 0 or len(phrases) == 1 else phrases[1 + (number // 2) % (len(phrases) - 1)]
+        pattern = template if number % 3 == 0 or not patterns else draw.choice(patterns)
+        slots = {
+            "": phrase,
+            "x": phrase,
+            "y": draw.choice(nouns),
+            "z": draw.choice(nouns),
+            "color": draw.choice(colors),
+        }
+        slots |= {"subject": slots["y"], "object": slots["z"]}
+        prompt = fill(pattern, slots)
+        if number > len(phrases) and number % 3 == 2:
+            prompt = shuffle(prompt, phrases, draw)
+        if (prompt, phrase) not in found:
+            found.append((prompt, phrase))
+    return found
+
+
+def _rounds(items: Sequence[str], draw: random.Random) -> Iterator[str]:
+    """All items in a random order, then again in another order, without end; "" for ever where there are none."""
+    while True:
+        yield from draw.sample(list(items), len(items)) or [""]
+
+
+def preservation_prompts(
+    words: Sequence[str],
+    template: str,
+    kind: str,
+    nouns: Sequence[str],
+    count: int,
+    seed: int,
+    vocabulary: Vocabulary | None = None,
+) -> tuple[str, ...]:
+    """`count` prompts that do not hold the concept: its template with other words, nouns in many settings, no noun.
+
+    `words`: what may stand in the concept's place; `nouns`: nouns to be kept in general (for an entity the same).
+    The empty prompt comes first: what a prompt says by its function words alone must stay too.
+    """
+    draw = random.Random(f"preserve:{seed}:{template}")
+    pairs = known_patterns(PAIR_PATTERNS, vocabulary)
+    singles = known_patterns(ENTITY_PATTERNS, vocabulary) or ["{x}"]
+    colors = [c for c in COLORS if vocabulary is None or vocabulary(c)] or ["red"]
+    found = [""] if count else []
+    empties = known_patterns(EMPTY_PATTERNS, vocabulary)
+    word_rounds, noun_rounds = _rounds(words, draw), _rounds(nouns or words, draw)
+    for number in range(40 * count):
+        if len(found) >= count:
+            break
+        word, noun = next(word_rounds), next(noun_rounds)
+        other = draw.choice(nouns) if nouns else word
+        slots = {"": word, "x": noun, "y": other, "z": noun, "color": draw.choice(colors)}
+        slots |= {"subject": noun, "object": other}
+        if number % 8 == 7 and empties:
+            pattern = draw.choice(empties)
+        elif number % 4 == 1 and words:
+            pattern = template
+        elif number % 8 == 2 and pairs and len(nouns) > 1:
+            pattern = draw.choice(pairs)
+        else:
+            pattern = draw.choice(singles)
+        prompt = fill(pattern, slots)
+        if prompt not in found:
+            found.append(prompt)
+    return tuple(found)

@@ -1,0 +1,144 @@
+"""WordNet through NLTK: where its data are, the senses of a phrase, and how near two phrases are."""
+
+from __future__ import annotations
+
+import contextlib
+import shutil
+import warnings
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from ..errors import ConceptError
+
+DEBIAN_FOLDER = Path("/usr/share/wordnet")  # Debian's packages wordnet-base and wordnet-sense-index
+
+# WordNet's lexicographer files in the order of their numbers, with the part of speech (1 noun, 2 verb, 3 adjective,
+# 4 adverb): the content of the file `lexnames`, which Debian's packages leave out and NLTK needs (lexnames(5WN)).
+_NOUNS = (
+    "Tops act animal artifact attribute body cognition communication event feeling food group location motive object "
+    "person phenomenon plant possession process quantity relation shape state substance time"
+)
+_VERBS = (
+    "body change cognition communication competition consumption contact creation emotion motion perception "
+    "possession social stative weather"
+)
+_LEXNAMES = (
+    [("adj.all", 3), ("adj.pert", 3), ("adv.all", 4)]
+    + [(f"noun.{name}", 1) for name in _NOUNS.split()]
+    + [(f"verb.{name}", 2) for name in _VERBS.split()]
+    + [("adj.ppl", 3)]
+)
+
+# Lexicographer files whose words name something that can be seen; other senses ("car" has none, "cat" as a gossip has)
+# are listed after these.
+VISUAL = frozenset(f"noun.{name}" for name in "animal artifact body food object phenomenon plant person shape".split())
+
+
+class WordNetMissing(ConceptError):
+    """WordNet's data are not in any of NLTK's data folders."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "WordNet's data are not installed: run `python -m nltk.downloader wordnet`, or give the synonyms and the "
+            "irrelevant words by hand."
+        )
+
+
+def assemble_wordnet(nltk_data: Path, source: Path = DEBIAN_FOLDER) -> Path:
+    """Makes `nltk_data`/corpora/wordnet out of Debian's WordNet files plus `lexnames`; returns that folder.
+
+    `nltk_data` must be (or be put) on NLTK's data path, e.g. through the environment variable NLTK_DATA.
+    Raises ConceptError where Debian's files are not there.
+    """
+    if not (source / "data.noun").is_file() or not (source / "index.sense").is_file():
+        raise ConceptError(f"No WordNet files in {source}: install Debian's wordnet-base and wordnet-sense-index.")
+    target = Path(nltk_data) / "corpora" / "wordnet"
+    target.mkdir(parents=True, exist_ok=True)
+    for file in sorted(source.iterdir()):
+        if file.is_file():
+            shutil.copyfile(file, target / file.name)
+    lines = [f"{number:02d}\t{name}\t{part}\n" for number, (name, part) in enumerate(_LEXNAMES)]
+    (target / "lexnames").write_text("".join(lines), encoding="ascii")
+    return target
+
+
+@lru_cache(maxsize=1)
+def _reader() -> Any:
+    import nltk
+    from nltk.corpus.reader.wordnet import WordNetCorpusReader
+
+    for name in ("corpora/wordnet", "corpora/wordnet.zip/wordnet/"):
+        with contextlib.suppress(LookupError):
+            root = nltk.data.find(name)
+            break
+    else:
+        raise WordNetMissing()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it warns that other languages than English are not loaded
+        return WordNetCorpusReader(root, None)
+
+
+def available() -> bool:
+    """Whether WordNet's data can be found now."""
+    try:
+        _reader()
+    except WordNetMissing:
+        return False
+    return True
+
+
+@dataclass(frozen=True)
+class Sense:
+    """One meaning of a phrase: WordNet's name for it, its gloss, its lexicographer file, its words."""
+
+    name: str
+    gloss: str
+    lexname: str
+    words: tuple[str, ...]
+
+    @property
+    def visual(self) -> bool:
+        return self.lexname in VISUAL
+
+
+def _synsets(phrase: str) -> list[Any]:
+    """Synsets of a phrase, visual nouns first, then other nouns, then the rest; frequency order within each."""
+    found = _reader().synsets("_".join(phrase.lower().split()))
+    rank = {"n": 1, "v": 2, "a": 2, "s": 2, "r": 2}
+    return sorted(found, key=lambda s: 0 if s.lexname() in VISUAL else rank[s.pos()])
+
+
+def senses(phrase: str) -> list[Sense]:
+    """All senses of `phrase`, those that can be seen first; empty for names and brands that WordNet lacks.
+
+    Raises WordNetMissing.
+    """
+    return [
+        Sense(s.name(), s.definition(), s.lexname(), tuple(n.replace("_", " ") for n in s.lemma_names()))
+        for s in _synsets(phrase)
+    ]
+
+
+def base_form(word: str) -> str:
+    """`word` without its inflection ("cars" → "car"), lower case; unchanged where WordNet knows none."""
+    return (_reader().morphy(word.lower().replace(" ", "_"), "n") or word.lower()).replace("_", " ")
+
+
+@lru_cache(maxsize=20000)
+def similarity(first: str, second: str) -> float | None:
+    """Wu–Palmer similarity in 0..1 of the first senses of two phrases as nouns; None where WordNet lacks one."""
+    a = [s for s in _synsets(first) if s.pos() == "n"]
+    b = [s for s in _synsets(second) if s.pos() == "n"]
+    return a[0].wup_similarity(b[0]) if a and b else None
+
+
+def is_kind_of(first: str, second: str) -> bool:
+    """Whether the first noun sense of one phrase is above the other's in WordNet's tree ("puppy" and "dog")."""
+    a = [s for s in _synsets(first) if s.pos() == "n"][:1]
+    b = [s for s in _synsets(second) if s.pos() == "n"][:1]
+    if not a or not b:
+        return False
+    above = [{t for path in s.hypernym_paths() for t in path} for s in (a[0], b[0])]
+    return b[0] in above[0] or a[0] in above[1]
