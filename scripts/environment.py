@@ -59,7 +59,7 @@ def has_nvidia_gpu() -> bool:
 
 def make_venv() -> None:
     """Creates `.venv` with the running interpreter where it is missing."""
-    if sys.version_info < (3, 10):
+    if sys.version_info < (3, 10):  # noqa: UP036 - whoever starts a script may have any Python
         version = sys.version.split()[0]
         raise SetupError(f"Python 3.10 or newer is needed, this is {version}: run the script with a newer one.")
     if venv_python().exists():
@@ -78,7 +78,7 @@ def pip_install(name: str, arguments: Sequence[str]) -> None:
 
 
 def install(name: str, *groups: Sequence[str], files: Sequence[Path] = ()) -> None:
-    """Runs `pip install` once for each group of arguments, unless this was done before with the same arguments and files.
+    """Runs `pip install` for each group of arguments, unless it was done before with the same arguments and files.
 
     `name` tells one set of packages from another in `.venv/.installed`. Raises SetupError when pip fails.
     """
@@ -110,7 +110,7 @@ def install_requirements(tests: bool = False) -> None:
 
 
 def install_debian(packages: Sequence[str]) -> bool:
-    """Installs Debian packages when root and apt-get are there; returns whether all of them are installed afterwards."""
+    """Installs Debian packages when root and apt-get are there; returns whether all are installed afterwards."""
 
     def missing() -> list[str]:
         query = ["dpkg-query", "-W", "-f", "${Status}"]
@@ -130,18 +130,18 @@ def install_debian(packages: Sequence[str]) -> bool:
 
 
 def install_wordnet() -> None:
-    """Puts WordNet's data where NLTK finds them: from Debian's packages where they can be had, else NLTK's own download.
+    """Puts WordNet's data where NLTK finds them: out of Debian's packages where possible, else by NLTK's own download.
 
-    Sets NLTK_DATA for this process and those it starts. Without WordNet everything works but the automatic words, so a
-    failure is only said.
+    Sets NLTK_DATA for this process and those it starts. Without WordNet everything works but the automatic words, so
+    a failure is only said.
     """
     parts = [str(NLTK_DATA), os.environ.get("NLTK_DATA", "")]
     os.environ["NLTK_DATA"] = os.pathsep.join(part for part in parts if part)
     python = str(venv_python())
     check = "import sys; from training.concepts import wordnet; sys.exit(0 if wordnet.available() else 1)"
-    if (NLTK_DATA / "corpora" / "wordnet" / "lexnames").exists():
-        return
-    if subprocess.call([python, "-c", check], cwd=ROOT) == 0:
+    if (NLTK_DATA / "corpora" / "wordnet" / "lexnames").exists() or subprocess.call(
+        [python, "-c", check], cwd=ROOT
+    ) == 0:
         return
     say("getting WordNet")
     if install_debian(WORDNET_PACKAGES):

