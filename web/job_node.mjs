@@ -1,0 +1,52 @@
+// The panel on the Train node: which job it shows, and how it finds that job again after a reload.
+import { app } from "../../scripts/app.js";
+import { addPanel } from "./dom.mjs";
+import { JobPanel } from "./job_panel.mjs";
+import { jobs } from "./job_store.mjs";
+
+// Kept in the node's properties, so it is saved with the workflow and travels with the node.
+const JOB = "erase_anything_job";
+
+export function attachJobPanel(node) {
+  const panel = new JobPanel();
+  addPanel(node, "job", panel.element);
+
+  let watched = null;
+  let stop = () => {};
+  function show(id) {
+    if (id === watched) return;
+    stop();
+    watched = id;
+    if (id) stop = jobs.watch(id, (job) => panel.show(job));
+    else panel.showNone();
+  }
+
+  /** After a reload: the job this node remembers, else the newest that writes the LoRA the node is set to. */
+  async function findAgain() {
+    if (node.properties?.[JOB]) return show(node.properties[JOB]);
+    const name = node.widgets?.find((widget) => widget.name === "name")?.value;
+    if (!name) return;
+    const job = await jobs.newestNamed(name).catch(() => undefined); // no answer: nothing to show yet
+    if (job && !watched) show(job.id);
+  }
+
+  const { onExecuted, onConfigure, onRemoved } = node;
+  node.onExecuted = function (output) {
+    onExecuted?.apply(this, arguments);
+    const id = output?.job?.[0];
+    if (!id) return;
+    node.properties[JOB] = id;
+    // A property set by code goes unnoticed; say so, or a reload restores the workflow as it was before.
+    app.extensionManager.workflow?.activeWorkflow?.changeTracker?.checkState();
+    show(id);
+    jobs.refresh(id);
+  };
+  node.onConfigure = function () {
+    onConfigure?.apply(this, arguments);
+    findAgain();
+  };
+  node.onRemoved = function () {
+    onRemoved?.apply(this, arguments);
+    show(null);
+  };
+}
