@@ -1,0 +1,141 @@
+"""Joint-attention columns of chosen text tokens: exact, differentiable, without ever building the attention matrix."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from diffusers import FluxTransformer2DModel
+from diffusers.models.embeddings import apply_rotary_emb
+from torch import Tensor
+
+from ..errors import ConfigError
+
+
+def spans_to_mask(spans: Sequence[Sequence[tuple[int, int]]], length: int) -> Tensor:
+    """[B, length] with 1 on the tokens of each prompt's spans, given as (start, end) with end excluded."""
+    mask = torch.zeros(len(spans), length)
+    for row, prompt_spans in zip(mask, spans, strict=True):
+        for start, end in prompt_spans:
+            row[start:end] = 1
+    return mask
+
+
+def attention_columns(query: Tensor, key: Tensor, tokens: Tensor) -> Tensor:
+    """Softmax attention that each query pays to weighted sets of text tokens.
+
+    query [B, H, N, d], key [B, H, S, d] (text first), tokens [B, K, L] weights with L <= S: the result is [B, H, K, N]
+    with entries sum_j tokens[b, k, j] * softmax(q k^T / sqrt d)[b, h, n, j]. The softmax runs over all S keys; the
+    weights enter as a value matrix (one-hot for a set of tokens), so a flash kernel computes it and gradients flow into
+    query and key.
+    """
+    batch, heads, _, width = query.shape
+    columns = []
+    for part in tokens.split(width, dim=1):
+        # as wide as the heads: flash kernels want one width for query, key and value
+        values = query.new_zeros(batch, 1, key.shape[2], width)
+        values[:, 0, : part.shape[2], : part.shape[1]] = part.transpose(1, 2).to(values)
+        out = F.scaled_dot_product_attention(query, key, values.expand(-1, heads, -1, -1))
+        columns.append(out[..., : part.shape[1]].transpose(2, 3))
+    return torch.cat(columns, dim=2)
+
+
+class AttentionCapture:
+    """Records, in velocity(), the attention of image queries to text tokens.
+
+    tokens: [B, L] weights of one token set per prompt (1 on a span gives the sum over it), or [B, K, L] for K sets at
+    once (the identity gives every token its own map); B = 1 serves any batch. blocks: indices of double blocks, then of
+    single blocks counted on from there; negative ones count from the last double block. After the call, `columns` holds
+    one tensor per block in the order given: [B, heads, N] or [B, heads, K, N], N image tokens, with gradients if they
+    are enabled (gradient checkpointing included).
+    """
+
+    def __init__(self, tokens: Tensor, blocks: Sequence[int]) -> None:
+        if tokens.ndim not in (2, 3):
+            raise ConfigError("The captured tokens must be a [B, L] or [B, K, L] tensor.")
+        self.tokens = tokens
+        self.blocks = tuple(blocks)
+        self.columns: list[Tensor] = []
+        self._recorder: AttentionRecorder | None = None
+
+    def resolve(self, transformer: FluxTransformer2DModel) -> list[int]:
+        """Indices of the captured blocks, all counted from the first double block; ConfigError if one does not
+        exist."""
+        double = len(transformer.transformer_blocks)
+        total = double + len(transformer.single_transformer_blocks)
+        indices = [block + double if block < 0 else block for block in self.blocks]
+        if not indices or any(not 0 <= index < total for index in indices):
+            raise ConfigError(
+                f"This Flux has {total} blocks ({double} double): choose attention blocks from 0 to {total - 1}."
+            )
+        return indices
+
+    def start(self, transformer: FluxTransformer2DModel, text_length: int) -> dict[str, AttentionRecorder]:
+        """Prepare a pass: the joint_attention_kwargs to give to the transformer. Ends with finish()."""
+        indices = self.resolve(transformer)
+        # The processors stay: they compute what diffusers' own do, and a checkpointed block needs them in the backward
+        # pass.
+        for index, block in enumerate([*transformer.transformer_blocks, *transformer.single_transformer_blocks]):
+            if not isinstance(block.attn.processor, RecordingProcessor):
+                block.attn.processor = RecordingProcessor(index)
+        self._recorder = AttentionRecorder(self.tokens, text_length, frozenset(indices), {})
+        return {"recorder": self._recorder}
+
+    def finish(self, transformer: FluxTransformer2DModel) -> None:
+        """Take the columns over from the pass."""
+        found = self._recorder.found
+        self.columns = [found[i] if self.tokens.ndim == 3 else found[i].squeeze(2) for i in self.resolve(transformer)]
+
+
+@dataclass
+class AttentionRecorder:
+    """What one pass records; travels with the call, so that a checkpointed block replays exactly what it did."""
+
+    tokens: Tensor
+    text_length: int
+    indices: frozenset[int]
+    found: dict[int, Tensor]
+
+    def record(self, index: int, query: Tensor, key: Tensor) -> None:
+        tokens = self.tokens.to(query.device)
+        tokens = (tokens if tokens.ndim == 3 else tokens[:, None]).expand(query.shape[0], -1, -1)
+        columns = attention_columns(query[:, :, self.text_length :], key, tokens)
+        self.found.setdefault(index, columns)  # a replay computes the columns again, but the first ones carry the graph
+
+
+class RecordingProcessor:
+    """Flux's attention; if a recorder asks for this block, also the columns (queries, keys after RMS norm and RoPE)."""
+
+    def __init__(self, index: int) -> None:
+        self.index = index
+
+    def __call__(
+        self, attn: torch.nn.Module, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None, image_rotary_emb: tuple[Tensor, Tensor] | None = None,
+        recorder: AttentionRecorder | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
+        def heads(x: Tensor) -> Tensor:
+            return x.unflatten(-1, (-1, attn.head_dim))
+
+        query, key = attn.norm_q(heads(attn.to_q(hidden_states))), attn.norm_k(heads(attn.to_k(hidden_states)))
+        value = heads(attn.to_v(hidden_states))
+        joint = encoder_hidden_states is not None  # double block: the text stream has projections of its own
+        if joint:
+            text_query = attn.norm_added_q(heads(attn.add_q_proj(encoder_hidden_states)))
+            text_key = attn.norm_added_k(heads(attn.add_k_proj(encoder_hidden_states)))
+            query, key = torch.cat([text_query, query], dim=1), torch.cat([text_key, key], dim=1)
+            value = torch.cat([heads(attn.add_v_proj(encoder_hidden_states)), value], dim=1)
+        if image_rotary_emb is not None:
+            query = apply_rotary_emb(query, image_rotary_emb, sequence_dim=1)
+            key = apply_rotary_emb(key, image_rotary_emb, sequence_dim=1)
+        query, key, value = (x.transpose(1, 2) for x in (query, key, value))  # [B, heads, text + image, head_dim]
+        if recorder is not None and self.index in recorder.indices:
+            recorder.record(self.index, query, key)
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask)
+        out = out.transpose(1, 2).flatten(2).to(query.dtype)
+        if not joint:
+            return out
+        text, image = out.split([encoder_hidden_states.shape[1], hidden_states.shape[1]], dim=1)
+        return attn.to_out[1](attn.to_out[0](image)), attn.to_add_out(text)

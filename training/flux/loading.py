@@ -1,0 +1,193 @@
+"""Loads a FluxSource's parts as diffusers and transformers models, from local files only."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL, FluxTransformer2DModel
+from safetensors.torch import load_file
+from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+
+from ..errors import SourceError
+from .source import FluxSource, read_header
+from .text import TextEncoders
+from .variants import FluxVariant, variant_of
+
+# What Flux's own ae.safetensors is (its key names do not tell scaling and shift).
+_VAE_CONFIG = {
+    "act_fn": "silu", "block_out_channels": [128, 256, 512, 512], "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "up_block_types": ["UpDecoderBlock2D"] * 4, "in_channels": 3, "out_channels": 3, "latent_channels": 16,
+    "layers_per_block": 2, "norm_num_groups": 32, "sample_size": 1024, "scaling_factor": 0.3611, "shift_factor": 0.1159,
+    "use_quant_conv": False, "use_post_quant_conv": False, "mid_block_add_attention": True, "force_upcast": True,
+}  # fmt: skip
+
+
+def pick_device(device: str | torch.device = "auto") -> torch.device:
+    """ "auto" means the first accelerator there is, else the CPU."""
+    if str(device) != "auto":
+        return torch.device(device)
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def weights_dtype(precision: str, device: torch.device) -> torch.dtype:
+    """dtype of the weights: "auto" is bf16 on an accelerator and fp32 on the CPU, where bf16 is slow."""
+    if precision == "auto":
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    return {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+
+
+@contextmanager
+def _reading(what: str) -> Iterator[None]:
+    try:
+        yield
+    except SourceError:
+        raise
+    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise SourceError(f"The {what} cannot be loaded, check that its files are whole ({first_line}).") from error
+
+
+def _place(module: torch.nn.Module, device: torch.device) -> torch.nn.Module:
+    return module.to(device).eval().requires_grad_(False)
+
+
+def load_transformer(
+    source: FluxSource, device: str | torch.device = "auto", dtype: torch.dtype | None = None
+) -> FluxTransformer2DModel:
+    """The transformer, frozen, in eval mode."""
+    device = pick_device(device)
+    dtype = dtype or weights_dtype(source.precision, device)
+    with _reading("Flux transformer"):
+        if source.kind == "diffusers":
+            model = FluxTransformer2DModel.from_pretrained(
+                Path(source.folder) / "transformer", dtype=dtype, use_safetensors=True, local_files_only=True
+            )
+        else:
+            model = _native_transformer(source, dtype)
+    return _place(model, device)
+
+
+def _native_transformer(source: FluxSource, dtype: torch.dtype) -> FluxTransformer2DModel:
+    from diffusers.loaders.single_file_utils import convert_flux_transformer_checkpoint_to_diffusers
+
+    if any(
+        part in name
+        for name in source.transformer_shapes()
+        for part in ("scale_weight", "scaled_fp8", "weight_scale", "comfy_quant")
+    ):
+        raise SourceError(
+            f"{Path(source.transformer).name} is scaled fp8, which cannot be trained yet: choose bf16 or fp16."
+        )
+    config = source.transformer_config()
+    with torch.device("meta"):
+        model = FluxTransformer2DModel.from_config(config)
+    state = {name: tensor.to(dtype) for name, tensor in load_file(source.transformer).items()}
+    model.load_state_dict(convert_flux_transformer_checkpoint_to_diffusers(state), strict=True, assign=True)
+    return model
+
+
+def load_vae(
+    source: FluxSource, device: str | torch.device = "auto", dtype: torch.dtype | None = None
+) -> AutoencoderKL:
+    """The autoencoder, frozen, in eval mode."""
+    device = pick_device(device)
+    dtype = dtype or weights_dtype(source.precision, device)
+    with _reading("VAE"):
+        if source.kind == "diffusers":
+            vae = AutoencoderKL.from_pretrained(
+                Path(source.folder) / "vae", dtype=dtype, use_safetensors=True, local_files_only=True
+            )
+        else:
+            from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
+
+            vae = AutoencoderKL.from_config(_VAE_CONFIG)
+            vae.load_state_dict(convert_ldm_vae_checkpoint(load_file(source.vae), vae.config), strict=True)
+            vae = vae.to(dtype)
+    return _place(vae, device)
+
+
+def load_text_encoders(
+    source: FluxSource, device: str | torch.device = "auto", dtype: torch.dtype | None = None
+) -> TextEncoders:
+    """CLIP-L, T5 and their tokenizers, frozen, in eval mode."""
+    device = pick_device(device)
+    dtype = dtype or weights_dtype(source.precision, device)
+    with _reading("text encoders"):
+        if source.kind == "diffusers":
+            folder = Path(source.folder)
+            options = {"dtype": dtype, "use_safetensors": True, "local_files_only": True}
+            clip = CLIPTextModel.from_pretrained(folder / "text_encoder", **options)
+            t5 = T5EncoderModel.from_pretrained(folder / "text_encoder_2", **options)
+            tokenizers = (folder / "tokenizer", folder / "tokenizer_2")
+        else:
+            clip, t5 = _single_file_clip(source.clip_l).to(dtype), _single_file_t5(source.t5, dtype)
+            tokenizers = (Path(source.tokenizer), Path(source.tokenizer_2))
+        tokenizer, tokenizer_2 = (AutoTokenizer.from_pretrained(path, local_files_only=True) for path in tokenizers)
+    if tokenizer.model_max_length > 77:  # the host's tokenizer folder leaves it open
+        tokenizer.model_max_length = 77
+    return TextEncoders(
+        _place(clip, device), _place(t5, device), tokenizer, tokenizer_2, variant_of(source).sequence_length
+    )
+
+
+def _single_file_clip(path: str) -> CLIPTextModel:
+    shapes = read_header(path)
+    layers = len({name.split(".")[3] for name in shapes if name.startswith("text_model.encoder.layers.")})
+    vocabulary, width = shapes["text_model.embeddings.token_embedding.weight"]
+    model = CLIPTextModel(CLIPTextConfig(
+        hidden_size=width, intermediate_size=shapes["text_model.encoder.layers.0.mlp.fc1.weight"][0],
+        num_hidden_layers=layers,
+        num_attention_heads=width // 64, vocab_size=vocabulary, projection_dim=width, hidden_act="quick_gelu",
+        bos_token_id=vocabulary - 2, eos_token_id=vocabulary - 1, pad_token_id=vocabulary - 1,
+    ))  # fmt: skip
+    wanted = model.state_dict()
+    # transformers 5.6 dropped the "text_model." level that files have kept
+    bare = not any(name.startswith("text_model.") for name in wanted)
+    state = {name.removeprefix("text_model.") if bare else name: tensor for name, tensor in load_file(path).items()}
+    model.load_state_dict(
+        {name: state.get(name, tensor if name.endswith("position_ids") else None) for name, tensor in wanted.items()}
+    )
+    return model
+
+
+def _single_file_t5(path: str, dtype: torch.dtype) -> T5EncoderModel:
+    shapes = read_header(path)
+    layers = len({name.split(".")[2] for name in shapes if name.startswith("encoder.block.")})
+    vocabulary, width = shapes["shared.weight"]
+    buckets, heads = shapes["encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"]
+    with torch.device("meta"):
+        model = T5EncoderModel(T5Config(
+            d_model=width, d_kv=shapes["encoder.block.0.layer.0.SelfAttention.q.weight"][0] // heads, num_heads=heads,
+            d_ff=shapes["encoder.block.0.layer.1.DenseReluDense.wi_0.weight"][0],
+            num_layers=layers, vocab_size=vocabulary, relative_attention_num_buckets=buckets,
+            feed_forward_proj="gated-gelu", is_encoder_decoder=False, use_cache=False,
+        ))  # fmt: skip
+    state = {name: tensor.to(dtype) for name, tensor in load_file(path).items()}
+    state.setdefault("encoder.embed_tokens.weight", state["shared.weight"])
+    model.load_state_dict({name: state[name] for name in model.state_dict()}, assign=True)
+    return model
+
+
+@dataclass
+class FluxParts:
+    """A whole Flux in memory, ready to generate images."""
+
+    variant: FluxVariant
+    transformer: FluxTransformer2DModel
+    vae: AutoencoderKL
+    text: TextEncoders
+
+
+def load_parts(source: FluxSource, device: str | torch.device = "auto", dtype: torch.dtype | None = None) -> FluxParts:
+    """All parts of a source on one device; the source is validated first."""
+    source.validate()
+    return FluxParts(
+        variant_of(source), load_transformer(source, device, dtype), load_vae(source, device, dtype),
+        load_text_encoders(source, device, dtype),
+    )  # fmt: skip

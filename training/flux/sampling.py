@@ -1,0 +1,126 @@
+"""Sampling with Flux's own noise, sigmas and Euler steps, and decoding to images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from diffusers import AutoencoderKL, FluxTransformer2DModel
+from PIL import Image
+from torch import Tensor
+
+from .loading import FluxParts
+from .text import TextEmbeds
+from .variants import FluxVariant
+from .velocity import velocity
+
+# callback(step, t, x_t, v): before step `step` (from 0) is taken from latents x_t [B, N, 64] at t with velocity v
+StepCallback = Callable[[int, float, Tensor, Tensor], None]
+
+
+def sigmas(variant: FluxVariant, steps: int, tokens: int) -> Tensor:
+    """[steps + 1] fp32 noise levels from 1 to 0, as FluxPipeline's scheduler spaces and shifts them for `tokens` image
+    tokens."""
+    levels = torch.linspace(1.0, 1.0 / steps, steps, dtype=torch.float64)
+    if variant.shift is None:
+        mu = variant.base_shift + (variant.max_shift - variant.base_shift) * (tokens - 256) / (4096 - 256)
+        levels = math.exp(mu) / (math.exp(mu) + 1.0 / levels - 1.0)
+    else:
+        levels = variant.shift * levels / (1.0 + (variant.shift - 1.0) * levels)
+    return torch.cat([levels, levels.new_zeros(1)]).float()
+
+
+def pack(latents: Tensor) -> Tensor:
+    """[B, C, 2h, 2w] -> [B, h * w, 4C]: 2x2 patches as tokens, channels first within a token."""
+    batch, channels, height, width = latents.shape
+    patches = latents.reshape(batch, channels, height // 2, 2, width // 2, 2)
+    return patches.permute(0, 2, 4, 1, 3, 5).reshape(batch, (height // 2) * (width // 2), 4 * channels)
+
+
+def unpack(tokens: Tensor, grid: tuple[int, int]) -> Tensor:
+    """[B, h * w, 4C] -> [B, C, 2h, 2w], the inverse of pack()."""
+    batch, _, width = tokens.shape
+    patches = tokens.reshape(batch, *grid, width // 4, 2, 2)
+    return patches.permute(0, 3, 1, 4, 2, 5).reshape(batch, width // 4, 2 * grid[0], 2 * grid[1])
+
+
+def initial_noise(seeds: int | Sequence[int], grid: tuple[int, int], channels: int = 16) -> Tensor:
+    """[B, N, 4 * channels] fp32 on the CPU: per seed the noise that FluxPipeline (CPU generator) and ComfyUI draw."""
+    seeds = [seeds] if isinstance(seeds, int) else seeds
+    shape = (1, channels, 2 * grid[0], 2 * grid[1])
+    return pack(
+        torch.cat([torch.randn(shape, generator=torch.Generator("cpu").manual_seed(int(seed))) for seed in seeds])
+    )
+
+
+@torch.no_grad()
+def sample(
+    transformer: FluxTransformer2DModel, embeds: TextEmbeds, noise: Tensor, levels: Tensor, guidance: float,
+    grid: tuple[int, int], *, stop_at: int | None = None, callback: StepCallback | None = None,
+) -> Tensor:  # fmt: skip
+    """Euler steps along `levels` (see sigmas()) from packed noise [B, N, 64]; the latents after stop_at steps (all by
+    default).
+
+    The latents stay in the noise's dtype, on the transformer's device.
+    """
+    latents = noise.to(next(transformer.parameters()).device)
+    embeds = embeds.to(latents.device)
+    levels = levels.tolist()
+    for step in range(len(levels) - 1 if stop_at is None else stop_at):
+        flow = velocity(transformer, latents, levels[step], embeds, guidance, grid)
+        if callback is not None:
+            callback(step, levels[step], latents, flow)
+        latents = latents + (levels[step + 1] - levels[step]) * flow
+    return latents
+
+
+@torch.no_grad()
+def decode(vae: AutoencoderKL, latents: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Packed latents [B, N, 64] -> images [B, 3, H, W] in 0..1, fp32 on the CPU."""
+    parameter = next(vae.parameters())
+    raw = (
+        unpack(latents, grid).to(parameter.device, torch.float32) / vae.config.scaling_factor + vae.config.shift_factor
+    )
+    return (vae.decode(raw.to(parameter.dtype), return_dict=False)[0].float() / 2 + 0.5).clamp(0, 1).cpu()
+
+
+def to_pil(images: Tensor) -> list[Image.Image]:
+    """[B, 3, H, W] in 0..1 -> PIL images, rounded to 8 bits."""
+    return [Image.fromarray(image.permute(1, 2, 0).mul(255).round().byte().numpy()) for image in images]
+
+
+def generate(
+    parts: FluxParts, prompts: str | Sequence[str], seeds: int | Sequence[int], *, steps: int | None = None,
+    guidance: float | None = None, grid: tuple[int, int] | None = None, batch_size: int = 8,
+    callback: Callable[[int, int], None] | None = None,
+) -> Tensor:  # fmt: skip
+    """Images [n, 3, H, W] in 0..1 for n prompts and as many seeds (one of either serves all), at the variant's
+    defaults.
+
+    callback(done, total) counts Euler steps over all batches.
+    """
+    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    seeds = [seeds] if isinstance(seeds, int) else list(seeds)
+    count = max(len(prompts), len(seeds))
+    prompts, seeds = (values * count if len(values) == 1 else values for values in (prompts, seeds))
+    if len(prompts) != len(seeds):
+        raise ValueError(f"{len(prompts)} prompts and {len(seeds)} seeds do not pair up")
+    variant = parts.variant
+    grid = grid or variant.grid
+    levels = sigmas(variant, steps or variant.default_steps, grid[0] * grid[1])
+    guidance = variant.default_guidance if guidance is None else guidance
+    total, images = (len(levels) - 1) * math.ceil(count / batch_size), []
+    for number, start in enumerate(range(0, count, batch_size)):
+        chunk = slice(start, start + batch_size)
+
+        def count_step(step: int, *_: object, before: int = number * (len(levels) - 1)) -> None:
+            if callback is not None:
+                callback(before + step + 1, total)
+
+        noise = initial_noise(seeds[chunk], grid, parts.transformer.config.in_channels // 4)
+        latents = sample(
+            parts.transformer, parts.text.encode(prompts[chunk]), noise, levels, guidance, grid, callback=count_step
+        )
+        images.append(decode(parts.vae, latents, grid))
+    return torch.cat(images)

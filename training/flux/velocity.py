@@ -1,0 +1,77 @@
+"""The one way to call the transformer."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
+
+import torch
+from diffusers import FluxTransformer2DModel
+from torch import Tensor
+
+from .attention import AttentionCapture
+from .text import TextEmbeds
+
+
+class _Stopped(Exception):
+    """Ends a truncated pass; never leaves this module."""
+
+
+def position_ids(grid: tuple[int, int], device: torch.device) -> Tensor:
+    """[rows * columns, 3] rotary position ids (0, row, column) of image tokens; text tokens are all at (0, 0, 0)."""
+    rows, columns = grid
+    ids = torch.zeros(rows, columns, 3, device=device)
+    ids[..., 1] = torch.arange(rows, device=device)[:, None]
+    ids[..., 2] = torch.arange(columns, device=device)[None, :]
+    return ids.reshape(-1, 3)
+
+
+def velocity(
+    transformer: FluxTransformer2DModel, latents: Tensor, t: Tensor | float, embeds: TextEmbeds, guidance: float,
+    grid: tuple[int, int], *, capture: AttentionCapture | None = None, stop_after_block: int | None = None,
+) -> Tensor | None:  # fmt: skip
+    """v(x_t, c, t), an estimate of noise - image.
+
+    latents: x_t packed, [B, N, 64] with N = rows * columns of `grid`; t: float or [B] in [0, 1], 1 is noise; embeds: B
+    or 1 prompts; guidance: fed to the guidance embedding where the model has one. capture records attention on the way;
+    stop_after_block (counted as in AttentionCapture) ends the pass there and returns None. Returns [B, N, 64] in the
+    dtype of `latents`. Gradients, autocast and the adapter's state are the caller's.
+    """
+    batch, device = latents.shape[0], latents.device
+    dtype = next(transformer.x_embedder.parameters()).dtype
+    embeds = embeds.to(device=device, dtype=dtype).expand(batch)
+    t = torch.as_tensor(t, dtype=torch.float32, device=device).expand(batch)
+    out = None
+    stopping = nullcontext() if stop_after_block is None else _stop_after(transformer, stop_after_block)
+    with suppress(_Stopped), stopping:
+        out = transformer(
+            hidden_states=latents.to(dtype),
+            encoder_hidden_states=embeds.t5,
+            pooled_projections=embeds.pooled,
+            timestep=t,
+            guidance=torch.full_like(t, guidance) if transformer.config.guidance_embeds else None,
+            img_ids=position_ids(grid, device),
+            txt_ids=torch.zeros(embeds.t5.shape[1], 3, device=device),
+            joint_attention_kwargs=None if capture is None else capture.start(transformer, embeds.t5.shape[1]),
+            return_dict=False,
+        )[0]
+    if capture is not None:
+        capture.finish(transformer)
+    return None if out is None else out.to(latents.dtype)
+
+
+@contextmanager
+def _stop_after(transformer: FluxTransformer2DModel, block: int) -> Iterator[None]:
+    # At the start of the next module rather than at the end of the block: a checkpointed block must return to be
+    # replayed.
+    chain = [*transformer.transformer_blocks, *transformer.single_transformer_blocks, transformer.norm_out]
+    index = block + len(transformer.transformer_blocks) if block < 0 else block
+
+    def stop(*_: object) -> None:
+        raise _Stopped
+
+    handle = chain[index + 1].register_forward_pre_hook(stop)
+    try:
+        yield
+    finally:
+        handle.remove()
