@@ -1,0 +1,133 @@
+"""Trains the job of one folder and writes down what happens: the worker's side of a job."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ..config import ErasureRequest
+from ..errors import ErasureError, JobError
+from .folder import JobFolder, JobState, write_json
+from .processes import own_identity
+
+BEAT_SECONDS = 2
+STATE_SECONDS = 1  # how often a step is written to state.json; every step is in events.jsonl
+ALREADY_TRAINED = 3  # exit status when another worker has the job
+
+# trainer.run's signature: (request, folder, report, should_stop) -> result
+Run = Callable[[ErasureRequest, Path, Callable[[dict[str, Any]], None], Callable[[], bool]], dict[str, Any]]
+
+
+class Reporter:
+    """Writes what the training reports: each event to events.jsonl, the latest step to state.json."""
+
+    def __init__(self, folder: JobFolder):
+        self.folder, self.state, self._written = folder, folder.state(), 0.0
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        """Takes one event (see trainer.run)."""
+        if event["type"] == "step":
+            changes = {name: event[name] for name in ("step", "total", "losses", "seconds_per_step") if name in event}
+            self.state = replace(self.state, **changes, phase="train", message="")
+        elif event["type"] == "phase":
+            self.state = replace(self.state, phase=event["phase"], message=event.get("message", ""))
+        if event["type"] != "step" or time.monotonic() - self._written > STATE_SECONDS:
+            self.write()
+        self.folder.append(event)
+
+    def write(self) -> None:
+        """Puts the latest step into state.json."""
+        self.folder.write_state(self.state)
+        self._written = time.monotonic()
+
+
+def run_job(path: Path, run: Run, stopped: type[Exception]) -> int:
+    """Trains the job in folder `path` by `run`, which raises `stopped` when it was asked to stop; the exit status.
+
+    Whatever happens, state.json says it afterwards in one sentence.
+    """
+    folder = JobFolder(path)
+    try:
+        with folder.locked(timeout=30):
+            return _run_locked(folder, run, stopped)
+    except JobError as error:
+        print(error, file=sys.stderr)
+        return ALREADY_TRAINED
+
+
+def _run_locked(folder: JobFolder, run: Run, stopped: type[Exception]) -> int:
+    if folder.state().state not in ("starting", "queued"):
+        return ALREADY_TRAINED
+    over = threading.Event()
+    threading.Thread(target=_beat, args=(folder.heartbeat_file, over), daemon=True).start()
+    folder.change("running", "Reading the model.", **own_identity())
+    report = Reporter(folder)
+    try:
+        request = ErasureRequest.from_dict(folder.request()["request"])
+        result = run(request, folder.path, report, lambda: folder.wish() is not None)
+        write_json(folder.result_file, result)
+        new, message, status = "completed", "", 0
+    except stopped:
+        wish = folder.wish() or "pause"
+        new = {"pause": "paused", "cancel": "cancelled"}[wish]
+        message, status = f"{new.capitalize()} at step {report.state.step}.", 0
+    except Exception as error:
+        traceback.print_exc()
+        new, message, status = "failed", sentence_of(error, report.state), 1
+    over.set()
+    report.write()
+    folder.change(new, message)
+    return status
+
+
+def sentence_of(error: Exception, state: JobState) -> str:
+    """Why a training failed, as one sentence that says what to do."""
+    import torch
+
+    if isinstance(error, ErasureError):
+        return str(error)
+    if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError):
+        return f"Out of memory at step {state.step}: close other programs or choose a lower precision, then resume."
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"No disk space is left at step {state.step}: free some and resume, nothing before it is lost."
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+        name = Path(str(error.filename or "a file")).name
+        return f"{name} cannot be written ({error.strerror}): change its permissions and resume."
+    return f"The training failed at step {state.step} ({type(error).__name__}: {error}): its log.txt says where."
+
+
+def _beat(path: Path, over: threading.Event) -> None:
+    while not over.is_set():
+        with contextlib.suppress(OSError):  # a full disk; the next beat may succeed
+            path.touch()
+        over.wait(BEAT_SECONDS)
+
+
+def _step_aside() -> None:
+    """Lets the host's own prompts go first where both use the CPU."""
+    if os.name == "nt":
+        import psutil
+
+        psutil.Process().nice(psutil.BELOW_NORMAL_PRIORITY_CLASS)
+    else:
+        os.nice(5)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Trains the job whose folder is the only argument; the process's exit status."""
+    from .. import trainer
+
+    if len(arguments) != 1:
+        print("usage: worker.py JOB_FOLDER", file=sys.stderr)
+        return 2
+    _step_aside()
+    return run_job(Path(arguments[0]).resolve(), trainer.run, trainer.Stopped)

@@ -1,0 +1,180 @@
+"""Starts queued jobs while there is a free slot, adopts workers of an earlier server, notices workers that vanished.
+
+One scheduler at a time works on a store: a file lock keeps a second server that shares the user folder from starting a
+job twice. The others only relay events.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+from filelock import FileLock, Timeout
+
+from ..errors import JobError
+from .folder import ACTIVE, parse_events
+from .processes import end_tree, start_detached, worker_command, worker_of
+from .store import Job, JobStore
+
+START_SECONDS = 60  # from the start of a process until it has written its pid
+POLL_SECONDS = 0.3
+
+Listener = Callable[[str, dict[str, Any]], None]
+
+
+class Scheduler:
+    """Works in a thread of its own between start() and close(); workers go on without it.
+
+    slots: how many jobs train at once. command: how a job folder becomes a process. before_start: called before a
+    worker is started (the host frees memory there). listener: called with (job id, event) for each event written since
+    the scheduler began, in order, from the scheduler's thread. patience: seconds until a worker that was asked to stop
+    and did not is terminated.
+    """
+
+    def __init__(
+        self,
+        store: JobStore,
+        slots: int = 1,
+        command: Callable[[Path], list[str]] = worker_command,
+        before_start: Callable[[Job], None] | None = None,
+        listener: Listener | None = None,
+        patience: float = 60,
+    ):
+        self.store, self.slots, self.patience = store, slots, patience
+        self._command, self._before_start, self._listener = command, before_start, listener
+        self._children: dict[str, subprocess.Popen[bytes]] = {}
+        self._positions: dict[str, int] | None = None  # bytes of events.jsonl that were relayed, by job
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._lock: FileLock | None = None
+
+    def start(self) -> None:
+        """Starts the thread; calling it again changes nothing."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="erase-anything-scheduler", daemon=True)
+            self._thread.start()
+
+    def close(self) -> None:
+        """Ends the thread and gives the store free for another scheduler. Workers go on."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(10)
+        if self._lock is not None:
+            self._lock.release()
+
+    def _run(self) -> None:
+        while not self._stop.wait(POLL_SECONDS):
+            try:
+                self.tick()
+            except Exception:
+                # One broken job folder or a full disk must not end the scheduling of the others.
+                logging.exception("Erase Anything: the scheduler will try again")
+
+    def tick(self) -> None:
+        """One round: settle what ended, start what fits, relay what was written."""
+        jobs = self.store.list()
+        if jobs and self._owns_store():
+            busy = {job.id for job in jobs if job.state.state in ACTIVE and self._is_alive(job)}
+            # A worker that has said its last word still holds memory until its process is gone.
+            busy |= {job_id for job_id, child in self._children.items() if child.poll() is None}
+            free = self.slots - len(busy)
+            for job in [job for job in jobs if job.state.state == "queued"][: max(free, 0)]:
+                self._start(job)
+        self._relay(jobs)
+
+    def _owns_store(self) -> bool:
+        if self._lock is None:
+            lock = FileLock(self.store.root / ".scheduler", timeout=0, thread_local=False)
+            try:
+                lock.acquire()
+            except Timeout:
+                return False
+            self._lock = lock
+        return True
+
+    def _is_alive(self, job: Job) -> bool:
+        """Whether the job's worker lives; otherwise the job is settled. A worker that will not stop is ended."""
+        child = self._children.get(job.id)
+        ended = child is not None and child.poll() is not None
+        worker = None if ended else worker_of(job.state)
+        if child is not None and not ended and worker is None:
+            with contextlib.suppress(psutil.Error):
+                worker = psutil.Process(child.pid)  # it has not written its pid yet
+        if worker is None:
+            young = job.state.state == "starting" and time.time() - job.state.since < START_SECONDS
+            if not ended and child is None and young:
+                return True  # another server has just started it
+            self._children.pop(job.id, None)
+            self._settle(job)
+            return False
+        if job.stopping and time.time() - _modified(job.folder.stop_file) > self.patience:
+            end_tree(worker)
+        return True
+
+    def _settle(self, job: Job) -> None:
+        """Writes down what became of a job whose worker is gone without having said so."""
+        with contextlib.suppress(JobError), job.folder.locked(timeout=0.5):
+            state = job.folder.state()
+            if state.state not in ACTIVE:
+                return  # it had said so, after we looked
+            wish = job.folder.wish()
+            if wish == "pause":
+                job.folder.change("paused", f"Paused at step {state.step}; its worker had to be ended.")
+            elif wish == "cancel":
+                job.folder.change("cancelled", f"Cancelled at step {state.step}; its worker had to be ended.")
+            else:
+                job.folder.change(
+                    "interrupted",
+                    f"The worker ended unexpectedly at step {state.step}: resume the job to go on from its last "
+                    "checkpoint, or read its log.txt.",
+                )
+
+    def _start(self, job: Job) -> None:
+        with contextlib.suppress(JobError), job.folder.locked(timeout=0.5):
+            if job.folder.state().state != "queued":
+                return  # cancelled or paused after we looked
+            if self._before_start is not None:
+                self._before_start(job)
+            job.folder.stop_file.unlink(missing_ok=True)
+            job.folder.change("starting", "Starting the training process.", pid=None, process_created=None)
+            try:
+                # The worker waits for the lock that we still hold.
+                self._children[job.id] = start_detached(self._command(job.folder.path), job.folder.log_file)
+            except OSError as error:
+                job.folder.change("failed", f"The training process could not be started ({error.strerror}): resume it.")
+
+    def _relay(self, jobs: list[Job]) -> None:
+        first = self._positions is None
+        positions = {} if self._positions is None else self._positions
+        for job in jobs:
+            path = job.folder.events_file
+            try:
+                size = path.stat().st_size
+            except OSError:
+                continue
+            start = positions.setdefault(job.id, size if first else 0)
+            if size <= start:
+                continue
+            with path.open("rb") as file:
+                file.seek(start)
+                data = file.read(size - start)
+            whole = data[: data.rfind(b"\n") + 1]
+            positions[job.id] = start + len(whole)
+            if self._listener is not None:
+                for event in parse_events(whole):
+                    self._listener(job.id, event)
+        self._positions = positions
+
+
+def _modified(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return time.time()
