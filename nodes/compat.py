@@ -1,0 +1,72 @@
+"""The only file that knows differences between ComfyUI versions, and how names become files under the host's
+folders."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import folder_paths
+from comfy_api.v0_0_2 import ComfyExtension, io, ui
+
+from ..training.errors import ErasureError
+
+__all__ = ["ComfyExtension", "diffusers_folders", "io", "list_files", "quiet_log", "resolve_file", "ui"]
+
+
+def list_files(kind: str) -> list[str]:
+    """Names of the .safetensors files in one of the host's model folders ("loras", "vae", ...), as its combos show
+    them."""
+    return [name for name in folder_paths.get_filename_list(kind) if name.lower().endswith(".safetensors")]
+
+
+def resolve_file(kind: str, name: str, error: type[ErasureError]) -> str:
+    """The absolute path of a file that the host lists under `kind`; `error` if it lists none of that name.
+
+    Names come from prompts that anybody may send, so whatever leads out of the host's folders is refused.
+    """
+    path = folder_paths.get_full_path(kind, name) if isinstance(name, str) and name else None
+    if path is None or not _inside(path, folder_paths.get_folder_paths(kind)):
+        raise error(
+            f"There is no file {os.path.basename(str(name))!r} among the {kind}: refresh the list, choose another."
+        )
+    return os.path.abspath(path)
+
+
+def diffusers_folders() -> dict[str, Path]:
+    """Flux models in diffusers layout under the host's models/diffusers folders, by their path relative to it."""
+    found: dict[str, Path] = {}
+    for root in folder_paths.get_folder_paths("diffusers"):
+        for index in sorted(Path(root).glob("*/model_index.json")) + sorted(Path(root).glob("*/*/model_index.json")):
+            folder = index.parent
+            if (folder / "transformer").is_dir():
+                found.setdefault(folder.relative_to(root).as_posix(), folder.absolute())
+    return found
+
+
+def _inside(path: str, roots: list[str]) -> bool:
+    # not realpath: users link their models in from other disks
+    path = os.path.abspath(path)
+    return any(
+        os.path.commonpath([os.path.abspath(root), path]) == os.path.abspath(root)
+        for root in roots
+        if os.path.splitdrive(os.path.abspath(root))[0] == os.path.splitdrive(path)[0]
+    )
+
+
+@contextlib.contextmanager
+def quiet_log(text: str) -> Iterator[None]:
+    """Keep one of the host's log messages, which would mislead, from the log."""
+
+    def keep(record: logging.LogRecord) -> bool:
+        return text not in record.getMessage()
+
+    logger = logging.getLogger()
+    logger.addFilter(keep)
+    try:
+        yield
+    finally:
+        logger.removeFilter(keep)

@@ -1,0 +1,129 @@
+"""Load Flux: chooses where the weights are. Flux to MODEL / CLIP / VAE: makes the host's objects of it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import comfy.sd1_clip
+import comfy.text_encoders.flux
+
+from ..training.errors import SourceError
+from ..training.flux.source import PRECISIONS, FluxSource, demo_model_folder, demo_source
+from .compat import diffusers_folders, io, list_files, resolve_file
+from .native import load_native
+from .types import CATEGORY, FluxSourceType
+
+DEMO = "demo (flux-emoji)"
+SINGLE_FILES = "single files"
+NONE = "none"
+
+# input -> the host's folder of such files
+_FILE_FOLDERS = {"transformer": "diffusion_models", "clip_l": "text_encoders", "t5": "text_encoders", "vae": "vae"}
+
+
+class LoadFlux(io.ComfyNode):
+    """Names a Flux; reads no weights, but says at once what is missing or does not fit together."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="EraseAnything_LoadFlux",
+            display_name="Load Flux",
+            category=CATEGORY,
+            description="Chooses the Flux to erase from. Nothing is loaded yet; missing files are reported here.",
+            inputs=[
+                io.Combo.Input(
+                    "model", options=[DEMO, *diffusers_folders(), SINGLE_FILES], default=DEMO,
+                    tooltip="The demo model, a folder in diffusers layout under models/diffusers, "
+                            "or the four single files chosen below.",
+                ),
+                io.Combo.Input(
+                    "precision", options=list(PRECISIONS), default="auto",
+                    tooltip="auto: bf16 on a GPU, fp32 on the CPU. Choose fp32 to compare with other programs exactly.",
+                ),
+                *(
+                    io.Combo.Input(
+                        name, options=[NONE, *list_files(folder)], default=NONE,
+                        tooltip=f"Only for single files: a .safetensors file in models/{folder}.",
+                    )
+                    for name, folder in _FILE_FOLDERS.items()
+                ),
+            ],
+            outputs=[FluxSourceType.Output("flux", display_name="flux")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(
+        cls, model: str, precision: str, transformer: str = NONE, clip_l: str = NONE, t5: str = NONE, vae: str = NONE
+    ) -> io.NodeOutput:
+        files = {"transformer": transformer, "clip_l": clip_l, "t5": t5, "vae": vae}
+        source = choose_source(model, precision, files)
+        source.validate()
+        return io.NodeOutput(source)
+
+    @classmethod
+    def fingerprint_inputs(cls, model: str, precision: str, **files: str) -> str:
+        """Changes when the chosen files do, so that the host runs the node again."""
+        try:
+            source = choose_source(model, precision, files)
+            paths = [*source.transformer_files(), source.clip_l, source.t5, source.vae]
+            return repr([(str(path), os.stat(path).st_mtime_ns) for path in paths if path])
+        except (SourceError, OSError) as error:
+            return str(error)
+
+
+def choose_source(model: str, precision: str, files: dict[str, str]) -> FluxSource:
+    """The source for these choices, not yet validated; SourceError for a choice that the host does not offer."""
+    if model == DEMO:
+        if not demo_model_folder().is_dir():
+            raise SourceError("The demo model is missing: put the folder example_models/flux-emoji of this pack back.")
+        return demo_source(precision)
+    if model == SINGLE_FILES:
+        chosen = {}
+        for name, folder in _FILE_FOLDERS.items():
+            if files.get(name, NONE) == NONE:
+                raise SourceError(f"No file is chosen for {name}: choose one from models/{folder}.")
+            chosen[name] = resolve_file(folder, files[name], SourceError)
+        return FluxSource(kind="files", precision=precision, **chosen, **_host_tokenizers())
+    folder = diffusers_folders().get(model)
+    if folder is None:
+        raise SourceError(
+            f"There is no model folder {model!r} under models/diffusers: refresh the list, choose another."
+        )
+    return FluxSource(kind="diffusers", folder=str(folder), precision=precision)
+
+
+def _host_tokenizers() -> dict[str, str]:
+    """Single files carry no tokenizers; the host has both of Flux's."""
+    return {
+        "tokenizer": str(Path(comfy.sd1_clip.__file__).parent / "sd1_tokenizer"),
+        "tokenizer_2": str(Path(comfy.text_encoders.flux.__file__).parent / "t5_tokenizer"),
+    }
+
+
+class FluxToNative(io.ComfyNode):
+    """Loads a Flux as the host's own objects."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="EraseAnything_FluxToNative",
+            display_name="Flux to MODEL / CLIP / VAE",
+            category=CATEGORY,
+            description="Loads the Flux for stock nodes: KSampler, CLIP Text Encode, VAE Decode, Load LoRA.",
+            inputs=[FluxSourceType.Input("flux", tooltip="From Load Flux.")],
+            outputs=[
+                io.Model.Output("model", display_name="MODEL"),
+                io.Clip.Output("clip", display_name="CLIP"),
+                io.Vae.Output("vae", display_name="VAE"),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, flux: FluxSource) -> io.NodeOutput:
+        native = load_native(flux)
+        return io.NodeOutput(native.model, native.clip, native.vae)
+
+
+NODES = [LoadFlux, FluxToNative]

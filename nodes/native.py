@@ -1,0 +1,230 @@
+"""Turns a FluxSource into the host's own MODEL, CLIP and VAE, so that stock nodes work with it; applies LoRAs to a
+MODEL."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import comfy.lora
+import comfy.model_management
+import comfy.model_patcher
+import comfy.sd
+import comfy.sd1_clip
+import comfy.supported_models
+import comfy.supported_models_base
+import comfy.utils
+import torch
+from comfy.model_detection import convert_diffusers_mmdit
+from safetensors.torch import load_file
+
+from ..training.errors import LoraError, SourceError
+from ..training.flux.loading import load_text_encoders, load_vae, weights_dtype
+from ..training.flux.source import FluxSource
+from ..training.flux.text import TextEncoders
+from ..training.flux.variants import FluxVariant, variant_of
+from ..training.lora.format import PREFIX, read_lora
+from .compat import quiet_log
+
+
+@dataclass
+class NativeFlux:
+    """The host's objects for one source."""
+
+    model: Any
+    clip: Any
+    vae: Any
+    variant: FluxVariant
+
+
+def load_native(source: FluxSource) -> NativeFlux:
+    """Load a source as the host's objects; SourceError with one sentence if its files do not do."""
+    source.validate()
+    if source.kind == "files":
+        return NativeFlux(*_stock_objects(source), variant_of(source))
+    return NativeFlux(_model(source), _clip(source), _vae(source), variant_of(source))
+
+
+def _stock_objects(source: FluxSource) -> tuple[Any, Any, Any]:
+    """Single files are what the host's own loaders were made for."""
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}.get(source.precision)
+    model = comfy.sd.load_diffusion_model(source.transformer, model_options={} if dtype is None else {"dtype": dtype})
+    clip = comfy.sd.load_clip([source.clip_l, source.t5], clip_type=comfy.sd.CLIPType.FLUX)
+    return model, clip, comfy.sd.VAE(sd=comfy.utils.load_torch_file(source.vae))
+
+
+def _model(source: FluxSource) -> comfy.model_patcher.ModelPatcher:
+    # Built from config.json: the host's detection takes 24 heads and T5's full width for granted.
+    config = source.transformer_config()
+    hidden = config["num_attention_heads"] * config["attention_head_dim"]
+    guidance = bool(config["guidance_embeds"])
+    flux = comfy.supported_models.Flux if guidance else comfy.supported_models.FluxSchnell
+    model_config = flux({
+        "image_model": "flux", "in_channels": config["in_channels"] // 4, "out_channels": config["in_channels"] // 4,
+        "patch_size": 2, "vec_in_dim": config["pooled_projection_dim"], "context_in_dim": config["joint_attention_dim"],
+        "hidden_size": hidden, "mlp_ratio": 4.0, "num_heads": config["num_attention_heads"],
+        "depth": config["num_layers"], "depth_single_blocks": config["num_single_layers"],
+        "axes_dim": list(config["axes_dims_rope"]), "theta": 10000, "qkv_bias": True, "guidance_embed": guidance,
+    })  # fmt: skip
+    shift = variant_of(source).shift
+    if guidance and shift is not None:
+        # the host's shift is Flux's mu = log of the static shift; the dynamic one is its default, mu at 1024x1024
+        model_config.sampling_settings = {**model_config.sampling_settings, "shift": math.log(shift)}
+    load_device = comfy.model_management.get_torch_device()
+    offload_device = comfy.model_management.unet_offload_device()
+    dtype = weights_dtype(source.precision, load_device)
+    cast = comfy.model_management.unet_manual_cast(dtype, load_device, model_config.supported_inference_dtypes)
+    model_config.set_inference_dtype(dtype, cast)
+    state: dict[str, torch.Tensor] = {}
+    for path in source.transformer_files():
+        state.update(load_file(path))
+    model = model_config.get_model({}, "").to(offload_device)
+    native = convert_diffusers_mmdit(state, "")
+    missing = set(model.diffusion_model.state_dict()) - set(native)
+    if missing:
+        raise SourceError(f"The transformer lacks {sorted(missing)[0]}: download the model folder again.")
+    model.load_model_weights(native, "")
+    return comfy.model_patcher.ModelPatcher(model, load_device=load_device, offload_device=offload_device)
+
+
+class _TextEncoder(torch.nn.Module, comfy.sd1_clip.ClipTokenWeightEncoder):
+    """A transformers text encoder as the host calls one: prompt weights work, textual inversion does not."""
+
+    def __init__(self, transformer: torch.nn.Module, special_tokens: dict[str, int]) -> None:
+        super().__init__()
+        self.transformer = transformer
+        self.special_tokens = special_tokens
+
+    def encode(self, tokens: list[list[int]]) -> tuple[torch.Tensor, torch.Tensor | None]:
+        out = self.transformer(torch.tensor(tokens, device=next(self.transformer.parameters()).device))
+        pooled = getattr(out, "pooler_output", None)
+        return out.last_hidden_state.float(), None if pooled is None else pooled.float()
+
+
+class _FluxTextModel(torch.nn.Module):
+    """What comfy.sd.CLIP holds for Flux (compare the host's FluxClipModel), around diffusers' encoders."""
+
+    def __init__(self, encoders: TextEncoders, dtype: torch.dtype, device: torch.device) -> None:
+        super().__init__()
+        clip, t5 = encoders.tokenizer, encoders.tokenizer_2
+        self.clip_l = _TextEncoder(
+            encoders.clip, {"start": clip.bos_token_id, "end": clip.eos_token_id, "pad": clip.pad_token_id}
+        )
+        self.t5xxl = _TextEncoder(encoders.t5, {"end": t5.eos_token_id, "pad": t5.pad_token_id})
+        self.dtypes = {dtype}
+        self.to(device)
+
+    def set_clip_options(self, options: dict) -> None:
+        """Flux uses the last layer only."""
+
+    def reset_clip_options(self) -> None:
+        """Nothing to undo: see set_clip_options."""
+
+    def encode_token_weights(self, tokens: dict[str, list]) -> tuple[torch.Tensor, torch.Tensor]:
+        t5, _ = self.t5xxl.encode_token_weights(tokens["t5xxl"])
+        _, pooled = self.clip_l.encode_token_weights(tokens["l"])
+        return t5, pooled
+
+    def load_sd(self, sd: dict) -> tuple[list, list]:
+        return [], list(sd)  # the weights come with the module
+
+
+class _Tokenizer(comfy.sd1_clip.SDTokenizer):
+    """The host's prompt syntax on a transformers tokenizer; a prompt is cut to one window, as FluxPipeline cuts it."""
+
+    def __init__(self, tokenizer: Any, length: int, key: str) -> None:
+        super().__init__(
+            tokenizer_path="", max_length=length, pad_with_end=False, embedding_key=key,
+            # the host reads a tokenizer from a path through its class; this one has been read already
+            tokenizer_class=SimpleNamespace(from_pretrained=lambda *_, **__: tokenizer),
+            has_start_token=key == "clip_l", pad_token=tokenizer.pad_token_id,
+        )  # fmt: skip
+
+    def tokenize_with_weights(self, text: str, *args: Any, **kwargs: Any) -> list[list[tuple]]:
+        return super().tokenize_with_weights(text, *args, **kwargs)[:1]
+
+
+class _FluxTokenizer:
+    def __init__(self, encoders: TextEncoders) -> None:
+        self.clip_l = _Tokenizer(encoders.tokenizer, encoders.tokenizer.model_max_length, "clip_l")
+        self.t5xxl = _Tokenizer(encoders.tokenizer_2, encoders.sequence_length, "t5xxl")
+
+    def tokenize_with_weights(self, text: str, return_word_ids: bool = False, **kwargs: Any) -> dict[str, list]:
+        return {
+            "l": self.clip_l.tokenize_with_weights(text, return_word_ids, **kwargs),
+            "t5xxl": self.t5xxl.tokenize_with_weights(text, return_word_ids, **kwargs),
+        }
+
+    def untokenize(self, token_weight_pair: list) -> list:
+        return self.clip_l.untokenize(token_weight_pair)
+
+    def state_dict(self) -> dict:
+        return {}
+
+
+def _clip(source: FluxSource) -> comfy.sd.CLIP:
+    load_device = comfy.model_management.text_encoder_device()
+    dtype = weights_dtype(source.precision, load_device)
+    encoders = load_text_encoders(source, "cpu", dtype)
+    target = comfy.supported_models_base.ClipTarget(
+        tokenizer=lambda **_: _FluxTokenizer(encoders),
+        clip=lambda dtype, device, model_options: _FluxTextModel(encoders, dtype, device),
+    )
+    parameters = sum(parameter.numel() for parameter in (*encoders.clip.parameters(), *encoders.t5.parameters()))
+    return comfy.sd.CLIP(target, parameters=parameters, model_options={"dtype": dtype})
+
+
+class _Autoencoder(torch.nn.Module):
+    """diffusers' AutoencoderKL behind the two calls that comfy.sd.VAE makes (raw latents, pixels in -1..1)."""
+
+    def __init__(self, vae: torch.nn.Module) -> None:
+        super().__init__()
+        self.vae = vae
+
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self.vae.encode(pixels).latent_dist.mode()
+
+    def decode(self, latents: torch.Tensor, **_: Any) -> torch.Tensor:
+        return self.vae.decode(latents, return_dict=False)[0]
+
+
+class _FluxVAE(comfy.sd.VAE):
+    def __init__(self, source: FluxSource) -> None:
+        # The host builds autoencoders from their weights and knows none so small: let it set up everything but that.
+        with quiet_log("No VAE weights detected"):
+            super().__init__(sd={})
+        self.device = comfy.model_management.vae_device()
+        self.vae_dtype = weights_dtype(source.precision, self.device)
+        self.output_device = comfy.model_management.intermediate_device()
+        self.first_stage_model = _Autoencoder(load_vae(source, "cpu", self.vae_dtype))
+        config = self.first_stage_model.vae.config
+        self.latent_channels = config.latent_channels
+        self.downscale_ratio = self.upscale_ratio = 2 ** (len(config.block_out_channels) - 1)
+        self.patcher = comfy.model_patcher.ModelPatcher(
+            self.first_stage_model, load_device=self.device, offload_device=comfy.model_management.vae_offload_device()
+        )
+        self.model_size()
+
+
+def _vae(source: FluxSource) -> comfy.sd.VAE:
+    return _FluxVAE(source)
+
+
+def apply_lora(model: comfy.model_patcher.ModelPatcher, path: str, strength: float) -> comfy.model_patcher.ModelPatcher:
+    """The MODEL with an erasure LoRA at `strength`, through the host's own LoRA code; LoraError if it does not fit."""
+    weights, _ = read_lora(path)
+    keys = comfy.lora.model_lora_keys_unet(model.model, {})
+    shapes = {name: tuple(weight.shape) for name, weight in model.model.state_dict().items()}
+    for module, (a, b, _) in weights.items():
+        target = keys.get(PREFIX + module)
+        # a slice of a fused projection comes as (name, (dimension, start, length))
+        name, length = (target[0], target[1][2]) if isinstance(target, tuple) else (target, None)
+        if name not in shapes or (b.shape[0], a.shape[1]) != (length or shapes[name][0], shapes[name][1]):
+            raise LoraError(f"{Path(path).name} was made for another Flux: choose the model it was trained on.")
+    if strength == 0:
+        return model
+    state = comfy.utils.load_torch_file(path, safe_load=True)
+    return comfy.sd.load_lora_for_models(model, None, state, strength, 0)[0]

@@ -1,0 +1,11 @@
+"""The pack's own socket types."""
+
+from __future__ import annotations
+
+from .compat import io
+
+CATEGORY = "Erase Anything"
+
+FluxSourceType = io.Custom("FLUX_SOURCE")  # carries training.flux.source.FluxSource
+ConceptType = io.Custom("ERASURE_CONCEPT")  # carries training.concepts.Concept
+JobType = io.Custom("ERASURE_JOB")  # carries a job's id (str)
