@@ -16,31 +16,34 @@ export function loadStyle() {
   document.head.append(element("link", { rel: "stylesheet", href: new URL("./erase_anything.css", import.meta.url).href }));
 }
 
+const MARGIN = 10; // what the frontend leaves around a DOM widget
+const SNUG = 16; // pixels between a node's height and its least height below which the user has not made it taller
+const LEAST = 24;
+
 /**
  * Hang a panel on a node. Both renderers take DOM widgets: the canvas lays a box of `computedHeight` over the node, Vue nodes
  * put the element into the flow. So the element is an outer box that the renderer may size, around content that sizes itself.
  */
-export function addPanel(node, name, content) {
+export function addPanel(node, name, content, width = 300) {
   const box = element("div", { className: "erase-anything" }, content);
+  let height = LEAST;
   const widget = node.addDOMWidget(name, "erase_anything", box, {
     serialize: false, // not part of the prompt
     hideOnZoom: false,
-    getMinHeight: () => Math.max(content.offsetHeight, 24) + 2 * MARGIN,
-    getMaxHeight: () => Math.max(content.offsetHeight, 24) + 2 * MARGIN,
+    getMinHeight: () => height + 2 * MARGIN,
+    getMaxHeight: () => height + 2 * MARGIN,
   });
   widget.serialize = false; // not part of the saved workflow
-  // The canvas asks for the height only when it draws; a panel that grew must make it draw.
+  node.setSize([Math.max(node.size[0], width), node.size[1]]);
+
+  // The canvas asks for a height only when it draws, grows a node by itself and never shrinks it.
   new ResizeObserver(() => {
-    fit(node);
-    node.setDirtyCanvas?.(true, true);
+    if (!content.offsetWidth || content.offsetWidth > node.size[0]) return; // not laid out in the node yet
+    const snug = node.size[1] - node.computeSize()[1] < SNUG;
+    height = Math.max(content.offsetHeight, LEAST);
+    const least = node.computeSize()[1];
+    if (snug || node.size[1] < least) node.setSize([node.size[0], least]);
+    node.setDirtyCanvas(true, true);
   }).observe(content);
   return widget;
 }
-
-/** The canvas renderer grows a node for its widgets by itself but never shrinks it; leave a size the user chose alone. */
-function fit(node) {
-  const least = node.computeSize?.();
-  if (least && node.size[1] < least[1]) node.setSize([node.size[0], least[1]]);
-}
-
-const MARGIN = 10; // what the frontend leaves around a DOM widget

@@ -9,7 +9,7 @@ async function answer(response) {
   return body;
 }
 
-/** All jobs the server knows, newest first. */
+/** All jobs the server knows, in any order. */
 export async function listJobs() {
   return (await answer(await api.fetchApi(ROOT, { cache: "no-store" }))).jobs;
 }
@@ -19,7 +19,7 @@ export async function getJob(id) {
   return answer(await api.fetchApi(`${ROOT}/${encodeURIComponent(id)}`, { cache: "no-store" }));
 }
 
-/** Ask for "pause", "resume", "stop" or "retry"; answers with the job as it is after that. */
+/** Ask for "pause", "resume" or "cancel"; answers with the job as it is after that. */
 export async function act(id, action) {
   return answer(
     await api.fetchApi(`${ROOT}/${encodeURIComponent(id)}/${action}`, {

@@ -9,11 +9,11 @@ const SAMPLES_SHOWN = 4;
 
 // Which buttons make sense in which state.
 const ACTIONS = {
-  queued: ["stop"],
-  starting: ["stop"],
-  running: ["pause", "stop"],
-  paused: ["resume", "stop"],
-  interrupted: ["resume", "stop"],
+  queued: ["pause", "cancel"],
+  starting: ["pause", "cancel"],
+  running: ["pause", "cancel"],
+  paused: ["resume", "cancel"],
+  interrupted: ["resume", "cancel"],
   failed: ["resume"],
   cancelled: ["resume"],
 };
@@ -56,10 +56,10 @@ export class JobPanel {
   show(job) {
     const before = this.#job;
     this.#job = job;
-    const { state, step = 0, total = 0 } = job;
+    const { state, stopping, step = 0, total = 0 } = job;
     this.element.dataset.state = state;
     this.element.dataset.job = job.id;
-    this.badge.textContent = text(`state.${state}`);
+    this.badge.textContent = text(stopping ? `stopping.${stopping}` : `state.${state}`);
     this.steps.textContent = total ? text("steps", { step, total }) : "";
     this.left.textContent = state === "running" ? timeLeft((total - step) * job.seconds_per_step) : "";
     this.fill.style.width = total ? `${(100 * step) / total}%` : "0";
@@ -69,7 +69,7 @@ export class JobPanel {
     this.#showLosses(job.losses ?? {});
     if (job.samples !== before?.samples) this.#showSamples(job.samples ?? []);
     this.sentence.textContent = sentence(job);
-    if (state !== before?.state || !before) this.#showButtons(ACTIONS[state] ?? []);
+    if (state !== before?.state || stopping !== before?.stopping) this.#showButtons(ACTIONS[state] ?? [], stopping);
   }
 
   #showLosses(losses) {
@@ -100,12 +100,19 @@ export class JobPanel {
     );
   }
 
-  #showButtons(actions) {
+  /** A button of what is already being done stays, out of reach, so that the panel does not jump. */
+  #showButtons(actions, stopping) {
     this.buttons.replaceChildren(
       ...actions.map((action) =>
         element(
           "button",
-          { type: "button", className: `ea-${action}`, title: text(`action.${action}.hint`), onclick: () => this.#do(action) },
+          {
+            type: "button",
+            className: `ea-${action}`,
+            title: text(`action.${action}.hint`),
+            disabled: stopping === action || (stopping && action === "pause"),
+            onclick: () => this.#do(action),
+          },
           text(`action.${action}`),
         ),
       ),
@@ -116,13 +123,12 @@ export class JobPanel {
     const { id } = this.#job;
     for (const button of this.buttons.children) button.disabled = true;
     try {
-      await act(id, action);
-      await jobs.refresh(id);
+      jobs.put(await act(id, action));
     } catch (error) {
+      await jobs.refresh(id);
       this.sentence.textContent = error.message;
-    } finally {
-      for (const button of this.buttons.children) button.disabled = false;
     }
+    this.#showButtons(ACTIONS[this.#job.state] ?? [], this.#job.stopping);
   }
 }
 

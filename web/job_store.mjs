@@ -38,9 +38,8 @@ class JobStore {
 
   /** The newest job that writes the LoRA of this name, or undefined. */
   async newestNamed(name) {
-    const found = (await listJobs()).find((job) => job.name === name);
-    if (found) this.put(found);
-    return found;
+    const found = (await listJobs()).filter((job) => job.name === name);
+    return found.sort((a, b) => b.created - a.created)[0];
   }
 
   /** Keep a job as the server told it and show it to all who watch. */
