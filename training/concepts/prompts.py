@@ -96,12 +96,13 @@ def erase_prompts(
     count: int,
     seed: int,
     vocabulary: Vocabulary | None = None,
+    shuffled: bool = True,
 ) -> list[tuple[str, str]]:
     """`count` different ways to ask for the concept, as (prompt, the phrase in it).
 
     `phrases`: the concept's phrase and the synonyms to be erased with it; half of the prompts use the first.
     `others`: unrelated nouns for the other slots. The template as it is comes first, then the built-in patterns of the
-    concept's kind; every third prompt has its words shuffled.
+    concept's kind; with `shuffled`, every third prompt has its words in another order.
     """
     draw = random.Random(f"erase:{seed}:{phrases[0]}")
     patterns = known_patterns(
@@ -124,7 +125,7 @@ def erase_prompts(
         }
         slots |= {"subject": slots["y"], "object": slots["z"]}
         prompt = fill(pattern, slots)
-        if number > len(phrases) and number % 3 == 2:
+        if shuffled and number > len(phrases) and number % 3 == 2:
             prompt = shuffle(prompt, phrases, draw)
         if (prompt, phrase) not in found:
             found.append((prompt, phrase))

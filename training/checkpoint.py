@@ -1,0 +1,133 @@
+"""Checkpoints: everything a training needs to go on as if it had not been interrupted, one safetensors file each."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .bank import read_tensors, write_tensors
+from .config import ErasureRequest
+from .errors import CheckpointError
+from .lora.format import LoraWeights
+
+KEEP = 2  # the newest, and one more in case the newest's disk block is lost
+
+
+@dataclass
+class Checkpoint:
+    """State after `step` steps.
+
+    lora: the adapter. optimizers: per level, AdamW's state dict of each parameter. generator: state of the training's random
+    generator. facts: base fingerprint, request and bank digests, seconds so far, threads.
+    """
+
+    step: int
+    lora: LoraWeights
+    optimizers: dict[str, list[dict[str, Tensor]]]
+    generator: Tensor
+    facts: dict[str, Any]
+
+
+def request_digest(request: ErasureRequest) -> str:
+    """A hash of what decides a training's course: concept and settings (not names, folders and how often to save)."""
+    config = request.config.to_dict()
+    for name in ("checkpoint_every", "sample_every", "sample_count"):
+        config.pop(name)
+    text = json.dumps([request.concept.to_dict(), config], sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def _path(folder: Path, step: int) -> Path:
+    return folder / f"step-{step:08d}.safetensors"
+
+
+def _steps(folder: Path) -> list[int]:
+    found = (re.fullmatch(r"step-(\d+)\.safetensors", path.name) for path in folder.glob("step-*.safetensors"))
+    return sorted(int(match[1]) for match in found if match)
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer) -> list[dict[str, Tensor]]:
+    """State of each parameter in the optimiser's order; empty before its first update."""
+    state = optimizer.state_dict()["state"]
+    count = len(optimizer.state_dict()["param_groups"][0]["params"])
+    return [{k: v.detach().cpu().clone() for k, v in state.get(i, {}).items()} for i in range(count)]
+
+
+def load_optimizer_state(optimizer: torch.optim.Optimizer, states: list[dict[str, Tensor]]) -> None:
+    """The inverse of `optimizer_state` on an optimiser over the same parameters."""
+    whole = optimizer.state_dict()
+    whole["state"] = {i: state for i, state in enumerate(states) if state}
+    optimizer.load_state_dict(whole)
+
+
+def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
+    """Writes the checkpoint atomically, then removes all but the newest two. Raises CheckpointError.
+
+    A checkpoint with a number that is not finite is refused, so that the last good one stays.
+    """
+    tensors: dict[str, Tensor] = {"generator": checkpoint.generator}
+    for module, (a, b, alpha) in checkpoint.lora.items():
+        if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
+            raise CheckpointError(f"The LoRA of {module} is not finite after step {checkpoint.step}: lower learning rates.")
+        tensors |= {f"lora/{module}/A": a, f"lora/{module}/B": b, f"lora/{module}/alpha": torch.tensor(alpha)}
+    for level, states in checkpoint.optimizers.items():
+        for index, state in enumerate(states):
+            tensors |= {f"optimizer/{level}/{index}/{name}": value for name, value in state.items()}
+    counts = {level: len(states) for level, states in checkpoint.optimizers.items()}
+    facts = {**checkpoint.facts, "step": checkpoint.step, "optimizers": counts}
+    path = _path(folder, checkpoint.step)
+    write_tensors(path, tensors, {"facts": json.dumps(facts, sort_keys=True)}, "checkpoint")
+    for step in _steps(folder)[:-KEEP]:
+        _path(folder, step).unlink(missing_ok=True)
+    return path
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """A checkpoint file. Raises CheckpointError."""
+    tensors, metadata = read_tensors(path)
+    try:
+        facts = json.loads(metadata["facts"])
+        modules = dict.fromkeys(key.split("/")[1] for key in tensors if key.startswith("lora/"))
+        lora = {
+            m: (tensors[f"lora/{m}/A"], tensors[f"lora/{m}/B"], float(tensors[f"lora/{m}/alpha"])) for m in modules
+        }
+        optimizers = {level: [{} for _ in range(count)] for level, count in facts["optimizers"].items()}
+        for key, value in tensors.items():
+            if key.startswith("optimizer/"):
+                _, level, index, name = key.split("/")
+                optimizers[level][int(index)][name] = value
+        return Checkpoint(facts["step"], lora, optimizers, tensors["generator"], facts)
+    except (KeyError, ValueError, IndexError, AttributeError) as error:
+        raise CheckpointError(f"{path.name} is not a checkpoint of a training: delete it and start again.") from error
+
+
+def latest_checkpoint(folder: Path) -> Checkpoint | None:
+    """The newest checkpoint that can be read; None where there is none. Raises CheckpointError if none of several can."""
+    problem: CheckpointError | None = None
+    for step in reversed(_steps(folder)):
+        try:
+            return read_checkpoint(_path(folder, step))
+        except CheckpointError as error:
+            problem = problem or error
+    if problem is not None:
+        raise problem
+    return None
+
+
+def require_same(checkpoint: Checkpoint, base: str, request: str) -> None:
+    """Raises CheckpointError where a checkpoint was made from another model, or for another concept or settings."""
+    if checkpoint.facts.get("base") != base:
+        raise CheckpointError(
+            "The checkpoints here were made with another base model: resume with that model, or train in a new folder."
+        )
+    if checkpoint.facts.get("request") != request:
+        raise CheckpointError(
+            "The checkpoints here belong to another concept or other settings: train in a new folder, or restore them."
+        )

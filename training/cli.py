@@ -1,0 +1,162 @@
+"""Command line: trains an erasure LoRA without ComfyUI, resumes one, with a progress bar.
+
+    python -m training.cli train --source FOLDER --concept "penguin" --out DIR
+    python -m training.cli resume --out DIR
+
+The last line printed is one JSON object.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from .concepts import TEMPLATES, Concept, WordNetMissing, make_concept, vocabulary_of
+from .config import ErasureConfig, ErasureRequest
+from .errors import ConfigError, ErasureError
+from .flux.source import FluxSource
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line's grammar; every training setting is reachable through --set."""
+    top = argparse.ArgumentParser(prog="python -m training.cli", description="Erase a concept from Flux.")
+    commands = top.add_subparsers(dest="command", required=True)
+    train = commands.add_parser("train", help="train an erasure LoRA")
+    train.add_argument("--source", required=True, help="Flux folder in diffusers layout")
+    train.add_argument("--concept", required=True, help="the word or phrase to erase")
+    train.add_argument("--out", required=True, type=Path, help="folder for the LoRA and the training's own files")
+    train.add_argument("--name", help="file stem of the LoRA (default: from the concept)")
+    train.add_argument("--kind", default="entity", choices=tuple(TEMPLATES))
+    train.add_argument("--template", help='prompt with {} where the concept goes, e.g. "a photo of a {}"')
+    train.add_argument("--synonym", action="append", help="word that means the same (repeatable; default: WordNet's)")
+    train.add_argument("--no-synonyms", action="store_true", help="use no synonyms")
+    train.add_argument("--irrelevant", action="append", help="word that does not (repeatable; default: WordNet's)")
+    train.add_argument("--preserve", action="append", help="prompt that must stay as it is (repeatable)")
+    train.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16"))
+    train.add_argument("--device", default="auto")
+    train.add_argument("--steps", type=int)
+    train.add_argument("--seed", type=int)
+    train.add_argument("--method")
+    names = ", ".join(f.name for f in dataclasses.fields(ErasureConfig))
+    train.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help=f"a setting: {names}")
+    resume = commands.add_parser("resume", help="go on with a training that was stopped or killed")
+    resume.add_argument("--out", required=True, type=Path)
+    resume.add_argument("--name", help="which one, where DIR has several")
+    return top
+
+
+def read_settings(pairs: list[str]) -> dict[str, Any]:
+    """NAME=VALUE pairs as a dictionary; values are JSON where they can be read as such. Raises ConfigError."""
+    settings: dict[str, Any] = {}
+    for pair in pairs:
+        name, sign, value = pair.partition("=")
+        if not sign:
+            raise ConfigError(f"Write a setting as NAME=VALUE, not {pair!r}.")
+        try:
+            settings[name] = json.loads(value)
+        except ValueError:
+            settings[name] = value
+    return settings
+
+
+def build_request(args: argparse.Namespace) -> ErasureRequest:
+    """The request that `train`'s arguments describe, its words chosen to fit the model. Raises ErasureError."""
+    from transformers import AutoTokenizer
+
+    source = FluxSource("diffusers", folder=str(Path(args.source).resolve()), precision=args.precision)
+    source.validate()
+    settings = read_settings(args.set)
+    for name in ("steps", "seed", "method"):
+        if getattr(args, name) is not None:
+            settings[name] = getattr(args, name)
+    config = ErasureConfig.from_dict(settings)
+    tokenizer = AutoTokenizer.from_pretrained(Path(source.folder) / "tokenizer_2", local_files_only=True)
+    synonyms = () if args.no_synonyms else args.synonym
+    try:
+        concept = make_concept(
+            args.concept,
+            args.kind,
+            args.template,
+            synonyms,
+            args.irrelevant,
+            config.seed,
+            preserve=args.preserve,
+            vocabulary=vocabulary_of(tokenizer),
+        )
+    except WordNetMissing as error:
+        raise ConfigError(f"{error} On this command line: --synonym WORD (or --no-synonyms) and --irrelevant WORD.") from error
+    name = args.name or re.sub(r"[^\w.-]+", "_", f"erase-{concept.phrase}").strip("._") or "erasure"
+    return ErasureRequest(source, concept, config, name, str(args.out.resolve()), args.device)
+
+
+def job_folder(out: Path, name: str) -> Path:
+    """Where a training keeps its request, bank, checkpoints and samples."""
+    return out / f"{name}.training"
+
+
+def find_request(out: Path, name: str | None) -> ErasureRequest:
+    """The request of the training to be resumed. Raises ConfigError where none or several fit."""
+    found = sorted(out.glob(f"{name or '*'}.training/request.json"))
+    if len(found) != 1:
+        what = "is no training" if not found else "are several trainings (choose one with --name)"
+        raise ConfigError(f"There {what} to resume in {out}.")
+    return ErasureRequest.from_dict(json.loads(found[0].read_text(encoding="utf-8")))
+
+
+class Bar:
+    """Turns a training's events into a progress bar and lines of text."""
+
+    def __init__(self) -> None:
+        self.bar: tqdm | None = None
+
+    def __call__(self, event: dict[str, Any]) -> None:
+        if event["type"] == "step":
+            if self.bar is None:
+                self.bar = tqdm(total=event["total"], initial=event["step"] - 1, desc="train", unit="step", file=sys.stderr)
+            self.bar.set_postfix({k: f"{v:.4f}" for k, v in event["losses"].items()}, refresh=False)
+            self.bar.update()
+        elif event["type"] == "phase":
+            tqdm.write(f"{event['phase']}: {event['message']}", file=sys.stderr)
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs a command; returns the exit status (0: done, 1: one sentence on stderr says why not, 130: interrupted)."""
+    from .trainer import Stopped, run
+
+    args = parser().parse_args(arguments)
+    bar = Bar()
+    try:
+        if args.command == "train":
+            request = build_request(args)
+            folder = job_folder(args.out, request.name)
+            folder.mkdir(parents=True, exist_ok=True)
+            (folder / "request.json").write_text(json.dumps(request.to_dict(), indent=1), encoding="utf-8")
+        else:
+            request = find_request(args.out, args.name)
+            folder = job_folder(args.out, request.name)
+        result = run(request, folder, bar)
+    except ErasureError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except (KeyboardInterrupt, Stopped):
+        print(f"stopped; go on with: python -m training.cli resume --out {args.out}", file=sys.stderr)
+        return 130
+    finally:
+        bar.close()
+    print(json.dumps(result))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,178 @@
+"""How to erase: every training setting with its default and range, and the request that a job is made of.
+
+All defaults live here; nodes, command line and documentation read them from these classes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+from .concepts import Concept
+from .errors import ConfigError
+from .flux.source import FluxSource
+
+# Named sets of projections in a double (dual-stream) block that get a LoRA, as diffusers calls them.
+TARGETS: dict[str, tuple[str, ...]] = {
+    "text_qk": ("attn.add_q_proj", "attn.add_k_proj"),  # the paper's
+    "text_qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
+    "text_kv": ("attn.add_k_proj", "attn.add_v_proj"),
+    "both_qk": ("attn.add_q_proj", "attn.add_k_proj", "attn.to_q", "attn.to_k"),
+    "all": (
+        "attn.add_q_proj",
+        "attn.add_k_proj",
+        "attn.add_v_proj",
+        "attn.to_q",
+        "attn.to_k",
+        "attn.to_v",
+    ),
+}
+
+
+def setting(default: Any, help: str, low: float = -math.inf, high: float = math.inf, choices: tuple = ()) -> Any:  # noqa: A002
+    """A dataclass field with its range or choices, and a help text that says when to change it."""
+    return field(default=default, metadata={"help": help, "low": low, "high": high, "choices": choices})
+
+
+@dataclass(frozen=True)
+class ErasureConfig:
+    """The settings of a training. Numbers are validated against the ranges beside them."""
+
+    method: str = setting("eraseanything", "The erasure method.", choices=("eraseanything",))
+    steps: int = setting(200, "Erase and preserve steps, in pairs. More where the concept still shows.", 1, 100_000)
+    rank: int = setting(8, "Rank of the LoRA. Raise it for broad concepts.", 1, 512)
+    alpha: float = setting(8.0, "The LoRA's alpha; its scale is alpha / rank.", 1e-3, 4096)
+    targets: str = setting("text_qk", "Which projections get a LoRA.", choices=tuple(TARGETS))
+    blocks: tuple[int, ...] = setting((), "Double blocks that get a LoRA; empty: all.", 0, 1000)
+    capture_blocks: tuple[int, ...] = setting((), "Double blocks whose attention is used; empty: all.", 0, 1000)
+    lr_erase: float = setting(1e-3, "Learning rate of the erasing level.", 0, 1)
+    lr_preserve: float = setting(5e-4, "Learning rate of the preserving level.", 0, 1)
+    weight_decay: float = setting(0.0, "AdamW's weight decay on the LoRA: pulls it towards changing nothing.", 0, 10)
+    weight_esd: float = setting(1.0, "Weight of the erasing velocity loss.", 0, 1e6)
+    weight_attn: float = setting(1.0, "Weight of the concept's attention mass.", 0, 1e6)
+    weight_lora: float = setting(1.0, "Weight of velocity matching on preservation prompts.", 0, 1e6)
+    weight_rsc: float = setting(0.01, "Weight of the reverse self-contrastive loss.", 0, 1e6)
+    eta: float = setting(1.0, "How far beyond the empty prompt the concept is sent.", 0, 20)
+    tau: float = setting(0.07, "Temperature of the contrastive loss.", 1e-3, 10)
+    batch_erase: int = setting(4, "Samples in an erase step.", 1, 256)
+    batch_preserve: int = setting(8, "Samples in a preserve step.", 1, 256)
+    erase_prompts: int = setting(24, "Different prompts with the concept in the bank.", 1, 1000)
+    erase_synonyms: bool = setting(True, "Erase the synonyms too.")
+    shuffle: bool = setting(True, "Shuffle the words of a third of the prompts (the phrase stays whole).")
+    sampling_steps: int = setting(0, "Euler steps of the trajectories; 0: the model's default.", 0, 1000)
+    resolution: int = setting(0, "Side of the training images in pixels; 0: the model's own, 512 at most.", 0, 4096)
+    t_min: float = setting(0.0, "Train only on times above this (1 is noise): raise it to spend less time.", 0, 0.99)
+    guidance: float = setting(-1.0, "Guidance fed to the model; -1: the model's default.", -1, 100)
+    random_strength: bool = setting(False, "Train at random strengths, so that the strength slider is proportional.")
+    seed: int = setting(0, "Seed of everything.", 0, 2**63 - 1)
+    checkpoint_every: int = setting(50, "Steps between checkpoints.", 1, 100_000)
+    sample_every: int = setting(100, "Steps between sample images; 0: none.", 0, 100_000)
+    sample_count: int = setting(2, "Seeds per sample image.", 1, 16)
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON can hold it."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> ErasureConfig:
+        """From `to_dict`'s result or a part of it (the rest keeps its default), validated. Raises ConfigError."""
+        names = {f.name for f in dataclasses.fields(cls)}
+        if not isinstance(data, dict) or set(data) - names:
+            unknown = ", ".join(sorted(set(data) - names)) if isinstance(data, dict) else repr(data)
+            raise ConfigError(f"Unknown training setting {unknown}: choose from {', '.join(sorted(names))}.")
+        config = cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
+        config.validate()
+        return config
+
+    def validate(self) -> None:
+        """Raises ConfigError for the first setting that has the wrong type or is outside its range."""
+        for f in dataclasses.fields(self):
+            value, meta = getattr(self, f.name), f.metadata
+            items = value if isinstance(value, tuple) else (value,)
+            kind = int if isinstance(f.default, tuple) else type(f.default)
+            for item in items:
+                right = isinstance(item, (int, float)) if kind is float else isinstance(item, kind)
+                if not right or (kind in (int, float) and isinstance(item, bool)):
+                    raise ConfigError(f"The setting {f.name} must be of type {kind.__name__}, not {item!r}.")
+                if meta["choices"] and item not in meta["choices"]:
+                    raise ConfigError(f"The setting {f.name} must be one of {', '.join(meta['choices'])}, not {item!r}.")
+                if kind in (int, float) and not meta["low"] <= item <= meta["high"]:
+                    raise ConfigError(
+                        f"The setting {f.name} must lie between {meta['low']:g} and {meta['high']:g}, not {item!r}."
+                    )
+
+
+# Names that Windows keeps for devices: a file of that stem cannot be written there.
+_DEVICES = {"con", "prn", "aux", "nul", *(f"com{i}" for i in range(10)), *(f"lpt{i}" for i in range(10))}
+
+
+def validate_name(name: str) -> str:
+    """`name` if it can be a LoRA's file stem on every system (no path parts); raises ConfigError otherwise."""
+    if (
+        not isinstance(name, str)
+        or not re.fullmatch(r"[\w][\w .()+-]{0,99}", name)
+        or name.endswith((".", " "))
+        or name.split(".")[0].strip().lower() in _DEVICES
+    ):
+        raise ConfigError(
+            f"{name!r} cannot be a LoRA's name: use letters, digits, spaces and . _ - + ( ), without folders, at most 100."
+        )
+    return name
+
+
+@dataclass(frozen=True)
+class ErasureRequest:
+    """Everything a training needs to know: a job folder with this in it can be run again.
+
+    name: file stem of the LoRA. output_folder: where `name`.safetensors is written. device: "auto", "cpu", "cuda", ….
+    """
+
+    source: FluxSource
+    concept: Concept
+    config: ErasureConfig
+    name: str
+    output_folder: str
+    device: str = "auto"
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON can hold it."""
+        return {
+            "source": self.source.to_dict(),
+            "concept": self.concept.to_dict(),
+            "config": self.config.to_dict(),
+            "name": self.name,
+            "output_folder": self.output_folder,
+            "device": self.device,
+        }
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> ErasureRequest:
+        """From `to_dict`'s result; each part is validated. Raises ErasureError's subclasses."""
+        try:
+            request = cls(
+                FluxSource.from_dict(data["source"]),
+                Concept.from_dict(data["concept"]),
+                ErasureConfig.from_dict(data["config"]),
+                data["name"],
+                data["output_folder"],
+                data.get("device", "auto"),
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ConfigError("The training request is not complete: make it again.") from error
+        validate_name(request.name)
+        return request
+
+    def validate(self) -> None:
+        """Checks every part, the model's files among them. Raises ErasureError's subclasses."""
+        validate_name(self.name)
+        self.concept.validate()
+        self.config.validate()
+        if not self.output_folder or not os.path.isabs(self.output_folder):
+            raise ConfigError("The LoRA's output folder must be an absolute path.")
+        if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?|xpu(:\d+)?", self.device):
+            raise ConfigError(f'Unknown device "{self.device}": use auto, cpu, cuda, cuda:1, mps or xpu.')
+        self.source.validate()

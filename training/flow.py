@@ -1,0 +1,90 @@
+"""The transformer with its adapter as a training sees it: student and teacher velocities under shared settings."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import FluxTransformer2DModel
+from torch import Tensor
+
+from .flux.attention import AttentionCapture
+from .flux.text import TextEmbeds
+from .flux.velocity import velocity
+from .lora.adapter import adapter_disabled, set_adapter_scale
+
+Progress = Callable[[int, int], None]  # (done, total); may raise to stop the work
+
+
+@dataclass
+class Flow:
+    """The transformer with its adapter, and the settings every call of it shares.
+
+    levels: [steps + 1] sigmas from 1 to 0 that trajectories run on; grid: rows and columns of image tokens; guidance: what
+    the guidance embedding is fed; autocast: compute in bf16 (the weights stay as they are).
+    """
+
+    transformer: FluxTransformer2DModel
+    levels: Tensor
+    grid: tuple[int, int]
+    guidance: float
+    autocast: bool = False
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.transformer.parameters()).device
+
+    @property
+    def channels(self) -> int:
+        """Channels of the unpacked latents."""
+        return self.transformer.config.in_channels // 4
+
+    @property
+    def double_blocks(self) -> int:
+        return len(self.transformer.transformer_blocks)
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """The arithmetic of this training while the context lasts."""
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+            yield
+
+    def student(
+        self,
+        latents: Tensor,
+        t: Tensor,
+        embeds: TextEmbeds,
+        *,
+        capture: AttentionCapture | None = None,
+        stop_after_block: int | None = None,
+    ) -> Tensor | None:
+        """v_θ with the adapter on; as `velocity` (with gradients where they are enabled)."""
+        with self.computing():
+            return velocity(
+                self.transformer,
+                latents.to(self.device),
+                t,
+                embeds,
+                self.guidance,
+                self.grid,
+                capture=capture,
+                stop_after_block=stop_after_block,
+            )
+
+    @torch.no_grad()
+    def teacher(self, *args: Any, **kwargs: Any) -> Tensor | None:
+        """v_o: the frozen base, the same network with the adapter off, without gradients."""
+        with adapter_disabled(self.transformer):
+            return self.student(*args, **kwargs)
+
+    @contextmanager
+    def strength(self, scale: float) -> Iterator[None]:
+        """The adapter at `scale` times its strength while the context lasts."""
+        set_adapter_scale(self.transformer, scale)
+        try:
+            yield
+        finally:
+            set_adapter_scale(self.transformer, 1.0)

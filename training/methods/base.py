@@ -1,0 +1,72 @@
+"""The protocol between the trainer and an erasure method."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from ..concepts import Concept
+from ..config import ErasureConfig
+from ..flow import Flow, Progress
+from ..flux.text import TextEmbeds
+
+
+@dataclass(frozen=True)
+class Level:
+    """One update per step with an optimiser of its own: a bi-level method has two."""
+
+    name: str
+    learning_rate: float
+
+
+@dataclass(frozen=True)
+class Term:
+    """One loss term of a level: its name in reports, its value (unweighted, a scalar), its weight in the sum."""
+
+    name: str
+    value: Tensor
+    weight: float = 1.0
+
+
+@dataclass
+class Prompts:
+    """The prompts a method needs encoded, each once; a row number stands for a prompt from then on."""
+
+    texts: list[str] = field(default_factory=list)
+
+    def row(self, text: str) -> int:
+        """The row of `text`, which is added where it is new."""
+        if text not in self.texts:
+            self.texts.append(text)
+        return self.texts.index(text)
+
+
+class Method(Protocol):
+    """An erasure method. The trainer knows nothing else of it.
+
+    A method is made for one concept; it is planned, then given its bank (`collect` once, later runs read the file), then
+    asked for its levels' losses step after step. Everything random comes from the generator it is given, and what lives
+    from step to step is in the bank, the adapter and that generator: so a run can be resumed.
+    """
+
+    def plan(self, prompts: Prompts, tokenizer: Any, sequence_length: int) -> None:
+        """Registers the prompts that must be encoded, and locates token spans. Raises ConceptError."""
+
+    def collect(self, flow: Flow, embeds: TextEmbeds, progress: Progress) -> dict[str, Tensor]:
+        """Everything that depends only on the frozen base, computed once: trajectories and teacher outputs."""
+
+    def use(self, bank: dict[str, Tensor], embeds: TextEmbeds) -> None:
+        """Takes the bank that `collect` made, in this run or in an earlier one."""
+
+    def levels(self) -> tuple[Level, ...]:
+        """The levels of a step, in the order in which they are updated."""
+
+    def losses(self, level: str, flow: Flow, generator: torch.Generator) -> list[Term]:
+        """The terms of one level for one step, with gradients."""
+
+
+MethodFactory = Callable[[Concept, ErasureConfig], Method]

@@ -1,0 +1,336 @@
+"""The loop: encode, fill the bank, train level by level, checkpoint, sample, write the LoRA; resumes by itself.
+
+Knows methods only by their protocol. Everything random comes from one seeded generator that checkpoints hold, so that a
+run that was killed and resumed ends bit-identical to one that was not (on the CPU, with the same number of threads).
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import __version__
+from .bank import digest, read_tensors, write_tensors
+from .checkpoint import (
+    Checkpoint,
+    latest_checkpoint,
+    load_optimizer_state,
+    optimizer_state,
+    request_digest,
+    require_same,
+    write_checkpoint,
+)
+from .concepts import Concept, vocabulary_of
+from .config import TARGETS, ErasureRequest
+from .errors import CheckpointError, ErasureError
+from .flow import Flow
+from .flux.loading import load_text_encoders, load_transformer, load_vae, pick_device
+from .flux.sampling import decode, initial_noise, sample, sigmas, to_pil
+from .flux.source import FluxSource
+from .flux.text import TextEmbeds
+from .flux.variants import variant_of
+from .lora.adapter import add_adapter, adapter_weights, set_adapter_weights
+from .lora.format import make_metadata, write_lora
+from .methods import Method, Prompts, make_method
+
+Report = Callable[[dict[str, Any]], None]
+CLIP_NORM = 1.0  # gradient norm of a level's update; a guard, rarely reached
+
+
+class Stopped(Exception):
+    """The training was asked to stop; its last checkpoint holds all steps done."""
+
+
+class TrainingDiverged(ErasureError):
+    """A loss is no longer a number."""
+
+
+def run(
+    request: ErasureRequest, folder: Path, report: Report, should_stop: Callable[[], bool] = lambda: False
+) -> dict[str, Any]:
+    """Trains what `request` asks for and returns {"lora", "name", "steps", "seconds", "losses", "concept"}.
+
+    `folder` gets bank.safetensors, checkpoints/ and samples/; the LoRA goes to output_folder/name.safetensors, whole or not
+    at all. Where `folder` has checkpoints of the same request, training goes on from the newest. `report` gets the events
+    phase, step, sample, checkpoint and completed; `should_stop` is asked before every step.
+    Raises Stopped after saving a checkpoint, and ErasureError's subclasses.
+    """
+    request.validate()
+    return _Training(request, Path(folder), report, should_stop).run()
+
+
+def use_autocast(source: FluxSource, device: torch.device) -> bool:
+    """Whether to compute in bf16: always with bf16 weights; on a CPU with fast bf16 instructions unless fp32 is asked for."""
+    if source.precision == "fp32":
+        return False
+    if device.type != "cpu":
+        return True
+    return torch.cpu._is_avx512_bf16_supported() or source.precision == "bf16"
+
+
+class _Training:
+    def __init__(self, request: ErasureRequest, folder: Path, report: Report, should_stop: Callable[[], bool]) -> None:
+        self.request, self.config, self.folder = request, request.config, folder
+        self.report, self.should_stop = report, should_stop
+        self.device = pick_device(request.device)
+        self.variant = variant_of(request.source)
+        self.base = request.source.fingerprint()
+        self.digest = request_digest(request)
+        self.started = time.monotonic()
+        self.step = 0
+        self.seconds_before = 0.0  # spent in earlier runs of this folder
+
+    def run(self) -> dict[str, Any]:
+        checkpoint = latest_checkpoint(self.folder / "checkpoints")
+        if checkpoint is not None:
+            require_same(checkpoint, self.base, self.digest)
+            self.seconds_before = float(checkpoint.facts["seconds"])
+            if self.device.type == "cpu":  # sums are split over threads: another number of them rounds differently
+                torch.set_num_threads(int(checkpoint.facts["threads"]))
+        self.bank_file = self.folder / "bank.safetensors"
+        concept, method, prompts, embeds, bank = self._encode()
+        flow = self._flow()
+        parameters = add_adapter(
+            flow.transformer,
+            TARGETS[self.config.targets],
+            self.config.rank,
+            self.config.alpha,
+            self.config.seed,
+            self.config.blocks or range(flow.double_blocks),
+        )
+        if bank is None:
+            bank = self._collect(method, flow, concept, prompts, embeds)
+        bank_digest = digest(bank)
+        if checkpoint is not None and checkpoint.facts["bank"] != bank_digest:
+            raise CheckpointError("The bank differs from the one this training began with: start again in a new folder.")
+        method.use(bank, embeds.to(self.device))
+        optimizers = {
+            level.name: torch.optim.AdamW(
+                parameters, lr=level.learning_rate, weight_decay=self.config.weight_decay, foreach=False
+            )
+            for level in method.levels()
+        }
+        generator = torch.Generator("cpu").manual_seed(self.config.seed)
+        if checkpoint is not None:
+            self.step = checkpoint.step
+            set_adapter_weights(flow.transformer, checkpoint.lora)
+            for name, optimizer in optimizers.items():
+                load_optimizer_state(optimizer, checkpoint.optimizers[name])
+            generator.set_state(checkpoint.generator)
+            self._phase("train", f"going on after step {self.step}")
+        self.sampler = _Sampler(self, flow, concept, prompts, embeds)
+
+        def save() -> None:
+            facts = {
+                "base": self.base,
+                "request": self.digest,
+                "bank": bank_digest,
+                "seconds": round(self._seconds(), 1),
+                "threads": torch.get_num_threads(),
+            }
+            states = {name: optimizer_state(optimizer) for name, optimizer in optimizers.items()}
+            state = Checkpoint(self.step, adapter_weights(flow.transformer), states, generator.get_state(), facts)
+            write_checkpoint(self.folder / "checkpoints", state)
+            self.report({"type": "checkpoint", "step": self.step})
+
+        losses = self._train(method, flow, optimizers, generator, parameters, save)
+        return self._finish(concept, flow, losses)
+
+    # --- before the loop -------------------------------------------------------------------------------------------
+
+    def _encode(self) -> tuple[Concept, Method, Prompts, TextEmbeds, dict[str, Tensor] | None]:
+        """The concept fitted to the model's words, its method planned, prompts encoded; from the bank where there is one."""
+        self._phase("encode", "encoding prompts")
+        encoders = load_text_encoders(self.request.source, self.device)
+        concept = self.request.concept.fitted(vocabulary_of(encoders.tokenizer_2), self.config.seed)
+        method, prompts = make_method(concept, self.config), Prompts()
+        for text in _sample_prompts(concept):
+            prompts.row(text)
+        method.plan(prompts, encoders.tokenizer_2, encoders.sequence_length)
+        stored = self._stored_bank()
+        if stored is not None:
+            return concept, method, prompts, TextEmbeds(stored.pop("embeds.t5"), stored.pop("embeds.pooled")), stored
+        embeds = encoders.encode(prompts.texts).to("cpu")
+        return concept, method, prompts, embeds, None
+
+    def _stored_bank(self) -> dict[str, Tensor] | None:
+        """The bank of an earlier run of the same request on the same base; None where there is none."""
+        if not self.bank_file.is_file():
+            return None
+        tensors, metadata = read_tensors(self.bank_file)
+        if (metadata.get("base"), metadata.get("request")) != (self.base, self.digest):
+            return None
+        return tensors
+
+    def _flow(self) -> Flow:
+        transformer = load_transformer(self.request.source, self.device)
+        steps = self.config.sampling_steps or self.variant.default_steps
+        guidance = self.variant.default_guidance if self.config.guidance < 0 else self.config.guidance
+        side = max(1, (self.config.resolution or min(512, self.variant.resolution)) // 16)
+        return Flow(
+            transformer,
+            sigmas(self.variant, steps, side * side),
+            (side, side),
+            guidance,
+            use_autocast(self.request.source, self.device),
+        )
+
+    def _collect(
+        self, method: Method, flow: Flow, concept: Concept, prompts: Prompts, embeds: TextEmbeds
+    ) -> dict[str, Tensor]:
+        """Fills the bank and writes it, so that a resumed run need not."""
+        self._phase("bank", f"sampling {len(prompts.texts)} prompts from the base model")
+        shown = [0.0]
+
+        def progress(done: int, total: int) -> None:
+            if self.should_stop():
+                raise Stopped
+            if done == total or time.monotonic() - shown[0] > 2:
+                shown[0] = time.monotonic()
+                self.report({"type": "phase", "phase": "bank", "message": f"bank {done} / {total}"})
+
+        bank = method.collect(flow, embeds.to(self.device), progress)
+        stored = {**bank, "embeds.t5": embeds.t5, "embeds.pooled": embeds.pooled}
+        metadata = {"base": self.base, "request": self.digest, "concept": json.dumps(concept.to_dict())}
+        write_tensors(self.bank_file, stored, metadata, "training's bank")
+        return bank
+
+    # --- the loop --------------------------------------------------------------------------------------------------
+
+    def _train(
+        self,
+        method: Method,
+        flow: Flow,
+        optimizers: dict[str, torch.optim.Optimizer],
+        generator: torch.Generator,
+        parameters: list[torch.nn.Parameter],
+        save: Callable[[], None],
+    ) -> dict[str, float]:
+        if self.step == 0:
+            self.sampler.render(0)
+        self._phase("train", f"training {self.config.steps} steps")
+        losses: dict[str, float] = {}
+        average = 0.0
+        while self.step < self.config.steps:
+            if self.should_stop():
+                save()
+                raise Stopped
+            began = time.monotonic()
+            losses = {}
+            for level in method.levels():
+                terms = method.losses(level.name, flow, generator)
+                for term in terms:
+                    losses[term.name] = float(term.value)
+                    if not math.isfinite(losses[term.name]):
+                        raise TrainingDiverged(
+                            f'The loss term "{term.name}" is no longer a number after step {self.step}: lower the learning '
+                            "rates; the last good checkpoint was kept."
+                        )
+                optimizers[level.name].zero_grad(set_to_none=True)
+                total = sum(term.weight * term.value for term in terms)
+                total.backward()
+                torch.nn.utils.clip_grad_norm_(parameters, CLIP_NORM, foreach=False)
+                optimizers[level.name].step()
+            self.step += 1
+            took = time.monotonic() - began
+            average = took if average == 0 else 0.9 * average + 0.1 * took
+            self.report({
+                "type": "step",
+                "step": self.step,
+                "total": self.config.steps,
+                "losses": losses,
+                "seconds_per_step": round(average, 4),
+            })  # fmt: skip
+            last = self.step == self.config.steps
+            if last or self.step % self.config.checkpoint_every == 0:
+                save()
+            if last or (self.config.sample_every and self.step % self.config.sample_every == 0):
+                self.sampler.render(self.step)
+        return losses
+
+    def _finish(self, concept: Concept, flow: Flow, losses: dict[str, float]) -> dict[str, Any]:
+        self._phase("save", "writing the LoRA")
+        dtype = next(flow.transformer.parameters()).dtype
+        metadata = make_metadata(
+            concept=concept.to_dict(),
+            method=self.config.method,
+            base=self.base,
+            config=self.config.to_dict(),
+            metrics={"steps": self.step, "losses": losses},
+            version=__version__,
+        )
+        path = Path(self.request.output_folder) / f"{self.request.name}.safetensors"
+        write_lora(path, adapter_weights(flow.transformer), metadata, dtype)
+        seconds = round(self._seconds(), 1)
+        self.report({"type": "completed", "lora": str(path), "seconds": seconds})
+        return {
+            "lora": str(path),
+            "name": self.request.name,
+            "steps": self.step,
+            "seconds": seconds,
+            "losses": losses,
+            "concept": concept.to_dict(),
+        }
+
+    def _phase(self, phase: str, message: str) -> None:
+        self.report({"type": "phase", "phase": phase, "message": message})
+
+    def _seconds(self) -> float:
+        return self.seconds_before + time.monotonic() - self.started
+
+
+def _sample_prompts(concept: Concept) -> list[str]:
+    """What the samples show: the concept, its first synonym, an irrelevant word of the nearest kind."""
+    words = [concept.phrase, *concept.synonyms[:1], *concept.irrelevant[-1:]]
+    return [concept.prompt(word) for word in words]
+
+
+class _Sampler:
+    """Renders the same prompts and seeds again and again into folder/samples, step 0 before any training."""
+
+    def __init__(
+        self, training: _Training, flow: Flow, concept: Concept, prompts: Prompts, embeds: TextEmbeds
+    ) -> None:
+        self.training, self.flow = training, flow
+        self.texts = _sample_prompts(concept)
+        self.embeds = embeds[[prompts.row(text) for text in self.texts]]
+        self.folder = training.folder / "samples"
+
+    def render(self, step: int) -> None:
+        """Writes samples/step-NNNNNN-p<prompt>-s<seed>.png for every prompt and seed, and reports each."""
+        training, flow, config = self.training, self.flow, self.training.config
+        if not config.sample_every:
+            return
+        training._phase("samples", f"rendering samples at step {step}")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        vae = load_vae(training.request.source, training.device)
+        for number, text in enumerate(self.texts):
+            seeds = list(range(config.sample_count))
+            noise = initial_noise(seeds, flow.grid, flow.channels)
+            with flow.computing():
+                latents = sample(
+                    flow.transformer, self.embeds[number].expand(len(seeds)), noise, flow.levels, flow.guidance, flow.grid
+                )
+            for seed, image in zip(seeds, to_pil(decode(vae, latents, flow.grid)), strict=True):
+                name = f"step-{step:06d}-p{number}-s{seed}.png"
+                temporary = self.folder / f".{name}"
+                image.save(temporary, format="PNG")
+                os.replace(temporary, self.folder / name)
+                training.report({
+                    "type": "sample",
+                    "step": step,
+                    "file": f"samples/{name}",
+                    "prompt": text,
+                    "seed": seed,
+                })  # fmt: skip
+        del vae
+        gc.collect()
