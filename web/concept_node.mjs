@@ -2,6 +2,7 @@
 import { addPanel, element } from "./dom.mjs";
 import { text } from "./texts.mjs";
 
+const SHOWN = 8; // of a kind
 const GROUPS = ["synonyms", "irrelevant", "preserve"];
 
 export function attachWords(node) {
@@ -16,14 +17,17 @@ export function attachWords(node) {
   };
 }
 
-/** One row per kind of word; a kind without words says so. */
+/** One row per kind of word. A kind without words says so; of many prompts the first few are shown, the rest counted. */
 function groups(concept) {
-  return GROUPS.filter((group) => concept[group]).map((group) =>
-    element(
+  return GROUPS.filter((group) => concept[group]).map((group) => {
+    const words = concept[group];
+    const more = words.length - SHOWN;
+    return element(
       "div",
-      { className: `ea-group ea-${group}`, title: text(`words.${group}.hint`) },
+      { className: `ea-group ea-${group}`, title: `${text(`words.${group}.hint`)}\n\n${words.join("\n")}`.trim() },
       element("span", { className: "ea-label" }, text(`words.${group}`)),
-      ...(concept[group].length ? concept[group] : [text("words.none")]).map((word) => element("span", { className: "ea-word" }, word)),
-    ),
-  );
+      ...(words.length ? words.slice(0, SHOWN) : [text("words.none")]).map((word) => element("span", { className: "ea-word" }, word)),
+      more > 0 ? element("span", { className: "ea-label" }, text("words.more", { more })) : null,
+    );
+  });
 }

@@ -9,7 +9,7 @@ async function answer(response) {
   return body;
 }
 
-/** All jobs the server knows, in any order. */
+/** All jobs the server knows, newest first, without their samples. */
 export async function listJobs() {
   return (await answer(await api.fetchApi(ROOT, { cache: "no-store" }))).jobs;
 }

@@ -21,12 +21,13 @@ export function attachJobPanel(node) {
     else panel.showNone();
   }
 
-  /** After a reload: the job this node remembers, else the newest that writes the LoRA the node is set to. */
+  /** After a reload: the job this node remembers, else (it was started elsewhere) the newest that the node would have made. */
   async function findAgain() {
     if (node.properties?.[JOB]) return show(node.properties[JOB]);
-    const name = node.widgets?.find((widget) => widget.name === "name")?.value;
-    if (!name) return;
-    const job = await jobs.newestNamed(name).catch(() => undefined); // no answer: nothing to show yet
+    const name = valueOf(node, "name");
+    const phrase = valueOf(node.getInputNode(node.findInputSlot("concept")), "phrase");
+    const mine = name ? (job) => job.name === name : (job) => job.concept === phrase;
+    const job = await jobs.newest(mine).catch(() => undefined); // no answer: nothing to show yet
     if (job && !watched) show(job.id);
   }
 
@@ -43,10 +44,14 @@ export function attachJobPanel(node) {
   };
   node.onConfigure = function () {
     onConfigure?.apply(this, arguments);
-    findAgain();
+    setTimeout(findAgain); // when the graph's links are there too
   };
   node.onRemoved = function () {
     onRemoved?.apply(this, arguments);
     show(null);
   };
+}
+
+function valueOf(node, name) {
+  return node?.widgets?.find((widget) => widget.name === name)?.value;
 }

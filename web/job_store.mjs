@@ -36,10 +36,9 @@ class JobStore {
     }
   }
 
-  /** The newest job that writes the LoRA of this name, or undefined. */
-  async newestNamed(name) {
-    const found = (await listJobs()).filter((job) => job.name === name);
-    return found.sort((a, b) => b.created - a.created)[0];
+  /** The newest job for which `fits(job)`, or undefined. */
+  async newest(fits) {
+    return (await listJobs()).find(fits);
   }
 
   /** Keep a job as the server told it and show it to all who watch. */

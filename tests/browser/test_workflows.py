@@ -1,0 +1,54 @@
+"""Every example workflow, opened out of the template browser in the real frontend, in both renderers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from .conftest import Frontend
+
+WORKFLOWS = sorted((Path(__file__).parents[2] / "example_workflows").glob("*.json"))
+TRAIN = "EraseAnything_Train"
+
+
+def panels(frontend: Frontend) -> int:
+    return frontend.page.locator(".erase-anything").count()
+
+
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
+def test_opens_without_error(frontend: Frontend, path: Path) -> None:
+    frontend.open()
+    own = set(frontend.errors)
+    assert not [error for error in own if "erase" in error.lower()]
+    frontend.errors.clear()
+
+    frontend.open(path.stem)
+    saved = json.loads(path.read_text(encoding="utf-8"))
+    shown = frontend.page.evaluate(
+        "app.graph.nodes.map((node) => [node.type, !!LiteGraph.registered_node_types[node.type], !!node.has_errors])"
+    )
+    assert sorted(node for node, _, _ in shown) == sorted(node["type"] for node in saved["nodes"])
+    assert all(known and not wrong for _, known, wrong in shown), shown
+    assert frontend.page.evaluate("[...app.graph.links.values()].length") == len(saved["links"])
+    assert not frontend.page.get_by_text("Missing Node").count()
+    with_panel = [node for node in saved["nodes"] if node["type"] in (TRAIN, "EraseAnything_Concept")]
+    assert panels(frontend) == len(with_panel)
+    assert not set(frontend.errors) - own
+
+
+def test_train_node_keeps_the_defaults(frontend: Frontend) -> None:
+    """A default lives in ErasureConfig: no example may still hold an older one."""
+    inputs = frontend.host.get(f"/object_info/{TRAIN}")[TRAIN]["input"]
+    defaults = {
+        name: spec[1]["default"] for name, spec in inputs["required"].items() if len(spec) > 1 and "default" in spec[1]
+    }
+    frontend.open("1_erase_and_compare")
+    values = frontend.page.evaluate(
+        """(type) => Object.fromEntries(
+            app.graph.nodes.find((node) => node.type === type).widgets
+                .filter((widget) => widget.serialize !== false).map((widget) => [widget.name, widget.value]))""",
+        TRAIN,
+    )
+    assert values == defaults
