@@ -172,7 +172,7 @@ class Host:
     def __exit__(self, *_: object) -> None:
         self.stop()
 
-    def start(self, timeout: float = 300) -> Host:
+    def start(self, timeout: float = 600) -> Host:
         """Starts the server and returns when /system_stats answers, `timeout` in seconds. Raises HostError."""
         if port_in_use(self.port):
             raise HostError(f"Port {self.port} is in use: stop what listens there, or choose another with --port.")

@@ -35,6 +35,8 @@ class Reporter:
 
     def __call__(self, event: dict[str, Any]) -> None:
         """Takes one event (see trainer.run)."""
+        if "lora" in event:
+            event = {**event, "lora": Path(event["lora"]).name}  # clients are told no path of this machine
         if event["type"] == "step":
             changes = {name: event[name] for name in ("step", "total", "losses", "seconds_per_step") if name in event}
             self.state = replace(self.state, **changes, phase="train", message="")

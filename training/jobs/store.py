@@ -47,9 +47,9 @@ class Job:
         return Path(self.request["output_folder"]) / f"{self.name}.safetensors"
 
     def samples(self) -> list[dict[str, Any]]:
-        """The sample events whose pictures exist, in order."""
-        found = [event for event in self.folder.events() if event.get("type") == "sample" and "file" in event]
-        return [event for event in found if (self.folder.samples / Path(str(event["file"])).name).is_file()]
+        """The sample events whose pictures exist, in order; the last one of each picture."""
+        found = {event["file"]: event for event in self.folder.events() if event.get("type") == "sample"}
+        return [event for file, event in found.items() if (self.folder.samples / Path(file).name).is_file()]
 
     def to_dict(self, samples: bool = True) -> dict[str, Any]:
         """What the web page and other clients are told; no path of this machine is in it."""

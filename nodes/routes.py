@@ -1,0 +1,217 @@
+"""HTTP under /erase_anything/v1: everything that can be done with jobs, for the web page and any other client.
+
+    GET  /jobs                      {"jobs": [job, …]}, newest first
+    POST /jobs                      queue a training (see Submission); the job, or the one of the same request
+    GET  /jobs/{id}                 one job, with its samples
+    GET  /jobs/{id}/events?since=N  {"events": […]} with numbers above N
+    GET  /jobs/{id}/log             {"log": text}, the end of the worker's output
+    GET  /jobs/{id}/samples/{file}  a sample picture, by the name its sample event gives
+    POST /jobs/{id}/{action}        pause, resume (or retry), cancel (or stop), delete; the job, or {"deleted": id}
+    POST /concept                   the words that would be chosen for a concept (see Words)
+
+A job is what Job.to_dict() gives. Bodies are JSON; forms are refused, since any web site could send them. An error is
+{"error": one sentence} with status 400 (bad input), 404 (unknown job or file), 409 (not possible now), 413 or 415.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import re
+from collections.abc import Awaitable, Callable
+from typing import Annotated, Any
+
+from aiohttp import web
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from server import PromptServer
+
+from ..training.concepts import Concept, make_concept
+from ..training.concepts.concept import Kind
+from ..training.config import ErasureConfig
+from ..training.errors import ErasureError, JobError
+from ..training.jobs import Job
+from . import service
+from .load import DEMO, choose_source
+
+PREFIX = "/erase_anything/v1"
+MAX_BODY = 256 * 1024  # bytes
+LOG_BYTES = 64 * 1024
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Text = Annotated[str, Field(max_length=1000)]
+Words = Annotated[list[Text], Field(max_length=1000)]
+
+
+class ConceptBody(BaseModel):
+    """A concept; words that are not given are chosen."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    phrase: Text
+    kind: Kind = "entity"
+    template: Text | None = None
+    synonyms: Words | None = None
+    irrelevant: Words | None = None
+    preserve: Words | None = None
+    word_seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+
+    def concept(self) -> Concept:
+        """The complete concept. Raises ConceptError."""
+        words = (self.template, self.synonyms, self.irrelevant, self.word_seed)
+        return make_concept(self.phrase, self.kind, *words, preserve=self.preserve)
+
+
+class Submission(BaseModel):
+    """A training. `model` and `files` are choices as the Load Flux node offers them, never paths."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    model: Text = DEMO
+    precision: Text = "auto"
+    files: dict[Text, Text] = Field(default_factory=dict)
+    concept: ConceptBody
+    config: dict[Text, Any] = Field(default_factory=dict)
+    name: Text = ""
+
+    def submit(self) -> Job:
+        """Queues it. Raises ErasureError's subclasses."""
+        source = choose_source(self.model, self.precision, self.files)
+        return service.submit(source, self.concept.concept(), ErasureConfig.from_dict(self.config), self.name)
+
+
+class BadRequest(ErasureError):
+    """A request that is no JSON, too large, or not what the route takes."""
+
+    def __init__(self, message: str, status: int = 400):
+        super().__init__(message)
+        self.status = status
+
+
+def register() -> None:
+    """Adds the routes to the host's server, and starts the scheduler once that server runs. Called once, at import."""
+    server = PromptServer.instance
+    routes = server.routes
+    routes.get(f"{PREFIX}/jobs")(answers(list_jobs))
+    routes.post(f"{PREFIX}/jobs")(answers(submit))
+    routes.get(f"{PREFIX}/jobs/{{id}}")(answers(get_job))
+    routes.get(f"{PREFIX}/jobs/{{id}}/events")(answers(get_events))
+    routes.get(f"{PREFIX}/jobs/{{id}}/log")(answers(get_log))
+    routes.get(f"{PREFIX}/jobs/{{id}}/samples/{{file}}")(answers(get_sample))
+    routes.post(f"{PREFIX}/jobs/{{id}}/{{action}}")(answers(act))
+    routes.post(f"{PREFIX}/concept")(answers(choose_words))
+
+    async def start(_: web.Application) -> None:
+        service.scheduler().start()
+
+    server.app.on_startup.append(start)
+
+
+def answers(handler: Handler) -> Handler:
+    """The handler with its errors told as JSON, one sentence each."""
+
+    async def wrapped(request: web.Request) -> web.StreamResponse:
+        try:
+            return await handler(request)
+        except BadRequest as error:
+            return web.json_response({"error": str(error)}, status=error.status)
+        except JobError as error:
+            unknown = str(error).startswith("There is no job")
+            return web.json_response({"error": str(error)}, status=404 if unknown else 409)
+        except ErasureError as error:
+            return web.json_response({"error": str(error)}, status=400)
+        except OSError as error:
+            logging.exception("Erase Anything: %s %s", request.method, request.path)
+            return web.json_response({"error": f"The disk refused it ({error.strerror}): try again."}, status=409)
+
+    return wrapped
+
+
+async def body_of(request: web.Request) -> dict[str, Any]:
+    """The request's JSON object. Raises BadRequest."""
+    if request.content_type != "application/json":
+        raise BadRequest("Send the body as JSON (Content-Type: application/json).", 415)
+    data = await request.content.read(MAX_BODY + 1)
+    while len(data) <= MAX_BODY and not request.content.at_eof():
+        data += await request.content.read(MAX_BODY + 1 - len(data))
+    if len(data) > MAX_BODY:
+        raise BadRequest(f"The body is larger than {MAX_BODY // 1024} KB.", 413)
+    try:
+        body = json.loads(data) if data else {}
+    except (ValueError, RecursionError):
+        raise BadRequest("The body is no valid JSON.") from None
+    if not isinstance(body, dict):
+        raise BadRequest("The body must be a JSON object.")
+    return body
+
+
+def parsed(model: type[BaseModel], body: dict[str, Any]) -> Any:
+    """`body` as `model`. Raises BadRequest that names the first field that is wrong."""
+    try:
+        return model.model_validate(body)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(str(part) for part in first["loc"]) or "body"
+        raise BadRequest(f"The field {field[:100]} is wrong: {first['msg']}.") from None
+
+
+async def in_thread(function: Callable[..., Any], *arguments: Any) -> Any:
+    """Disk access away from the server's event loop."""
+    return await asyncio.to_thread(function, *arguments)
+
+
+async def list_jobs(_: web.Request) -> web.Response:
+    jobs = await in_thread(lambda: [job.to_dict(samples=False) for job in reversed(service.store().list())])
+    return web.json_response({"jobs": jobs})
+
+
+async def submit(request: web.Request) -> web.Response:
+    submission = parsed(Submission, await body_of(request))
+    job = await in_thread(submission.submit)
+    return web.json_response(await in_thread(job.to_dict))
+
+
+async def get_job(request: web.Request) -> web.Response:
+    return web.json_response(await in_thread(lambda: service.store().get(request.match_info["id"]).to_dict()))
+
+
+async def get_events(request: web.Request) -> web.Response:
+    since = request.query.get("since", "0")
+    if not re.fullmatch(r"[0-9]{1,15}", since):
+        raise BadRequest("`since` must be the number of an event.")
+    events = await in_thread(lambda: service.store().get(request.match_info["id"]).folder.events(int(since)))
+    return web.json_response({"events": events})
+
+
+async def get_log(request: web.Request) -> web.Response:
+    def tail() -> str:
+        path = service.store().get(request.match_info["id"]).folder.log_file
+        if not path.exists():
+            return ""
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - LOG_BYTES))
+            return file.read().decode("utf-8", errors="replace")
+
+    return web.json_response({"log": await in_thread(tail)})
+
+
+async def get_sample(request: web.Request) -> web.StreamResponse:
+    job, name = service.store().get(request.match_info["id"]), request.match_info["file"]
+    path = job.folder.samples / name
+    # Only a plain file that lies in this very folder: no path parts, no links that lead elsewhere.
+    plain = re.fullmatch(r"[A-Za-z0-9_-]{1,100}\.png", name)
+    if not plain or not path.is_file() or path.resolve().parent != job.folder.samples.resolve():
+        raise BadRequest("There is no such sample picture.", 404)
+    headers = {"Content-Type": "image/png", "X-Content-Type-Options": "nosniff", "Cache-Control": "no-cache"}
+    return web.FileResponse(path, headers=headers)
+
+
+async def act(request: web.Request) -> web.Response:
+    await body_of(request)  # what it says is not needed, but a form is refused
+    job = await in_thread(service.act, request.match_info["id"], request.match_info["action"])
+    return web.json_response({"deleted": request.match_info["id"]} if job is None else await in_thread(job.to_dict))
+
+
+async def choose_words(request: web.Request) -> web.Response:
+    concept = await in_thread(parsed(ConceptBody, await body_of(request)).concept)
+    return web.json_response(concept.to_dict())

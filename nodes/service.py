@@ -1,0 +1,94 @@
+"""The background jobs of this host: where they are kept, how they are started, whom they tell."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import re
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import comfy.model_management
+import folder_paths
+from server import PromptServer
+
+from ..training.concepts import Concept
+from ..training.config import ErasureConfig, ErasureRequest
+from ..training.errors import JobError
+from ..training.flux.source import FluxSource
+from ..training.jobs import Job, JobStore, Scheduler
+
+EVENT = "erase_anything.job"  # websocket: {"job": id, "n": number, "time": …, "type": "state" | "step" | …, …}
+
+
+@cache
+def store() -> JobStore:
+    """The jobs of this host, in a user folder that the host's own routes do not serve."""
+    return JobStore(Path(folder_paths.get_system_user_directory("erase_anything")) / "jobs")
+
+
+@cache
+def scheduler() -> Scheduler:
+    """The scheduler of this host; it works after start()."""
+    return Scheduler(store(), before_start=_free_memory, listener=_tell)
+
+
+def _free_memory(_: Job) -> None:
+    """Asks the host to unload its models before the next prompt, so that the training finds room on the GPU."""
+    if comfy.model_management.get_torch_device().type != "cpu":
+        PromptServer.instance.prompt_queue.set_flag("unload_models", True)
+        PromptServer.instance.prompt_queue.set_flag("free_memory", True)
+
+
+def _tell(job_id: str, event: dict[str, Any]) -> None:
+    with contextlib.suppress(RuntimeError):  # the server is shutting down; the event is on disk
+        PromptServer.instance.send_sync(EVENT, {"job": job_id, **event})
+
+
+def submit(source: FluxSource, concept: Concept, config: ErasureConfig, name: str) -> Job:
+    """Queues a training whose LoRA goes to the host's first loras folder, or finds the job of the same request.
+
+    An empty `name` is chosen: erase-<phrase>, with a number where that is taken by something else.
+    Raises ErasureError's subclasses.
+    """
+    output = folder_paths.get_folder_paths("loras")[0]
+    request = ErasureRequest(source, concept, config, name.strip(), str(Path(output).absolute()), device())
+    if not request.name:
+        concept.validate()  # before a name is made of it
+        stem = "erase-" + re.sub(r"[^\w]+", "-", concept.phrase.lower()).strip("-")[:60]
+        candidates = (replace(request, name=stem if i == 1 else f"{stem}-{i}") for i in itertools.count(1))
+        request = next(r for r in candidates if store().find(r) or not store().name_is_taken(r))
+    return store().submit(request)
+
+
+def device() -> str:
+    """The host's device as a request names it."""
+    chosen = comfy.model_management.get_torch_device()
+    if chosen.type not in ("cpu", "cuda", "mps", "xpu"):
+        return "auto"
+    return chosen.type if chosen.index is None else f"{chosen.type}:{chosen.index}"
+
+
+def unfinished() -> str:
+    """Names the jobs that ended without a LoRA, or whose LoRA is gone: changes when a Train node must run again."""
+    lost = ("failed", "cancelled", "interrupted")
+    jobs = store().list()
+    again = [j.id for j in jobs if j.state.state in lost or (j.state.state == "completed" and not j.lora.exists())]
+    return " ".join([str(len(jobs)) if not jobs else "", *again])
+
+
+def act(job_id: str, action: str) -> Job | None:
+    """Does what a button says: pause, resume, cancel or delete (which gives None). Raises JobError."""
+    actions = {
+        "pause": store().pause,
+        "resume": store().resume,
+        "retry": store().resume,
+        "cancel": store().cancel,
+        "stop": store().cancel,
+        "delete": store().delete,
+    }
+    if action not in actions:
+        raise JobError(f"Unknown action {action[:40]!r}: use {', '.join(actions)}.")
+    return actions[action](job_id)

@@ -1,0 +1,138 @@
+"""Train Erasure LoRA: queues a background job and returns at once. Wait for Erasure LoRA: joins a graph to a job."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import Any
+
+import comfy.model_management
+import comfy.utils
+from PIL import Image
+
+from ..training.concepts import Concept
+from ..training.config import ErasureConfig
+from ..training.errors import JobError
+from ..training.flux.source import FluxSource
+from ..training.jobs import Job
+from . import service
+from .compat import io
+from .types import CATEGORY, ConceptType, FluxSourceType, JobType
+
+# Settings a user can tell when to change; the others keep ErasureConfig's defaults (routes, command line take all).
+SHOWN = ("method", "steps", "rank", "targets", "eta", "erase_prompts", "random_strength", "sample_every")
+
+# Not called "seed": the frontend would add a control that draws a new one, and so a new training, with every run.
+SEED = "training_seed"
+
+POLL_SECONDS = 0.25
+LARGEST_INT = 2**53 - 1  # that a browser can hold
+
+
+def setting_input(name: str, input_id: str | None = None) -> io.Input:
+    """A widget for one of ErasureConfig's settings, with its default, range and help text."""
+    setting = next(f for f in dataclasses.fields(ErasureConfig) if f.name == name)
+    meta, common = setting.metadata, {"default": setting.default, "tooltip": setting.metadata["help"]}
+    input_id = input_id or name
+    if meta["choices"]:
+        return io.Combo.Input(input_id, options=list(meta["choices"]), **common)
+    if isinstance(setting.default, bool):
+        return io.Boolean.Input(input_id, **common)
+    if isinstance(setting.default, int):
+        return io.Int.Input(input_id, min=int(meta["low"]), max=int(min(meta["high"], LARGEST_INT)), **common)
+    return io.Float.Input(input_id, min=meta["low"], max=meta["high"], step=0.05, **common)
+
+
+class TrainErasureLora(io.ComfyNode):
+    """Submits a job; the same inputs give the same job."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="EraseAnything_Train",
+            display_name="Train Erasure LoRA",
+            category=CATEGORY,
+            description="Trains in the background, while the queue stays free. The LoRA appears in models/loras.",
+            is_output_node=True,
+            inputs=[
+                FluxSourceType.Input("flux", tooltip="From Load Flux."),
+                ConceptType.Input("concept", tooltip="From Erasure Concept."),
+                io.String.Input(
+                    "name", default="", placeholder="empty: erase-<phrase>",
+                    tooltip="The LoRA's file name, without folders. Give another one to keep an earlier LoRA.",
+                ),
+                *(setting_input(name) for name in SHOWN),
+                setting_input("seed", SEED),
+            ],
+            outputs=[JobType.Output("job", display_name="job")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, flux: FluxSource, concept: Concept, name: str, **settings: Any) -> io.NodeOutput:
+        settings["seed"] = settings.pop(SEED)
+        job = service.submit(flux, concept, ErasureConfig.from_dict(settings), name)
+        return io.NodeOutput(job.id, ui={"job": [job.id], "text": [f"{job.name}: {job.state.state}"]})
+
+    @classmethod
+    def fingerprint_inputs(cls, **_: Any) -> str:
+        """Changes when a job ended without its LoRA, so that the same graph submits it again."""
+        return service.unfinished()
+
+
+class WaitForErasureLora(io.ComfyNode):
+    """Blocks until a job has written its LoRA. Interrupting it ends the waiting, not the job."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="EraseAnything_Wait",
+            display_name="Wait for Erasure LoRA",
+            category=CATEGORY,
+            description="Waits for a training, so that one graph can train and use its LoRA. Interrupt ends the waiting "
+            "only; the training goes on.",
+            inputs=[JobType.Input("job", tooltip="From Train Erasure LoRA.")],
+            outputs=[io.String.Output("lora_name", display_name="lora name")],
+        )
+
+    @classmethod
+    def execute(cls, job: str) -> io.NodeOutput:
+        done = wait(job)
+        return io.NodeOutput(done.lora.name, ui={"job": [done.id], "text": [f"{done.lora.name} is ready"]})
+
+
+def wait(job_id: str) -> Job:
+    """The job once it is completed, with its progress on the running node.
+
+    Raises JobError when it fails, is cancelled, interrupted or deleted; the host's own exception on Interrupt.
+    """
+    bar, told, pictures = None, None, 0
+    while True:
+        job = service.store().get(job_id)
+        state = job.state
+        if state.state == "completed":
+            return job
+        if state.state == "cancelled":
+            raise JobError(f'The training of "{job.name}" was cancelled: resume it, or queue the Train node again.')
+        if state.state in ("failed", "interrupted"):
+            raise JobError(f'The training of "{job.name}" did not end well. {state.message}')
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        bar = bar or comfy.utils.ProgressBar(max(state.total, 1))
+        samples = job.samples() if state.state == "running" else []
+        if (state.step, len(samples)) != told:
+            told = (state.step, len(samples))
+            preview = _preview(job, samples) if len(samples) > pictures else None
+            bar.update_absolute(state.step, max(state.total, 1), preview)
+            pictures = len(samples)
+        time.sleep(POLL_SECONDS)
+
+
+def _preview(job: Job, samples: list[dict[str, Any]]) -> tuple[str, Image.Image, int] | None:
+    """The latest sample as the host's progress previews want it: (format, image, largest side in pixels)."""
+    try:
+        with Image.open(job.folder.path / samples[-1]["file"]) as image:
+            return ("PNG", image.convert("RGB"), 512)
+    except OSError:
+        return None
+
+
+NODES = [TrainErasureLora, WaitForErasureLora]
