@@ -5,7 +5,6 @@ import { jobs } from "./job_store.mjs";
 import { text } from "./texts.mjs";
 
 const LOSSES = ["esd", "attn", "lora", "rsc"];
-const SAMPLES_SHOWN = 4;
 
 // Which buttons make sense in which state.
 const ACTIONS = {
@@ -86,10 +85,16 @@ export class JobPanel {
     );
   }
 
-  #showSamples(samples) {
+  /** The same prompts and seeds at the first sampled step and, below each, at the latest. */
+  #showSamples(told) {
+    const samples = [...new Map(told.map((sample) => [sample.file, sample])).values()]; // a resumed job renders some again
+    const steps = [...new Set(samples.map(({ step }) => step))].sort((a, b) => a - b);
+    const first = samples.filter(({ step }) => step === steps[0]);
+    const latest = steps.length > 1 ? samples.filter(({ step }) => step === steps.at(-1)) : [];
+    this.samples.style.setProperty("--columns", Math.max(first.length, 4));
     this.samples.replaceChildren(
-      ...samples.slice(-SAMPLES_SHOWN).map(({ file, prompt, step }) => {
-        const caption = text("sample", { prompt, step });
+      ...[...first, ...latest].map(({ file, prompt, step, seed }) => {
+        const caption = text("sample", { prompt, step, seed });
         const url = sampleUrl(this.#job.id, file);
         return element(
           "a",

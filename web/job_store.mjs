@@ -1,8 +1,6 @@
 // What the page knows about jobs: asked from the server when a job is first wanted, kept up to date by events after that.
 import { getJob, listJobs, onJobEvent, onReconnected } from "./job_api.mjs";
 
-const SAMPLES_KEPT = 4;
-
 class JobStore {
   #jobs = new Map(); // id → job
   #watchers = new Map(); // id → set of functions
@@ -55,8 +53,7 @@ class JobStore {
       const { step, total, losses, seconds_per_step } = event;
       this.put({ ...job, state: "running", step, total, losses, seconds_per_step });
     } else if (event.type === "sample") {
-      const samples = [...(job.samples ?? []).filter((kept) => kept.file !== event.file), event];
-      this.put({ ...job, samples: samples.slice(-SAMPLES_KEPT) });
+      this.put({ ...job, samples: [...(job.samples ?? []).filter((kept) => kept.file !== event.file), event] });
     } else if (event.type === "phase") {
       this.put({ ...job, phase: event.phase, message: event.message });
     } else {

@@ -3,6 +3,7 @@
 import ast
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 FLOORS: list[set[str]] = [
     {"errors"},
     {"flux", "lora", "concepts", "config"},
-    {"bank", "checkpoint", "evaluation"},
+    {"flow", "bank", "checkpoint", "evaluation"},
     {"methods"},
     {"trainer"},
     {"jobs"},
@@ -69,6 +70,7 @@ def arrows(name: str, path: Path, known: dict[str, Path]) -> Iterator[tuple[bool
                 yield node.level > 0, (name, inner if inner in known else target, node.lineno)
 
 
+@cache
 def pack_arrows() -> list[tuple[bool, Arrow]]:
     known = {"": ROOT / "__init__.py", **modules("nodes", "training")}
     return [arrow for name, path in known.items() for arrow in arrows(name, path, known)]
