@@ -36,8 +36,8 @@ def record(
 ) -> dict[str, Tensor]:
     """Trajectories of the base under prompts `rows` (one seed each), stopped after `steps` steps of the sigma grid.
 
-    At every point x_t of a trajectory the teacher's velocity is kept: under the trajectory's own prompt (name "own", which
-    also makes the Euler step) and under other prompts (`others`: name → one row per trajectory).
+    At every point x_t of a trajectory the teacher's velocity is kept: under the trajectory's own prompt (name "own",
+    which also makes the Euler step) and under other prompts (`others`: name → one row per trajectory).
     → {"row" [M], "t" [M], "x" [M, N, C], "own" [M, N, C], name [M, N, C]…} with M = trajectories × steps, all of one
     trajectory's points together. progress(done, total) counts forward passes.
     """
@@ -87,7 +87,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
-            f"The {what} cannot be written to {path.parent}: free some space or check the folder's permissions ({error})."
+            f"The {what} cannot be written to {path.parent}: free some space or check its permissions ({error})."
         ) from error
     finally:
         temporary.unlink(missing_ok=True)

@@ -24,8 +24,8 @@ KEEP = 2  # the newest, and one more in case the newest's disk block is lost
 class Checkpoint:
     """State after `step` steps.
 
-    lora: the adapter. optimizers: per level, AdamW's state dict of each parameter. generator: state of the training's random
-    generator. facts: base fingerprint, request and bank digests, seconds so far, threads.
+    lora: the adapter. optimizers: per level, AdamW's state dict of each parameter. generator: state of the training's
+    random generator. facts: base fingerprint, request and bank digests, seconds so far, threads.
     """
 
     step: int
@@ -75,7 +75,9 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     tensors: dict[str, Tensor] = {"generator": checkpoint.generator}
     for module, (a, b, alpha) in checkpoint.lora.items():
         if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
-            raise CheckpointError(f"The LoRA of {module} is not finite after step {checkpoint.step}: lower learning rates.")
+            raise CheckpointError(
+                f"The LoRA of {module} is no longer finite after step {checkpoint.step}: lower the learning rates."
+            )
         tensors |= {f"lora/{module}/A": a, f"lora/{module}/B": b, f"lora/{module}/alpha": torch.tensor(alpha)}
     for level, states in checkpoint.optimizers.items():
         for index, state in enumerate(states):
@@ -109,7 +111,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def latest_checkpoint(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint that can be read; None where there is none. Raises CheckpointError if none of several can."""
+    """The newest checkpoint that can be read; None where there is none. Raises CheckpointError if none can."""
     problem: CheckpointError | None = None
     for step in reversed(_steps(folder)):
         try:

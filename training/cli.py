@@ -18,7 +18,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from .concepts import TEMPLATES, Concept, WordNetMissing, make_concept, vocabulary_of
+from .concepts import TEMPLATES, WordNetMissing, make_concept, vocabulary_of
 from .config import ErasureConfig, ErasureRequest
 from .errors import ConfigError, ErasureError
 from .flux.source import FluxSource
@@ -91,7 +91,8 @@ def build_request(args: argparse.Namespace) -> ErasureRequest:
             vocabulary=vocabulary_of(tokenizer),
         )
     except WordNetMissing as error:
-        raise ConfigError(f"{error} On this command line: --synonym WORD (or --no-synonyms) and --irrelevant WORD.") from error
+        hint = "On this command line: --synonym WORD (or --no-synonyms) and --irrelevant WORD."
+        raise ConfigError(f"{error} {hint}") from error
     name = args.name or re.sub(r"[^\w.-]+", "_", f"erase-{concept.phrase}").strip("._") or "erasure"
     return ErasureRequest(source, concept, config, name, str(args.out.resolve()), args.device)
 
@@ -119,7 +120,7 @@ class Bar:
     def __call__(self, event: dict[str, Any]) -> None:
         if event["type"] == "step":
             if self.bar is None:
-                self.bar = tqdm(total=event["total"], initial=event["step"] - 1, desc="train", unit="step", file=sys.stderr)
+                self.bar = tqdm(total=event["total"], initial=event["step"] - 1, desc="train", unit="step")
             self.bar.set_postfix({k: f"{v:.4f}" for k, v in event["losses"].items()}, refresh=False)
             self.bar.update()
         elif event["type"] == "phase":

@@ -33,7 +33,7 @@ TARGETS: dict[str, tuple[str, ...]] = {
 }
 
 
-def setting(default: Any, help: str, low: float = -math.inf, high: float = math.inf, choices: tuple = ()) -> Any:  # noqa: A002
+def setting(default: Any, help: str, low: float = -math.inf, high: float = math.inf, choices: tuple = ()) -> Any:
     """A dataclass field with its range or choices, and a help text that says when to change it."""
     return field(default=default, metadata={"help": help, "low": low, "high": high, "choices": choices})
 
@@ -99,7 +99,8 @@ class ErasureConfig:
                 if not right or (kind in (int, float) and isinstance(item, bool)):
                     raise ConfigError(f"The setting {f.name} must be of type {kind.__name__}, not {item!r}.")
                 if meta["choices"] and item not in meta["choices"]:
-                    raise ConfigError(f"The setting {f.name} must be one of {', '.join(meta['choices'])}, not {item!r}.")
+                    choices = ", ".join(meta["choices"])
+                    raise ConfigError(f"The setting {f.name} must be one of {choices}, not {item!r}.")
                 if kind in (int, float) and not meta["low"] <= item <= meta["high"]:
                     raise ConfigError(
                         f"The setting {f.name} must lie between {meta['low']:g} and {meta['high']:g}, not {item!r}."
@@ -119,7 +120,7 @@ def validate_name(name: str) -> str:
         or name.split(".")[0].strip().lower() in _DEVICES
     ):
         raise ConfigError(
-            f"{name!r} cannot be a LoRA's name: use letters, digits, spaces and . _ - + ( ), without folders, at most 100."
+            f"{name!r} cannot be a LoRA's name: use at most 100 letters, digits, spaces and . _ - + ( ), no folders."
         )
     return name
 

@@ -23,8 +23,8 @@ Progress = Callable[[int, int], None]  # (done, total); may raise to stop the wo
 class Flow:
     """The transformer with its adapter, and the settings every call of it shares.
 
-    levels: [steps + 1] sigmas from 1 to 0 that trajectories run on; grid: rows and columns of image tokens; guidance: what
-    the guidance embedding is fed; autocast: compute in bf16 (the weights stay as they are).
+    levels: [steps + 1] sigmas from 1 to 0 that trajectories run on; grid: rows and columns of image tokens; guidance:
+    what the guidance embedding is fed; autocast: compute in bf16 (the weights stay as they are).
     """
 
     transformer: FluxTransformer2DModel

@@ -38,7 +38,7 @@ from .flux.sampling import decode, initial_noise, sample, sigmas, to_pil
 from .flux.source import FluxSource
 from .flux.text import TextEmbeds
 from .flux.variants import variant_of
-from .lora.adapter import add_adapter, adapter_weights, set_adapter_weights
+from .lora.adapter import adapter_weights, add_adapter, set_adapter_weights
 from .lora.format import make_metadata, write_lora
 from .methods import Method, Prompts, make_method
 
@@ -59,9 +59,9 @@ def run(
 ) -> dict[str, Any]:
     """Trains what `request` asks for and returns {"lora", "name", "steps", "seconds", "losses", "concept"}.
 
-    `folder` gets bank.safetensors, checkpoints/ and samples/; the LoRA goes to output_folder/name.safetensors, whole or not
-    at all. Where `folder` has checkpoints of the same request, training goes on from the newest. `report` gets the events
-    phase, step, sample, checkpoint and completed; `should_stop` is asked before every step.
+    `folder` gets bank.safetensors, checkpoints/ and samples/; the LoRA goes to output_folder/name.safetensors, whole or
+    not at all. Where `folder` has checkpoints of the same request, training goes on from the newest. `report` gets the
+    events phase, step, sample, checkpoint and completed; `should_stop` is asked before every step.
     Raises Stopped after saving a checkpoint, and ErasureError's subclasses.
     """
     request.validate()
@@ -69,7 +69,7 @@ def run(
 
 
 def use_autocast(source: FluxSource, device: torch.device) -> bool:
-    """Whether to compute in bf16: always with bf16 weights; on a CPU with fast bf16 instructions unless fp32 is asked for."""
+    """Whether to compute in bf16: on accelerators, and on a CPU that has instructions for it; never with "fp32"."""
     if source.precision == "fp32":
         return False
     if device.type != "cpu":
@@ -111,7 +111,7 @@ class _Training:
             bank = self._collect(method, flow, concept, prompts, embeds)
         bank_digest = digest(bank)
         if checkpoint is not None and checkpoint.facts["bank"] != bank_digest:
-            raise CheckpointError("The bank differs from the one this training began with: start again in a new folder.")
+            raise CheckpointError("The bank is not the one this training began with: start again in a new folder.")
         method.use(bank, embeds.to(self.device))
         optimizers = {
             level.name: torch.optim.AdamW(
@@ -148,7 +148,7 @@ class _Training:
     # --- before the loop -------------------------------------------------------------------------------------------
 
     def _encode(self) -> tuple[Concept, Method, Prompts, TextEmbeds, dict[str, Tensor] | None]:
-        """The concept fitted to the model's words, its method planned, prompts encoded; from the bank where there is one."""
+        """The concept fitted to the model's words, its method planned, and prompts encoded or read with the bank."""
         self._phase("encode", "encoding prompts")
         encoders = load_text_encoders(self.request.source, self.device)
         concept = self.request.concept.fitted(vocabulary_of(encoders.tokenizer_2), self.config.seed)
@@ -229,11 +229,11 @@ class _Training:
             for level in method.levels():
                 terms = method.losses(level.name, flow, generator)
                 for term in terms:
-                    losses[term.name] = float(term.value)
+                    losses[term.name] = float(term.value.detach())
                     if not math.isfinite(losses[term.name]):
                         raise TrainingDiverged(
-                            f'The loss term "{term.name}" is no longer a number after step {self.step}: lower the learning '
-                            "rates; the last good checkpoint was kept."
+                            f'The loss term "{term.name}" is no longer a number after step {self.step}: lower the '
+                            "learning rates; the last good checkpoint was kept."
                         )
                 optimizers[level.name].zero_grad(set_to_none=True)
                 total = sum(term.weight * term.value for term in terms)
@@ -317,9 +317,8 @@ class _Sampler:
             seeds = list(range(config.sample_count))
             noise = initial_noise(seeds, flow.grid, flow.channels)
             with flow.computing():
-                latents = sample(
-                    flow.transformer, self.embeds[number].expand(len(seeds)), noise, flow.levels, flow.guidance, flow.grid
-                )
+                embeds = self.embeds[number].expand(len(seeds))
+                latents = sample(flow.transformer, embeds, noise, flow.levels, flow.guidance, flow.grid)
             for seed, image in zip(seeds, to_pil(decode(vae, latents, flow.grid)), strict=True):
                 name = f"step-{step:06d}-p{number}-s{seed}.png"
                 temporary = self.folder / f".{name}"

@@ -62,7 +62,7 @@ class Concept:
         concept.validate()
         return concept
 
-    def prompt(self, word: str | None = None, subject: str = "cat", object: str = "house") -> str:  # noqa: A002
+    def prompt(self, word: str | None = None, subject: str = "cat", object: str = "house") -> str:
         """The template with `word` (default: the phrase itself) in the concept's place."""
         word = self.phrase if word is None else word
         return fill(self.template, {"": word, "subject": subject, "object": object})

@@ -1,4 +1,4 @@
-"""Prompts around a concept: filled templates, shuffles that keep the phrase whole, prompts that must stay as they are."""
+"""Prompts around a concept: filled templates, shuffles that keep the phrase whole, prompts to be preserved."""
 
 from __future__ import annotations
 
@@ -82,10 +82,17 @@ def substitute(prompt: str, phrase: str, word: str) -> str:
 
 
 def known_patterns(patterns: Sequence[str], vocabulary: Vocabulary | None) -> list[str]:
-    """Those patterns whose fixed words the vocabulary knows; all of them without a vocabulary."""
+    """Those patterns whose fixed words (and some colour) the vocabulary knows; all of them without a vocabulary."""
     if vocabulary is None:
         return list(patterns)
-    return [p for p in patterns if all(vocabulary(w) for w in re.sub(r"\{\w*\}", " ", p).split())]
+    colors = known_colors(vocabulary)
+    fixed = {p: re.sub(r"\{\w*\}", " ", p).split() for p in patterns if colors or "{color}" not in p}
+    return [pattern for pattern, words in fixed.items() if all(vocabulary(word) for word in words)]
+
+
+def known_colors(vocabulary: Vocabulary | None) -> list[str]:
+    """Colours that the vocabulary knows."""
+    return [color for color in COLORS if vocabulary is None or vocabulary(color)]
 
 
 def erase_prompts(
@@ -108,7 +115,7 @@ def erase_prompts(
     patterns = known_patterns(
         {"abstraction": STYLE_PATTERNS, "relationship": RELATION_PATTERNS}.get(kind, ENTITY_PATTERNS), vocabulary
     )
-    colors = [c for c in COLORS if vocabulary is None or vocabulary(c)] or ["red"]
+    colors = known_colors(vocabulary) or [""]  # patterns with a colour are left out where none is known
     nouns = list(others) or ["thing"]
     found: list[tuple[str, str]] = []
     for number in range(40 * count):
@@ -155,7 +162,7 @@ def preservation_prompts(
     draw = random.Random(f"preserve:{seed}:{template}")
     pairs = known_patterns(PAIR_PATTERNS, vocabulary)
     singles = known_patterns(ENTITY_PATTERNS, vocabulary) or ["{x}"]
-    colors = [c for c in COLORS if vocabulary is None or vocabulary(c)] or ["red"]
+    colors = known_colors(vocabulary) or [""]  # patterns with a colour are left out where none is known
     found = [""] if count else []
     empties = known_patterns(EMPTY_PATTERNS, vocabulary)
     word_rounds, noun_rounds = _rounds(words, draw), _rounds(nouns or words, draw)

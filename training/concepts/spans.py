@@ -1,4 +1,4 @@
-"""Where a phrase's tokens are in a prompt, for the T5 tokenizer: every occurrence, exact under punctuation and capitals."""
+"""Where a phrase's T5 tokens are in a prompt: every occurrence, exact under punctuation, capitals and truncation."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def require_span(tokenizer: Tokenizer, prompt: str, phrase: str, max_length: int
             f'The concept "{phrase}" lies beyond the {max_length} tokens the text encoder reads: shorten the prompt.'
         )
     ids = list(tokenizer(prompt, truncation=True, max_length=max_length).input_ids)
-    unknown = tokenizer.unk_token_id
-    if unknown is not None and all(ids[i] == unknown for start, end in spans for i in range(start, end)):
+    pieces = {ids[i] for start, end in spans for i in range(start, end)} - {tokenizer.unk_token_id}
+    if not any(piece.strip("▁") for piece in tokenizer.convert_ids_to_tokens(list(pieces))):
         raise ConceptError(f'This model\'s text encoder does not know "{phrase}": choose words it was trained on.')
     return spans

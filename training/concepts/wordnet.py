@@ -31,9 +31,11 @@ _LEXNAMES = (
     + [("adj.ppl", 3)]
 )
 
-# Lexicographer files whose words name something that can be seen; other senses ("car" has none, "cat" as a gossip has)
-# are listed after these.
-VISUAL = frozenset(f"noun.{name}" for name in "animal artifact body food object phenomenon plant person shape".split())
+# Lexicographer files whose words name something that can be seen; other senses are listed after these.
+VISUAL = frozenset(
+    f"noun.{name}"
+    for name in ("animal", "artifact", "body", "food", "object", "phenomenon", "plant", "person", "shape")
+)
 
 
 class WordNetMissing(ConceptError):

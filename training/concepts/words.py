@@ -35,6 +35,8 @@ class Tokenizer(Protocol):
 
     def __call__(self, text: str, **options: Any) -> Any: ...
 
+    def convert_ids_to_tokens(self, ids: list[int]) -> list[str]: ...
+
 
 def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
     """Says which words a text encoder knows, by its tokenizer.
@@ -95,7 +97,7 @@ def contains(text: str, phrase: str) -> bool:
 
 
 def related(word: str, phrase: str, synonyms: Collection[str] = ()) -> bool:
-    """Whether `word` names the concept itself: the phrase, a synonym, an inflection, a kind of it or what it is a kind of.
+    """Whether `word` names the concept itself: phrase, synonym, inflection, a kind of it or what it is a kind of.
 
     Without WordNet's data only the spelling is compared.
     """

@@ -48,9 +48,9 @@ class Prompts:
 class Method(Protocol):
     """An erasure method. The trainer knows nothing else of it.
 
-    A method is made for one concept; it is planned, then given its bank (`collect` once, later runs read the file), then
-    asked for its levels' losses step after step. Everything random comes from the generator it is given, and what lives
-    from step to step is in the bank, the adapter and that generator: so a run can be resumed.
+    A method is made for one concept; it is planned, then given its bank (`collect` once, later runs read the file),
+    then asked for its levels' losses step after step. Everything random comes from the generator it is given, and what
+    lives from step to step is in the bank, the adapter and that generator: so a run can be resumed.
     """
 
     def plan(self, prompts: Prompts, tokenizer: Any, sequence_length: int) -> None:

@@ -40,7 +40,7 @@ class EraseAnything:
         self.embeds: TextEmbeds | None = None
 
     def plan(self, prompts: Prompts, tokenizer: Any, sequence_length: int) -> None:
-        """Erase prompts (concept and synonyms, many settings, a third of them shuffled), preservation and contrast ones."""
+        """Erase prompts (concept and synonyms, many settings, a third shuffled), preservation and contrast prompts."""
         concept, config = self.concept, self.config
         vocabulary = vocabulary_of(tokenizer)
         require_span(tokenizer, concept.prompt(), concept.phrase, sequence_length)
@@ -55,8 +55,9 @@ class EraseAnything:
         phrases = concept.names() if config.erase_synonyms else (concept.phrase,)
         nouns = self._nouns(vocabulary)
         self.empty = prompts.row("")
+        count, seed = config.erase_prompts, config.seed
         wanted = erase_prompts(
-            phrases, concept.template, concept.kind, nouns, config.erase_prompts, config.seed, vocabulary, config.shuffle
+            phrases, concept.template, concept.kind, nouns, count, seed, vocabulary, config.shuffle
         )
         self.erase = [(locate(text, phrase), self.empty) for text, phrase in wanted]
         self.preserve = [prompts.row(text) for text in concept.preserve]

@@ -14,7 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def negative_guidance_target(base_concept: Tensor, base_empty: Tensor, eta: float, strength: Tensor | float = 1.0) -> Tensor:
+def negative_guidance_target(
+    base_concept: Tensor, base_empty: Tensor, eta: float, strength: Tensor | float = 1.0
+) -> Tensor:
     """v_o(c) + s·(1 + η)·(v_o(∅) − v_o(c)): where the concept's velocity is sent.
 
     At strength s = 1 this is ESD's v_o(∅) − η·(v_o(c) − v_o(∅)) (Gandikota et al., ICCV 2023, Eq. 7, for velocities);
@@ -55,8 +57,8 @@ def attention_features(columns: Sequence[Tensor]) -> Tensor:
 def reverse_self_contrastive(student: Tensor, synonym: Tensor, irrelevant: Tensor, tau: float = 0.07) -> Tensor:
     """L_rsc = mean −log[ Σ_k e^{F·F_k/τ} / (e^{F·F_syn/τ} + Σ_k e^{F·F_k/τ}) ].
 
-    student, synonym: [B, Q], irrelevant: [B, K, Q], all L2-normalised. Minimised, it moves the student's features towards
-    the irrelevant words' and away from the synonym's. (EraseAnything's Eq. 5 as printed does the opposite of its text.)
+    student, synonym: [B, Q], irrelevant: [B, K, Q], all L2-normalised. Minimised, it moves the student's features
+    towards the irrelevant words' and away from the synonym's. (EraseAnything's Eq. 5 as printed does the opposite.)
     """
     towards = torch.logsumexp(torch.einsum("bq,bkq->bk", student, irrelevant.detach()) / tau, dim=1)
     away = (student * synonym.detach()).sum(-1) / tau

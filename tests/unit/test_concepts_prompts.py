@@ -1,0 +1,211 @@
+"""Templates, shuffles, preservation prompts, token spans and the Concept itself."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections import Counter
+
+import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
+
+from training.concepts import (
+    Concept,
+    erase_prompts,
+    make_concept,
+    occurrences,
+    preservation_prompts,
+    require_span,
+    shuffle,
+    span_mask,
+    substitute,
+    token_spans,
+)
+from training.concepts.prompts import fill
+from training.concepts.words import contains
+from training.errors import ConceptError
+
+WORDS = ["car", "soccer", "ball", "a", "photo", "of", "on", "blue", "background", "giraffe"]
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> PreTrainedTokenizerFast:
+    """Built as T5's: a unigram model over ▁-marked pieces, words in several pieces, an end token, unknowns."""
+    pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), ("▁", -8.0)]
+    pieces += [(f"▁{w}", -3.0) for w in WORDS if w != "giraffe"]
+    pieces += [("▁gir", -4.0), ("affe", -4.0)]
+    pieces += [(c, -9.0) for c in "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ.,!?'()-"]
+    model = Tokenizer(models.Unigram(pieces, unk_id=2))
+    model.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Metaspace()])
+    model.decoder = decoders.Metaspace()
+    model.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=model, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
+
+
+def texts_of(tokenizer, prompt: str, phrase: str, length: int = 64) -> list[str]:
+    """What the tokens of each span spell, without spaces: an independent reading of the spans."""
+    ids = tokenizer(prompt, truncation=True, max_length=length).input_ids
+    spans = token_spans(tokenizer, prompt, phrase, length)
+    return ["".join(tokenizer.convert_ids_to_tokens(ids[a:b])).replace("▁", "") for a, b in spans]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "phrase", "expected"),
+    [
+        ("a photo of a car", "car", ["car"]),
+        ("car, a Car! (CAR) on a car.", "car", ["car", "Car", "CAR", "car"]),
+        ("a car's photo of cars, a cart, scar", "car", ["car"]),
+        ("a soccer  ball on a blue ball", "soccer ball", ["soccerball"]),
+        ("a soccer ball on a blue ball", "ball", ["ball", "ball"]),
+        ("a giraffe, giraffe", "giraffe", ["giraffe", "giraffe"]),
+        ("a photo of a car", "ball", []),
+        ("", "car", []),
+    ],
+)
+def test_spans_spell_the_phrase(tokenizer, prompt: str, phrase: str, expected: list[str]):
+    assert texts_of(tokenizer, prompt, phrase) == expected
+
+
+def test_spans_of_words_in_several_pieces(tokenizer):
+    assert token_spans(tokenizer, "a giraffe", "giraffe", 64) == [(1, 3)]
+    ids = tokenizer("a giraffe").input_ids
+    assert tokenizer.convert_ids_to_tokens(ids) == ["▁a", "▁gir", "affe", "</s>"]
+
+
+def test_spans_are_cut_off_where_the_encoder_cuts(tokenizer):
+    prompt = "a photo of a car on a soccer ball"  # 9 tokens and the end token
+    assert token_spans(tokenizer, prompt, "soccer ball", 10) == [(7, 9)]
+    assert token_spans(tokenizer, prompt, "soccer ball", 9) == [(7, 8)]  # the end token takes the last place
+    assert token_spans(tokenizer, prompt, "soccer ball", 8) == []
+    assert token_spans(tokenizer, prompt, "car", 6) == [(4, 5)]
+    with pytest.raises(ConceptError, match="beyond the 8 tokens"):
+        require_span(tokenizer, prompt, "soccer ball", 8)
+
+
+def test_unspaced_scripts_and_unknowns(tokenizer):
+    assert occurrences("一只猫的照片", "猫") == [(2, 3)]
+    assert occurrences("фотокот, кот", "кот") == [(9, 12)]
+    with pytest.raises(ConceptError, match="does not know"):
+        require_span(tokenizer, "a photo of 猫", "猫", 64)
+    with pytest.raises(ConceptError, match="does not contain"):
+        require_span(tokenizer, "a photo of a car", "ball", 64)
+
+
+def test_span_mask():
+    assert span_mask([(1, 2), (4, 6)], 7).tolist() == [False, True, False, False, True, True, False]
+    assert span_mask([], 3).tolist() == [False] * 3
+
+
+def test_a_phrase_with_regex_characters_is_literal():
+    assert occurrences("a c++ and c. d", "c++") == [(2, 5)]
+    assert occurrences("cab", "c.b") == []
+
+
+def test_shuffles_keep_the_phrase_whole_and_every_word():
+    prompt = "a photo of a Soccer Ball next to a ball and a soccer ball"
+    seen = set()
+    for seed in range(50):
+        mixed = shuffle(prompt, ["soccer ball"], random.Random(seed))
+        assert len(occurrences(mixed, "soccer ball")) >= 2
+        assert "Soccer Ball" in mixed and "soccer ball" in mixed
+        assert Counter(mixed.split()) == Counter(prompt.split())
+        seen.add(mixed)
+    assert len(seen) > 45
+    assert shuffle(prompt, ["soccer ball"], random.Random(1)) == shuffle(prompt, ["soccer ball"], random.Random(1))
+
+
+def test_fill_agrees_articles():
+    assert fill("a photo of a {}", {"": "apple"}) == "a photo of an apple"
+    assert fill("A {} on an {x}", {"": "owl", "x": "car"}) == "An owl on a car"
+    assert fill("a photo of a {}", {"": "Pikachu"}) == "a photo of Pikachu"
+    assert fill("a {}", {"": "grapes"}) == "grapes" and fill("a {}", {"": "octopus"}) == "an octopus"
+    assert fill("a {} on a {}", {"": "bus"}) == "a bus on a bus"
+
+
+def test_substitute_replaces_every_occurrence():
+    assert substitute("a car on a Car, cars", "car", "apple") == "an apple on an apple, cars"
+    assert substitute("car a of {x}", "car", "soccer ball") == "soccer ball a of x"
+
+
+def test_erase_prompts_hold_their_phrase_and_differ():
+    found = erase_prompts(["car", "auto"], "a photo of a {}", "entity", ["dog"], 24, seed=0)
+    assert len(found) == 24 == len({prompt for prompt, _ in found})
+    assert found[0] == ("a photo of a car", "car")
+    assert all(contains(prompt, phrase) for prompt, phrase in found)
+    counts = Counter(phrase for _, phrase in found)
+    assert counts["car"] >= 8 and counts["auto"] >= 8
+    assert found == erase_prompts(["car", "auto"], "a photo of a {}", "entity", ["dog"], 24, seed=0)
+    assert found != erase_prompts(["car", "auto"], "a photo of a {}", "entity", ["dog"], 24, seed=1)
+    straight = erase_prompts(["car"], "a photo of a {}", "entity", ["dog"], 12, seed=0, shuffled=False)
+    assert all(p.endswith("car") or "background" in p for p, _ in straight)
+
+
+def test_prompts_keep_to_the_vocabulary():
+    words = {"a", "of", "photo", "car", "dog", "tree", "red", "on", "background"}
+    known = lambda phrase: all(w in words for w in phrase.split())  # noqa: E731
+    kept = preservation_prompts(["dog", "tree"], "a photo of a {}", "entity", ["dog", "tree"], 12, 0, known)
+    erased = [p for p, _ in erase_prompts(["car"], "a photo of a {}", "entity", ["dog"], 8, 0, known)]
+    assert len(kept) >= 10 and len(erased) == 8
+    assert {w for p in [*kept, *erased] for w in p.split()} <= words
+    assert kept[0] == ""
+
+
+def concept(**changes) -> Concept:
+    return make_concept(
+        "car", **{"synonyms": ["automobile"], "irrelevant": ["dog", "tree", "bus"], "preserve": ["a dog"], **changes}
+    )
+
+
+def test_concepts_round_trip_through_json():
+    made = concept(kind="relationship", template="a {subject} {} a {object}")
+    assert Concept.from_dict(json.loads(json.dumps(made.to_dict()))) == made
+    assert made.prompt() == "a cat car a house"
+    assert concept().prompt("apple") == "a photo of an apple"
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"phrase": "  "}, "empty"),
+        ({"phrase": "!?"}, "no letter"),
+        ({"phrase": " ".join(["word"] * 40)}, "more than 12 words"),
+        ({"template": "a photo"}, "must have {}"),
+        ({"template": "a {} and {}"}, "must have {}"),
+        ({"template": "a {} of {noun}"}, "must have {}"),
+        ({"template": "a {} of { noun"}, "brace"),
+        ({"kind": "colour"}, "Unknown kind"),
+        ({"synonyms": ("",)}, "empty word"),
+        ({"irrelevant": ("Car",)}, "cannot be an irrelevant word"),
+        ({"irrelevant": ("automobile",)}, "cannot be an irrelevant word"),
+        ({"preserve": ("a dog next to an Automobile",)}, "contains the concept"),
+        ({"preserve": ("a {dog}",)}, "may not contain"),
+    ],
+)
+def test_bad_concepts_say_why(changes: dict, message: str):
+    data = concept().to_dict() | changes
+    with pytest.raises(ConceptError, match=message):
+        Concept.from_dict(data)
+
+
+@pytest.mark.parametrize(
+    "data", [{}, {"phrase": 3}, {"phrase": "car", "colour": "red"}, {"phrase": "car", "synonyms": "x"}]
+)
+def test_data_that_is_no_concept(data: dict):
+    with pytest.raises(ConceptError):
+        Concept.from_dict(data)
+
+
+def test_the_phrase_is_tidied_and_given_words_are_kept():
+    assert concept().phrase == make_concept("  a   car ", synonyms=[], irrelevant=["dog"]).phrase == "car"
+    assert make_concept("a", synonyms=[], irrelevant=["dog"]).phrase == "a"
+    made = concept(irrelevant=["owl"])
+    assert made.irrelevant == ("owl",) and made.synonyms == ("automobile",) and made.preserve == ("a dog",)
+
+
+def test_fitted_drops_unknown_words_and_fills_what_is_missing():
+    known = {"dog", "tree", "a", "photo", "of"}
+    fitted = concept(preserve=[]).fitted(lambda text: all(w in known for w in text.split()))
+    assert fitted.synonyms == () and fitted.irrelevant == ("dog", "tree")
+    assert fitted.preserve and {w for p in fitted.preserve for w in p.split()} <= known
+    assert concept().fitted(None) == concept()
