@@ -88,8 +88,8 @@ class WaitForErasureLora(io.ComfyNode):
             node_id="EraseAnything_Wait",
             display_name="Wait for Erasure LoRA",
             category=CATEGORY,
-            description="Waits for a training, so that one graph can train and use its LoRA. Interrupt ends the waiting "
-            "only; the training goes on.",
+            description="Waits for a training, so that one graph can train and use its LoRA. Interrupt ends only the "
+            "waiting; the training goes on.",
             inputs=[JobType.Input("job", tooltip="From Train Erasure LoRA.")],
             outputs=[io.String.Output("lora_name", display_name="lora name")],
         )

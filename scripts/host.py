@@ -43,13 +43,24 @@ NOT_COPIED = (".git", ".venv", ".cache", ".host", "__pycache__", "tests", "node_
 SITECUSTOMIZE = '''"""Lets torchvision be imported beside a CPU-only torch, where its compiled operators cannot load."""
 import sys
 
-if sys.platform == "linux":
-    import torch
 
-    if torch.version.cuda is None and torch.version.hip is None:
-        _library = torch.library.Library("torchvision", "DEF")
-        _library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        _library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+class DefineOperators:
+    """Not a finder of modules: only notices the first import of torchvision, before which torch is left alone."""
+
+    def find_spec(self, name, path=None, target=None):
+        if name == "torchvision":
+            sys.meta_path.remove(self)
+            import torch
+
+            if torch.version.cuda is None and torch.version.hip is None:
+                self.library = torch.library.Library("torchvision", "DEF")
+                self.library.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+                self.library.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+                sys.modules["torchvision_operators"] = self  # the library must live as long as the process
+
+
+if sys.platform == "linux":
+    sys.meta_path.insert(0, DefineOperators())
 '''
 
 

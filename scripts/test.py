@@ -1,0 +1,48 @@
+"""Sets up everything the tests need and runs them all: `python scripts/test.py [pytest's arguments]`.
+
+Makes .venv, gets a ComfyUI host (or takes COMFYUI_PATH), on Debian as root also Chromium and WordNet; the second time
+all of it is there. The exit status is 0 exactly when ruff has no complaint and every test passes.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from scripts.environment import (
+    ROOT,
+    WORDNET_PACKAGES,
+    SetupError,
+    install_debian,
+    install_requirements,
+    install_wordnet,
+    say,
+    venv_python,
+)
+from scripts.host import get_host
+
+
+def main() -> int:
+    """Runs ruff, then pytest with this script's arguments; the worse exit status."""
+    try:
+        install_requirements(tests=True)
+        if not install_debian(["chromium", *WORDNET_PACKAGES]):
+            say("no apt-get, or not root: the browser tests need Chromium, installed by hand")
+        install_wordnet()
+        get_host()
+    except SetupError as error:
+        print(error, file=sys.stderr)
+        return 1
+    python = str(venv_python())
+    environment = {**os.environ, "PYTHONUTF8": "1", "HF_HUB_OFFLINE": "1"}
+    lint = subprocess.call([python, "-m", "ruff", "check", "."], cwd=ROOT)
+    tests = subprocess.call([python, "-m", "pytest", *sys.argv[1:]], cwd=ROOT, env=environment)
+    return tests or lint
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,101 @@
+"""What several test folders share: the demo model, and a real ComfyUI server with this pack in it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from scripts.environment import install_wordnet
+from scripts.host import Host, get_host
+from training.flux.source import demo_model_folder
+
+install_wordnet()  # finds what scripts/test.py has put in place; sets NLTK_DATA for this process and all it starts
+
+Graph = dict[str, dict[str, Any]]
+
+DEMO = "demo (flux-emoji)"
+STEP_LIMITS = {"steps": 4, "erase_prompts": 2, "sample_every": 2}  # a training of seconds
+
+
+@pytest.fixture(scope="session")
+def demo_folder() -> Path:
+    """The demo model, in diffusers layout."""
+    folder = demo_model_folder()
+    assert (folder / "model_index.json").is_file(), f"the demo model is missing in {folder}"
+    return folder
+
+
+@pytest.fixture(scope="session")
+def host_folder() -> Path:
+    """The ComfyUI to test with: COMFYUI_PATH, or the one of the scripts."""
+    return get_host()
+
+
+def end_workers(base: Path) -> None:
+    """Ends training processes that a test left behind under a host's base directory."""
+    for state_file in base.glob("user/__erase_anything/jobs/*/state.json"):
+        state = json.loads(state_file.read_text(encoding="utf-8"))
+        if state["state"] in ("starting", "running") and state["pid"] and psutil.pid_exists(state["pid"]):
+            psutil.Process(state["pid"]).kill()
+
+
+@pytest.fixture(scope="session")
+def host(host_folder: Path, demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
+    """A running server on the CPU with a fresh base directory, shared by all tests: use names of your own in it."""
+    base = tmp_path_factory.mktemp("comfyui")
+    with Host(host_folder, base) as host:
+        yield host
+        end_workers(base)
+
+
+@pytest.fixture
+def own_host(host_folder: Path, demo_folder: Path, tmp_path: Path) -> Iterator[Host]:
+    """A server for one test alone, not started yet: for tests that kill it, or fill its disk."""
+    host = Host(host_folder, tmp_path / "comfyui")
+    yield host
+    host.stop(kill=True)
+    end_workers(host.base)
+
+
+@pytest.fixture(scope="session")
+def erase_graph() -> Callable[..., Graph]:
+    """Makes a graph (API format) that erases `phrase`: Load Flux, Erasure Concept, Train, and Wait if asked for.
+
+    Further arguments overrule widgets of the Train node. Nodes: "flux", "concept", "train", "wait".
+    """
+
+    def make(phrase: str, name: str, wait: bool = True, **settings: Any) -> Graph:
+        words = {"kind": "entity", "template": "", "synonyms": "-", "irrelevant": "house, tree, apple", "word_seed": 0}
+        train = {
+            "method": "eraseanything",
+            "rank": 4,
+            "targets": "text_qk",
+            "eta": 1.0,
+            "random_strength": False,
+            "training_seed": 0,
+            **STEP_LIMITS,
+            **settings,
+        }
+        graph = {
+            "flux": node("EraseAnything_LoadFlux", model=DEMO, precision="fp32"),
+            "concept": node("EraseAnything_Concept", phrase=phrase, **words),
+            "train": node("EraseAnything_Train", flux=["flux", 0], concept=["concept", 0], name=name, **train),
+        }
+        for file in ("transformer", "clip_l", "t5", "vae"):
+            graph["flux"]["inputs"][file] = "none"
+        if wait:
+            graph["wait"] = node("EraseAnything_Wait", job=["train", 0])
+            graph["show"] = node("PreviewAny", source=["wait", 0])
+        return graph
+
+    return make
+
+
+def node(class_type: str, **inputs: Any) -> dict[str, Any]:
+    """One node of a graph in API format."""
+    return {"class_type": class_type, "inputs": inputs}

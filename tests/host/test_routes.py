@@ -1,0 +1,126 @@
+"""The routes under /erase_anything/v1 of a real server: what they refuse, and that they never leave their folder."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+from urllib.parse import quote
+
+import pytest
+
+JOBS = "/erase_anything/v1/jobs"
+
+
+@pytest.fixture(scope="module")
+def job(host) -> dict[str, Any]:
+    """A job that was submitted by HTTP alone, without a graph."""
+    body = {
+        "concept": {"phrase": "umbrella", "synonyms": [], "irrelevant": ["house", "tree", "apple"]},
+        "config": {"steps": 2, "erase_prompts": 2, "sample_every": 0},
+        "name": "by-http",
+    }
+    job = host.post(JOBS, body)
+    assert host.post(JOBS, body)["id"] == job["id"]
+    return job
+
+
+def refused(host, status: int, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None) -> str:
+    """The sentence of a refusal with this status."""
+    got, answer = host.request(method, path, body, headers)
+    assert got == status, answer
+    sentence = json.loads(answer)["error"]
+    assert sentence
+    assert "\n" not in sentence
+    assert "Traceback" not in sentence
+    return sentence
+
+
+def test_jobs_are_listed_newest_first(host, job):
+    jobs = host.get(JOBS)["jobs"]
+    assert job["id"] in [known["id"] for known in jobs]
+    assert [known["created"] for known in jobs] == sorted((known["created"] for known in jobs), reverse=True)
+    assert host.get(f"/api{JOBS}/{job['id']}")["concept"] == "umbrella"
+
+
+def test_answers_tell_no_path(host, job):
+    told = json.dumps([host.get(JOBS), host.get(f"{JOBS}/{job['id']}"), host.get(f"{JOBS}/{job['id']}/events")])
+    assert str(host.base) not in told
+    assert str(host.folder) not in told
+
+
+@pytest.mark.parametrize(
+    "name", ["..", "../state.json", "../job.json", "..\\job.json", "/etc/passwd", "a\0.png", "x.png"]
+)
+def test_samples_stay_inside_their_folder(host, job, name):
+    status, body = host.request("GET", f"{JOBS}/{job['id']}/samples/{quote(name, safe='')}")
+    assert status == 404
+    assert b"request" not in body
+
+
+def test_a_linked_sample_is_not_followed(host, job):
+    samples = host.base / "user" / "__erase_anything" / "jobs" / job["id"] / "samples"
+    secret = host.base / "secret.png"
+    secret.write_bytes(b"secret")
+    (samples / "link.png").symlink_to(secret)
+    try:
+        refused(host, 404, "GET", f"{JOBS}/{job['id']}/samples/link.png")
+    finally:
+        (samples / "link.png").unlink()
+
+
+@pytest.mark.parametrize("job_id", ["nothing", "..", "../../..", "20260101-000000-x", "%00", "a" * 5000, "c:\\x"])
+@pytest.mark.parametrize("tail", ["", "/events", "/log", "/samples/x.png"])
+def test_unknown_jobs(host, job_id, tail):
+    assert host.request("GET", f"{JOBS}/{quote(job_id, safe='')}{tail}")[0] == 404
+
+
+def test_forms_are_refused(host, job):
+    path = f"{JOBS}/{job['id']}/delete"
+    for kind in ("application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "text/plain"):
+        assert "JSON" in refused(host, 415, "POST", path, b"{}", {"Content-Type": kind})
+    assert host.get(f"{JOBS}/{job['id']}")["id"] == job["id"]
+
+
+def test_another_site_cannot_act(host, job):
+    headers = {"Origin": "http://evil.example", "Sec-Fetch-Site": "cross-site"}
+    assert host.request("POST", f"{JOBS}/{job['id']}/delete", {}, headers)[0] in (403, 415)
+    assert host.get(f"{JOBS}/{job['id']}")["id"] == job["id"]
+
+
+@pytest.mark.parametrize(
+    ("body", "word"),
+    [
+        (b"{", "JSON"),
+        (b"[]", "object"),
+        (b"[" * 100_000, "JSON"),
+        ({}, "concept"),
+        ({"concept": {"phrase": 3}}, "concept.phrase"),
+        ({"concept": {"phrase": "car"}, "extra": 1}, "extra"),
+        ({"concept": {"phrase": ""}}, "empty"),
+        ({"concept": {"phrase": "car", "irrelevant": ["house"]}, "config": {"steps": -1}}, "steps"),
+        ({"concept": {"phrase": "car", "irrelevant": ["house"]}, "config": {"stepz": 1}}, "stepz"),
+        ({"concept": {"phrase": "car", "irrelevant": ["house"]}, "name": "../x"}, "name"),
+        ({"concept": {"phrase": "car", "irrelevant": ["house"]}, "model": "/etc"}, "model"),
+    ],
+)
+def test_bad_submissions(host, body, word):
+    before = host.get(JOBS)
+    assert word in refused(host, 400, "POST", JOBS, body)
+    assert host.get(JOBS) == before
+
+
+def test_a_body_that_is_too_large(host):
+    refused(host, 413, "POST", JOBS, b'"' + b"x" * 1_000_000 + b'"')
+
+
+def test_unknown_actions_and_bad_numbers(host, job):
+    assert "Unknown action" in refused(host, 409, "POST", f"{JOBS}/{job['id']}/explode", {})
+    for since in ("-1", "x", "1e9", "9" * 40):
+        refused(host, 400, "GET", f"{JOBS}/{job['id']}/events?since={since}")
+
+
+def test_words_can_be_asked_for(host):
+    words = host.post("/erase_anything/v1/concept", {"phrase": "dog"})
+    assert words["phrase"] == "dog"
+    assert len(words["irrelevant"]) == 3
+    assert "dog" not in words["irrelevant"]
