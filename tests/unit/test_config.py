@@ -1,0 +1,108 @@
+"""Training settings and requests: ranges, round trips, names that are no paths."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+
+import pytest
+
+from training.concepts import Concept
+from training.config import TARGETS, ErasureConfig, ErasureRequest, validate_name
+from training.errors import ConfigError, ErasureError
+from training.flux.source import FluxSource
+
+
+def test_defaults_are_valid_documented_and_round_trip():
+    config = ErasureConfig()
+    config.validate()
+    assert ErasureConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+    assert ErasureConfig.from_dict({}) == config
+    for field in dataclasses.fields(ErasureConfig):
+        assert len(field.metadata["help"]) > 10 and field.metadata["help"].endswith(".")
+
+
+def test_a_part_keeps_the_other_defaults():
+    config = ErasureConfig.from_dict({"steps": 7, "blocks": [0, 2]})
+    assert (config.steps, config.blocks, config.rank) == (7, (0, 2), ErasureConfig().rank)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"steps": 0},
+        {"steps": 2.5},
+        {"steps": True},
+        {"steps": "7"},
+        {"lr_erase": -1e-3},
+        {"lr_erase": math.nan},
+        {"lr_erase": math.inf},
+        {"method": "magic"},
+        {"targets": "attn.to_q"},
+        {"blocks": [-1]},
+        {"blocks": ["0"]},
+        {"shuffle": 1},
+        {"seed": -1},
+        {"t_min": 1.0},
+        {"colour": 3},
+    ],
+)
+def test_what_is_out_of_range_is_refused(changes: dict):
+    with pytest.raises(ConfigError, match=next(iter(changes))):
+        ErasureConfig.from_dict(changes)
+
+
+@pytest.mark.parametrize("name", ["car", "erase-car v1.2 (final)", "猫", "a" * 100])
+def test_names(name: str):
+    assert validate_name(name) == name
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", ".", "..", "../car", "a/b", "a\\b", "/car", "C:car", "car.", "car ", " car", ".car", "a" * 101, "CON", "nul.x", "a\nb",
+     "a\0b", "car*"],
+)  # fmt: skip
+def test_names_with_path_parts_are_refused(name: str):
+    with pytest.raises(ConfigError):
+        validate_name(name)
+
+
+def request(**changes) -> ErasureRequest:
+    concept = Concept("car", irrelevant=("dog",), preserve=("a dog",))
+    made = ErasureRequest(FluxSource("diffusers", folder="/nowhere"), concept, ErasureConfig(steps=3), "car", "/tmp")
+    return dataclasses.replace(made, **changes)
+
+
+def test_requests_round_trip_through_json():
+    assert ErasureRequest.from_dict(json.loads(json.dumps(request().to_dict()))) == request()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": "../car"}, "cannot be a LoRA's name"),
+        ({"output_folder": "loras"}, "absolute"),
+        ({"device": "gpu"}, "Unknown device"),
+        ({"concept": Concept("")}, "empty"),
+        ({"config": ErasureConfig(rank=0)}, "rank"),
+        ({}, "nowhere|folder|model"),
+    ],
+)
+def test_requests_are_validated_whole(changes: dict, message: str):
+    with pytest.raises(ErasureError, match=message):
+        request(**changes).validate()
+
+
+@pytest.mark.parametrize("missing", ["source", "concept", "config", "name", "output_folder"])
+def test_incomplete_requests(missing: str):
+    data = request().to_dict()
+    del data[missing]
+    with pytest.raises(ErasureError):
+        ErasureRequest.from_dict(data)
+
+
+def test_target_sets_name_projections_once():
+    for names in TARGETS.values():
+        assert len(set(names)) == len(names) and all(name.startswith("attn.") for name in names)
+    assert TARGETS[ErasureConfig().targets]
