@@ -28,8 +28,8 @@ def test_workflow_runs(host, erase_graph, path):
         if node["class_type"] == "EraseAnything_Train":  # the road is tested here, not how well it erases
             node["inputs"].update(steps=2, erase_prompts=2, sample_every=0)
             node["inputs"]["name"] = f"example-{path.stem}"
-        if "lora" in node["inputs"] or "lora_name" in node["inputs"]:
-            _choose_existing_lora(host, erase_graph, node["inputs"])
+        if node["class_type"] in ("LoraLoader", "LoraLoaderModelOnly"):
+            node["inputs"]["lora_name"] = _existing_lora(host, erase_graph)
     history = host.run(prompt)
     assert history["status"]["completed"]
     assert set(history["outputs"]) == outputs
@@ -41,10 +41,8 @@ def test_workflow_runs(host, erase_graph, path):
             assert len(data) > 1000
 
 
-def _choose_existing_lora(host, erase_graph, inputs: dict) -> None:
-    """A workflow that uses an existing LoRA is given one that exists in this server."""
-    for widget in ("lora", "lora_name"):
-        if isinstance(inputs.get(widget), str):
-            if not (host.base / "models" / "loras" / "for-examples.safetensors").exists():
-                host.run(erase_graph("car", "for-examples", steps=2, sample_every=0))
-            inputs[widget] = "for-examples.safetensors"
+def _existing_lora(host, erase_graph) -> str:
+    """A workflow that uses an existing LoRA is given one that this server has."""
+    if not (host.base / "models" / "loras" / "for-examples.safetensors").exists():
+        host.run(erase_graph("car", "for-examples", steps=2, sample_every=0))
+    return "for-examples.safetensors"
