@@ -22,6 +22,8 @@ from ..training.jobs import Job, JobStore, Scheduler
 
 EVENT = "erase_anything.job"  # websocket: {"job": id, "n": number, "time": …, "type": "state" | "step" | …, …}
 
+_deleted: list[str] = []  # in this server's life, as long as the host's cache of node outputs lives
+
 
 @cache
 def store() -> JobStore:
@@ -72,11 +74,19 @@ def device() -> str:
 
 
 def unfinished() -> str:
-    """Names the jobs that ended without a LoRA, or whose LoRA is gone: changes when a Train node must run again."""
-    lost = ("failed", "cancelled", "interrupted")
-    jobs = store().list()
-    again = [j.id for j in jobs if j.state.state in lost or (j.state.state == "completed" and not j.lora.exists())]
-    return " ".join([str(len(jobs)) if not jobs else "", *again])
+    """Changes when a Train node must run again: a job ended without its LoRA, a LoRA is gone, a job was deleted."""
+
+    def lost(job: Job) -> bool:
+        state = job.state.state
+        return state in ("failed", "cancelled", "interrupted") or (state == "completed" and not job.lora.exists())
+
+    return " ".join([*(job.id for job in store().list() if lost(job)), *_deleted])
+
+
+def delete(job_id: str) -> None:
+    """Removes a job, but not its LoRA. Raises JobError."""
+    store().delete(job_id)
+    _deleted.append(job_id)
 
 
 def act(job_id: str, action: str) -> Job | None:
@@ -87,7 +97,7 @@ def act(job_id: str, action: str) -> Job | None:
         "retry": store().resume,
         "cancel": store().cancel,
         "stop": store().cancel,
-        "delete": store().delete,
+        "delete": delete,
     }
     if action not in actions:
         raise JobError(f"Unknown action {action[:40]!r}: use {', '.join(actions)}.")

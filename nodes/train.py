@@ -105,7 +105,7 @@ def wait(job_id: str) -> Job:
 
     Raises JobError when it fails, is cancelled, interrupted or deleted; the host's own exception on Interrupt.
     """
-    bar, told, pictures = None, None, 0
+    bar, told = None, None
     while True:
         job = service.store().get(job_id)
         state = job.state
@@ -117,19 +117,19 @@ def wait(job_id: str) -> Job:
             raise JobError(f'The training of "{job.name}" did not end well. {state.message}')
         comfy.model_management.throw_exception_if_processing_interrupted()
         bar = bar or comfy.utils.ProgressBar(max(state.total, 1))
-        samples = job.samples() if state.state == "running" else []
-        if (state.step, len(samples)) != told:
-            told = (state.step, len(samples))
-            preview = _preview(job, samples) if len(samples) > pictures else None
-            bar.update_absolute(state.step, max(state.total, 1), preview)
-            pictures = len(samples)
+        if (state.step, state.phase) != told:
+            told = (state.step, state.phase)
+            bar.update_absolute(state.step, max(state.total, 1), _preview(job))
         time.sleep(POLL_SECONDS)
 
 
-def _preview(job: Job, samples: list[dict[str, Any]]) -> tuple[str, Image.Image, int] | None:
+def _preview(job: Job) -> tuple[str, Image.Image, int] | None:
     """The latest sample as the host's progress previews want it: (format, image, largest side in pixels)."""
     try:
-        with Image.open(job.folder.path / samples[-1]["file"]) as image:
+        newest = max(job.folder.samples.glob("step-*-p0-s0.png"), default=None)  # of the concept itself
+        if newest is None:
+            return None
+        with Image.open(newest) as image:
             return ("PNG", image.convert("RGB"), 512)
     except OSError:
         return None

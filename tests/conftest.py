@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +62,25 @@ def own_host(host_folder: Path, demo_folder: Path, tmp_path: Path) -> Iterator[H
     yield host
     host.stop(kill=True)
     end_workers(host.base)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Callable[[str], AbstractContextManager[Path]]:
+    """Mounts a real disk of a given size ("1m") as long as a with block runs; needs Linux and root."""
+
+    @contextmanager
+    def mount(size: str) -> Iterator[Path]:
+        disk = tmp_path / "disk"
+        disk.mkdir()
+        made = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)], capture_output=True)
+        if made.returncode != 0:
+            pytest.skip(f"a small disk cannot be mounted here: {made.stderr.decode().strip()}")
+        try:
+            yield disk
+        finally:
+            subprocess.run(["umount", "-l", str(disk)], check=True)
+
+    return mount
 
 
 @pytest.fixture(scope="session")

@@ -219,10 +219,14 @@ class JobStore:
         return self._requeue(job)
 
     def name_is_taken_by_other(self, job: Job) -> str | None:
-        """Like name_is_taken(), for a job that exists already."""
+        """Like name_is_taken(), for a job that exists already: it may not overwrite what another job has written."""
         for other in self.list():
-            if other.id != job.id and other.state.state in OPEN and same_file(other.lora, job.lora):
+            if other.id == job.id or not same_file(other.lora, job.lora):
+                continue
+            if other.state.state in OPEN:
                 return f'Another job already writes the LoRA "{job.name}": cancel that one first.'
+            if other.state.state == "completed" and other.lora.exists():
+                return f'Another job has written the LoRA "{job.name}" since: delete that file first.'
         return None
 
     def _requeue(self, job: Job, fresh: bool = False) -> Job:
