@@ -70,13 +70,13 @@ def build_request(args: argparse.Namespace) -> ErasureRequest:
     """The request that `train`'s arguments describe, its words chosen to fit the model. Raises ErasureError."""
     from transformers import AutoTokenizer
 
-    source = FluxSource("diffusers", folder=str(Path(args.source).resolve()), precision=args.precision)
-    source.validate()
     settings = read_settings(args.set)
     for name in ("steps", "seed", "method"):
         if getattr(args, name) is not None:
             settings[name] = getattr(args, name)
     config = ErasureConfig.from_dict(settings)
+    source = FluxSource("diffusers", folder=str(Path(args.source).resolve()), precision=args.precision)
+    source.validate()
     tokenizer = AutoTokenizer.from_pretrained(Path(source.folder) / "tokenizer_2", local_files_only=True)
     synonyms = () if args.no_synonyms else args.synonym
     try:
@@ -94,7 +94,9 @@ def build_request(args: argparse.Namespace) -> ErasureRequest:
         hint = "On this command line: --synonym WORD (or --no-synonyms) and --irrelevant WORD."
         raise ConfigError(f"{error} {hint}") from error
     name = args.name or re.sub(r"[^\w.-]+", "_", f"erase-{concept.phrase}").strip("._") or "erasure"
-    return ErasureRequest(source, concept, config, name, str(args.out.resolve()), args.device)
+    request = ErasureRequest(source, concept, config, name, str(args.out.resolve()), args.device)
+    request.validate()
+    return request
 
 
 def job_folder(out: Path, name: str) -> Path:

@@ -61,6 +61,7 @@ class ErasureConfig:
     batch_erase: int = setting(4, "Samples in an erase step.", 1, 256)
     batch_preserve: int = setting(8, "Samples in a preserve step.", 1, 256)
     erase_prompts: int = setting(24, "Different prompts with the concept in the bank.", 1, 1000)
+    preserve_prompts: int = setting(64, "How many of the concept's preservation prompts are used.", 0, 10_000)
     erase_synonyms: bool = setting(True, "Erase the synonyms too.")
     shuffle: bool = setting(True, "Shuffle the words of a third of the prompts (the phrase stays whole).")
     sampling_steps: int = setting(0, "Euler steps of the trajectories; 0: the model's default.", 0, 1000)

@@ -1,4 +1,4 @@
-"""Every loss term against a naive float64 version written from its formula, and its gradient against finite differences."""
+"""Every loss term against a naive float64 version of its formula, and its gradient against finite differences."""
 
 from __future__ import annotations
 

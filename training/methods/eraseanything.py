@@ -60,7 +60,7 @@ class EraseAnything:
             phrases, concept.template, concept.kind, nouns, count, seed, vocabulary, config.shuffle
         )
         self.erase = [(locate(text, phrase), self.empty) for text, phrase in wanted]
-        self.preserve = [prompts.row(text) for text in concept.preserve]
+        self.preserve = [prompts.row(text) for text in concept.preserve[: config.preserve_prompts]]
         if config.weight_rsc > 0:
             own = [text for text, phrase in wanted if phrase == concept.phrase][:CONTRAST_PROMPTS]
             for number, text in enumerate(own):

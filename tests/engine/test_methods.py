@@ -1,0 +1,208 @@
+"""The bank and EraseAnything on a tiny random Flux, against separate computations."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoTokenizer
+
+from tests.flux_models import tiny_transformer
+from training.bank import digest, read_tensors, record, used_steps, write_tensors
+from training.concepts import Concept
+from training.config import ErasureConfig
+from training.errors import CheckpointError
+from training.flow import Flow
+from training.flux.attention import AttentionCapture
+from training.flux.sampling import initial_noise, sample
+from training.flux.text import TextEmbeds
+from training.flux.velocity import velocity
+from training.lora.adapter import adapter_parameters, add_adapter
+from training.methods import METHODS, Prompts, losses, make_method
+from training.methods.eraseanything import EraseAnything
+
+LENGTH = 32
+CONCEPT = Concept(
+    "car",
+    synonyms=("automobile",),
+    irrelevant=("dog", "apple", "bus"),
+    preserve=("", "a dog", "a photo of an apple"),
+)
+CONFIG = ErasureConfig(erase_prompts=4, batch_erase=3, batch_preserve=3, rank=2)
+
+
+def embeds(rows: int) -> TextEmbeds:
+    generator = torch.Generator().manual_seed(5)
+    return TextEmbeds(
+        torch.randn(rows, LENGTH, 24, generator=generator), torch.randn(rows, 20, generator=generator)
+    )
+
+
+def adapted_flow(noisy: bool = True) -> Flow:
+    """A tiny Flux with an adapter; `noisy`: one that changes the output (B is not zero)."""
+    transformer = tiny_transformer()
+    add_adapter(transformer, ["attn.add_q_proj", "attn.add_k_proj"], 2, 2.0, 0)
+    if noisy:
+        with torch.no_grad():
+            for number, parameter in enumerate(adapter_parameters(transformer)):
+                parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(number)))
+    return Flow(transformer, torch.tensor([1.0, 0.8, 0.5, 0.2, 0.0]), (2, 3), 3.5)
+
+
+@pytest.fixture(scope="module")
+def tokenizer(demo_folder: Path):
+    return AutoTokenizer.from_pretrained(demo_folder / "tokenizer_2", local_files_only=True)
+
+
+def ready(tokenizer, flow: Flow, config: ErasureConfig = CONFIG, concept: Concept = CONCEPT) -> EraseAnything:
+    method, prompts = make_method(concept, config), Prompts()
+    method.plan(prompts, tokenizer, LENGTH)
+    encoded = embeds(len(prompts.texts))
+    bank = method.collect(flow, encoded, lambda done, total: None)
+    method.use(bank, encoded)
+    method.texts = prompts.texts
+    return method
+
+
+def test_used_steps():
+    levels = torch.tensor([1.0, 0.8, 0.5, 0.2, 0.0])
+    assert [used_steps(levels, t) for t in (0.0, 0.1, 0.2, 0.5, 0.79, 0.9, 0.99)] == [4, 4, 3, 2, 2, 1, 1]
+
+
+def test_the_bank_holds_trajectories_stopped_at_t_and_the_bases_velocities():
+    flow, base, text = adapted_flow(), tiny_transformer(), embeds(4)
+    done = []
+    bank = record(flow, text, [1, 3], [7, 8], {"empty": [0, 0]}, 3, lambda d, t: done.append((d, t)))
+    assert bank["row"].tolist() == [1, 1, 1, 3, 3, 3]
+    torch.testing.assert_close(bank["t"], torch.tensor([1.0, 0.8, 0.5]).repeat(2))
+    assert done[-1] == (6, 6)
+    for number, (row, seed) in enumerate([(1, 7), (3, 8)]):
+        noise = initial_noise([seed], flow.grid, 4)
+        for step in range(3):
+            point = 3 * number + step
+            # the engine's own sampler on a transformer that never had an adapter
+            x = sample(base, text[row], noise, flow.levels, 3.5, flow.grid, stop_at=step)
+            torch.testing.assert_close(bank["x"][point : point + 1], x, atol=2e-4, rtol=1e-4)
+            for name, prompt in (("own", row), ("empty", 0)):
+                v = velocity(base, x, float(flow.levels[step]), text[prompt], 3.5, flow.grid)
+                torch.testing.assert_close(bank[name][point : point + 1], v, atol=2e-4, rtol=1e-4)
+
+
+def test_the_teacher_is_the_base_whatever_the_adapter_has_learnt():
+    flow, base, text = adapted_flow(), tiny_transformer(), embeds(1)
+    x, t = initial_noise([1], flow.grid, 4), torch.tensor([0.7])
+    plain = velocity(base, x, t, text, 3.5, flow.grid)
+    torch.testing.assert_close(flow.teacher(x, t, text), plain)
+    assert not torch.allclose(flow.student(x, t, text), plain, atol=1e-3)
+    assert not flow.teacher(x, t, text).requires_grad and flow.student(x, t, text).requires_grad
+
+
+def test_strength_zero_changes_nothing_and_ends_with_the_context():
+    flow, text = adapted_flow(), embeds(1)
+    x, t = initial_noise([1], flow.grid, 4), torch.tensor([0.7])
+    base, full = flow.teacher(x, t, text), flow.student(x, t, text).detach()
+    with flow.strength(0.0):
+        torch.testing.assert_close(flow.student(x, t, text).detach(), base, atol=0, rtol=0)
+    with flow.strength(0.5):
+        half = flow.student(x, t, text).detach()
+    assert not torch.allclose(half, base, atol=1e-3) and not torch.allclose(half, full, atol=1e-3)
+    torch.testing.assert_close(flow.student(x, t, text).detach(), full, atol=0, rtol=0)
+
+
+def test_a_fresh_adapter_is_exactly_the_teacher(tokenizer):
+    flow = adapted_flow(noisy=False)
+    method = ready(tokenizer, flow, dataclasses.replace(CONFIG, weight_rsc=0.0))
+    terms = {t.name: t for t in method.losses("preserve", flow, torch.Generator().manual_seed(0))}
+    assert float(terms["lora"].value) < 1e-10
+    esd = {t.name: t for t in method.losses("erase", flow, torch.Generator().manual_seed(0))}["esd"]
+    point = method._draw("erase", 3, torch.Generator().manual_seed(0), flow.device)
+    distance = (2 * (point["empty"] - point["own"])).square().mean()  # the target is 2 (v(∅) - v(c)) away at η = 1
+    assert float(esd.value) == pytest.approx(float(distance), rel=1e-3)
+
+
+def test_random_strength_sends_weak_adapters_less_far(tokenizer):
+    flow = adapted_flow(noisy=False)
+    method = ready(tokenizer, flow, dataclasses.replace(CONFIG, random_strength=True))
+    for seed in range(3):
+        terms = {t.name: t for t in method.losses("erase", flow, torch.Generator().manual_seed(seed))}
+        generator = torch.Generator().manual_seed(seed)
+        point = method._draw("erase", 3, generator, flow.device)
+        strength = float(torch.rand((), generator=generator))
+        distance = (2 * strength * (point["empty"] - point["own"])).square().mean()
+        assert float(terms["esd"].value) == pytest.approx(float(distance), rel=1e-3)
+        assert terms["attn"].weight == pytest.approx(CONFIG.weight_attn * strength)
+
+
+def test_attention_is_that_of_the_concepts_tokens_in_each_prompt(tokenizer):
+    flow = adapted_flow()
+    method = ready(tokenizer, flow)
+    for row, text in enumerate(method.texts):
+        tokens = tokenizer.convert_ids_to_tokens(tokenizer(text).input_ids)
+        marked = {tokens[i] for i in torch.nonzero(method.masks[row]).flatten().tolist()}
+        if row in {r for r, _ in method.erase}:
+            assert marked in ({"▁car"}, {"▁automobile"}), text
+    point = method._draw("erase", 3, torch.Generator().manual_seed(4), flow.device)
+    capture = AttentionCapture(method.masks[point["row"]], [0, 1])
+    flow.student(point["x"], point["t"], method.embeds[point["row"]], capture=capture)
+    terms = {t.name: t for t in method.losses("erase", flow, torch.Generator().manual_seed(4))}
+    assert float(terms["attn"].value) == pytest.approx(float(losses.attention_mass(capture.columns)), rel=1e-5)
+    assert float(terms["attn"].value) > 0
+
+
+def test_contrast_substitutes_words_in_the_same_prompt_at_the_same_noise(tokenizer):
+    flow = adapted_flow()
+    method = ready(tokenizer, flow)
+    assert method.contrast
+    for concept, synonym, words in method.contrast:
+        text = method.texts[concept]
+        assert method.texts[synonym].replace("an automobile", "a car").replace("automobile", "car") == text.replace(
+            "an car", "a car"
+        )
+        assert len(words) == 3 and len({concept, synonym, *words}) == 5
+    bank = method.bank
+    one, row = bank["contrast.noise"][:1], method.contrast[0][1]
+    capture = AttentionCapture(method.masks[[row]], [0, 1])
+    flow.teacher(one, torch.ones(1), method.embeds[row], capture=capture)  # a whole pass, not a truncated one
+    torch.testing.assert_close(
+        bank["contrast.synonym"][:1], losses.attention_features(capture.columns), atol=1e-5, rtol=1e-4
+    )
+    terms = {t.name: t for t in method.losses("preserve", flow, torch.Generator().manual_seed(0))}
+    assert float(terms["rsc"].value) > 0 and terms["rsc"].value.requires_grad
+
+
+def test_without_synonyms_the_contrast_is_against_the_base_itself(tokenizer):
+    flow = adapted_flow()
+    method = ready(tokenizer, flow, concept=dataclasses.replace(CONCEPT, synonyms=()))
+    assert all(concept == synonym for concept, synonym, _ in method.contrast)
+
+
+def test_only_the_adapter_learns(tokenizer):
+    flow = adapted_flow()
+    method = ready(tokenizer, flow)
+    for level in method.levels():
+        terms = method.losses(level.name, flow, torch.Generator().manual_seed(0))
+        sum(t.weight * t.value for t in terms).backward()
+    trained = {id(p) for p in adapter_parameters(flow.transformer)}
+    for parameter in flow.transformer.parameters():
+        assert (parameter.grad is not None and bool(parameter.grad.abs().sum() > 0)) == (id(parameter) in trained)
+
+
+def test_a_bank_round_trips_and_its_digest_sees_every_bit(tokenizer, tmp_path: Path):
+    bank = ready(tokenizer, adapted_flow()).bank
+    write_tensors(tmp_path / "bank.safetensors", bank, {"a": "b"}, "bank")
+    read, metadata = read_tensors(tmp_path / "bank.safetensors")
+    assert metadata == {"a": "b"} and digest(read) == digest(bank)
+    name = "erase.own"
+    nudged = bank[name].clone()
+    nudged.view(torch.int32).view(-1)[3] ^= 1
+    assert digest({**bank, name: nudged}) != digest(bank)
+    (tmp_path / "bank.safetensors").write_bytes(b"junk")
+    with pytest.raises(CheckpointError):
+        read_tensors(tmp_path / "bank.safetensors")
+
+
+def test_every_method_of_the_settings_exists():
+    field = next(f for f in dataclasses.fields(ErasureConfig) if f.name == "method")
+    assert set(METHODS) == set(field.metadata["choices"])

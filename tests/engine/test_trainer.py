@@ -1,0 +1,280 @@
+"""The training loop on a tiny Flux: what it writes, stopping, resuming bit by bit, and what can go wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import FluxTransformer2DModel
+from PIL import Image
+
+from training import checkpoint as checkpoints
+from training import trainer
+from training.concepts import Concept
+from training.config import ErasureConfig, ErasureRequest
+from training.errors import CheckpointError, ConceptError, ConfigError
+from training.flux.source import FluxSource
+from training.lora.format import KEY_BASE, KEY_CONCEPT, KEY_CONFIG, read_lora
+from training.methods import Term
+from training.methods.eraseanything import EraseAnything
+
+ROOT = Path(__file__).parents[2]
+CONCEPT = Concept(
+    "car",
+    synonyms=("automobile",),
+    irrelevant=("dog", "apple", "bus"),
+    preserve=("", "a dog", "a photo of an apple", "a red bus"),
+)
+CONFIG = ErasureConfig(
+    steps=6,
+    rank=2,
+    alpha=2.0,
+    erase_prompts=4,
+    batch_erase=2,
+    batch_preserve=2,
+    sampling_steps=3,
+    resolution=64,
+    checkpoint_every=2,
+    sample_every=3,
+    sample_count=1,
+)
+
+
+def tiny_folder(demo_folder: Path, target: Path, seed: int = 0) -> Path:
+    """The demo model with a much smaller random transformer, in diffusers layout."""
+    for part in ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "vae", "scheduler"):
+        shutil.copytree(demo_folder / part, target / part)
+    shutil.copyfile(demo_folder / "model_index.json", target / "model_index.json")
+    text = json.loads((demo_folder / "transformer" / "config.json").read_text())
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = FluxTransformer2DModel(
+            in_channels=64,
+            num_layers=2,
+            num_single_layers=1,
+            attention_head_dim=32,
+            num_attention_heads=2,
+            joint_attention_dim=text["joint_attention_dim"],
+            pooled_projection_dim=text["pooled_projection_dim"],
+            guidance_embeds=True,
+            axes_dims_rope=(8, 12, 12),
+        )
+    model.save_pretrained(target / "transformer")
+    return target
+
+
+@pytest.fixture(scope="module")
+def flux(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> FluxSource:
+    folder = tiny_folder(demo_folder, tmp_path_factory.mktemp("tiny-flux"))
+    return FluxSource("diffusers", folder=str(folder), precision="fp32")
+
+
+def request(flux: FluxSource, out: Path, config: ErasureConfig = CONFIG, concept: Concept = CONCEPT) -> ErasureRequest:
+    return ErasureRequest(flux, concept, config, "erase-car", str(out), "cpu")
+
+
+def train(
+    flux: FluxSource, out: Path, config: ErasureConfig = CONFIG, concept: Concept = CONCEPT, stop_after: int = 10**9
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """(result, events) of a training in out/job; Stopped after `stop_after` steps."""
+    events: list[dict[str, Any]] = []
+    stop = lambda: any(e["type"] == "step" and e["step"] >= stop_after for e in events)  # noqa: E731
+    return trainer.run(request(flux, out, config, concept), out / "job", events.append, stop), events
+
+
+@pytest.fixture(scope="module")
+def whole(flux: FluxSource, tmp_path_factory: pytest.TempPathFactory):
+    """An uninterrupted training: (folder, result, events)."""
+    out = tmp_path_factory.mktemp("whole")
+    return (out, *train(flux, out))
+
+
+def test_a_training_writes_its_lora_samples_and_events(whole, flux: FluxSource):
+    out, result, events = whole
+    weights, metadata = read_lora(result["lora"])
+    assert result["lora"] == str(out / "erase-car.safetensors") and result["steps"] == 6
+    assert sorted(weights) == [f"transformer_blocks.{i}.attn.add_{p}_proj" for i in (0, 1) for p in "kq"]
+    assert all(a.shape == (2, 64) and b.shape == (64, 2) and alpha == 2.0 for a, b, alpha in weights.values())
+    assert all(b.abs().max() > 0 for _, b, _ in weights.values())
+    assert metadata[KEY_BASE] == flux.fingerprint()
+    assert Concept.from_dict(json.loads(metadata[KEY_CONCEPT])) == CONCEPT
+    assert ErasureConfig.from_dict(json.loads(metadata[KEY_CONFIG])) == CONFIG
+
+    steps = [e for e in events if e["type"] == "step"]
+    assert [e["step"] for e in steps] == [1, 2, 3, 4, 5, 6] and all(e["total"] == 6 for e in steps)
+    assert all(set(e["losses"]) == {"esd", "attn", "lora", "rsc"} and e["seconds_per_step"] > 0 for e in steps)
+    assert [e["step"] for e in events if e["type"] == "checkpoint"] == [2, 4, 6]
+    samples = [e for e in events if e["type"] == "sample"]
+    assert [(e["step"], e["prompt"]) for e in samples[:3]] == [
+        (0, "a photo of a car"), (0, "a photo of an automobile"), (0, "a photo of a bus"),
+    ]  # fmt: skip
+    assert sorted({e["step"] for e in samples}) == [0, 3, 6]
+    for event in samples:
+        assert Image.open(out / "job" / event["file"]).size == (64, 64)
+    assert events[-1]["type"] == "completed" and events[-1]["lora"] == result["lora"]
+    phases = [e["phase"] for e in events if e["type"] == "phase"]
+    assert list(dict.fromkeys(phases)) == ["encode", "bank", "samples", "train", "save"]
+    assert len(list((out / "job" / "checkpoints").iterdir())) == checkpoints.KEEP
+    assert not [p for p in out.rglob("*") if p.name.endswith(".part")]
+
+
+def test_the_same_seed_gives_the_same_lora_and_another_does_not(whole, flux: FluxSource, tmp_path: Path):
+    first = Path(whole[1]["lora"]).read_bytes()
+    again, _ = train(flux, tmp_path / "again", dataclasses.replace(CONFIG, sample_every=0))
+    other, _ = train(flux, tmp_path / "other", dataclasses.replace(CONFIG, seed=1))
+    a, b = read_lora(whole[1]["lora"])[0], read_lora(again["lora"])[0]
+    assert all(torch.equal(a[m][0], b[m][0]) and torch.equal(a[m][1], b[m][1]) for m in a)
+    assert first != Path(other["lora"]).read_bytes()
+
+
+def test_stopping_keeps_a_checkpoint_and_going_on_ends_the_same(whole, flux: FluxSource, tmp_path: Path):
+    with pytest.raises(trainer.Stopped):
+        train(flux, tmp_path, stop_after=3)
+    assert checkpoints.latest_checkpoint(tmp_path / "job" / "checkpoints").step == 3
+    assert not (tmp_path / "erase-car.safetensors").exists()
+    result, events = train(flux, tmp_path)
+    assert [e["step"] for e in events if e["type"] == "step"] == [4, 5, 6]
+    assert Path(result["lora"]).read_bytes() == Path(whole[1]["lora"]).read_bytes()
+
+
+def test_kill_9_and_resume_is_bit_identical(whole, flux: FluxSource, tmp_path: Path):
+    """The worker is killed between two checkpoints, so that steps are lost and done again."""
+    job = tmp_path / "job"
+    job.mkdir()
+    (tmp_path / "request.json").write_text(json.dumps(request(flux, tmp_path).to_dict()))
+    (tmp_path / "work.py").write_text(
+        "import json, pathlib, sys\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        "from training import trainer\n"
+        "from training.config import ErasureRequest\n"
+        "here = pathlib.Path(__file__).parent\n"
+        "request = ErasureRequest.from_dict(json.loads((here / 'request.json').read_text()))\n"
+        "def report(event):\n"
+        "    if event['type'] == 'step':\n"
+        "        (here / 'step').write_text(str(event['step']))\n"
+        "        if event['step'] == int(sys.argv[1]):\n"
+        "            import time; time.sleep(600)\n"
+        "trainer.run(request, here / 'job', report)\n"
+    )
+    process = subprocess.Popen([sys.executable, tmp_path / "work.py", "5"])
+    try:
+        deadline = time.monotonic() + 240
+        while not ((tmp_path / "step").exists() and (tmp_path / "step").read_text() == "5"):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.1)
+    finally:
+        if os.name == "posix":
+            os.kill(process.pid, signal.SIGKILL)
+        else:
+            process.kill()
+        process.wait()
+    assert checkpoints.latest_checkpoint(job / "checkpoints").step == 4
+    assert not (tmp_path / "erase-car.safetensors").exists()
+    subprocess.run([sys.executable, tmp_path / "work.py", "0"], check=True, timeout=240)
+    assert (tmp_path / "erase-car.safetensors").read_bytes() == Path(whole[1]["lora"]).read_bytes()
+
+
+def test_a_finished_training_writes_its_lora_again_without_steps(whole, flux: FluxSource, tmp_path: Path):
+    shutil.copytree(whole[0] / "job", tmp_path / "job")
+    result, events = train(flux, tmp_path)
+    assert not [e for e in events if e["type"] == "step"]
+    assert Path(result["lora"]).read_bytes() == Path(whole[1]["lora"]).read_bytes()
+
+
+def test_checkpoints_of_another_base_or_concept_are_refused_and_kept(whole, demo_folder: Path, flux, tmp_path: Path):
+    shutil.copytree(whole[0] / "job", tmp_path / "job")
+    before = sorted(p.name for p in (tmp_path / "job" / "checkpoints").iterdir())
+    other = FluxSource("diffusers", folder=str(tiny_folder(demo_folder, tmp_path / "other", seed=1)), precision="fp32")
+    with pytest.raises(CheckpointError, match="another base model"):
+        train(other, tmp_path)
+    with pytest.raises(CheckpointError, match="another concept or other settings"):
+        train(flux, tmp_path, dataclasses.replace(CONFIG, eta=2.0))
+    assert sorted(p.name for p in (tmp_path / "job" / "checkpoints").iterdir()) == before
+
+
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(whole, flux: FluxSource, tmp_path: Path):
+    shutil.copytree(whole[0] / "job", tmp_path / "job")
+    newest = sorted((tmp_path / "job" / "checkpoints").iterdir())[-1]
+    newest.write_bytes(newest.read_bytes()[:100])
+    result, events = train(flux, tmp_path)
+    assert [e["step"] for e in events if e["type"] == "step"] == [5, 6]
+    assert Path(result["lora"]).read_bytes() == Path(whole[1]["lora"]).read_bytes()
+
+
+@pytest.mark.parametrize("term", ["esd", "lora"])
+def test_a_loss_that_is_no_number_stops_and_keeps_the_last_checkpoint(
+    flux: FluxSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, term: str
+):
+    calls = []
+
+    class Diverging(EraseAnything):
+        def losses(self, level, flow, generator):
+            calls.append(level)
+            terms = super().losses(level, flow, generator)
+            bad = float("nan") if len(calls) > 6 else 1.0
+            return [Term(t.name, t.value * bad, t.weight) if t.name == term else t for t in terms]
+
+    monkeypatch.setattr("training.methods.METHODS", {"eraseanything": Diverging})
+    with pytest.raises(trainer.TrainingDiverged, match=f'"{term}" is no longer a number after step 3'):
+        train(flux, tmp_path)
+    kept = checkpoints.latest_checkpoint(tmp_path / "job" / "checkpoints")
+    assert kept.step == 2 and all(torch.isfinite(b).all() for _, b, _ in kept.lora.values())
+    assert not (tmp_path / "erase-car.safetensors").exists()
+
+
+def test_a_checkpoint_that_is_not_finite_is_refused(whole, tmp_path: Path):
+    good = checkpoints.latest_checkpoint(whole[0] / "job" / "checkpoints")
+    name = next(iter(good.lora))
+    a, b, alpha = good.lora[name]
+    bad = dataclasses.replace(good, lora={**good.lora, name: (a, b * float("inf"), alpha)})
+    with pytest.raises(CheckpointError, match="no longer finite"):
+        checkpoints.write_checkpoint(tmp_path, bad)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("concept", "message"),
+    [
+        (dataclasses.replace(CONCEPT, phrase="猫", synonyms=()), "does not know"),
+        (dataclasses.replace(CONCEPT, template=" ".join(["photo"] * 40) + " {}"), "beyond the 32 tokens"),
+        (dataclasses.replace(CONCEPT, phrase=""), "empty"),
+    ],
+)
+def test_concepts_that_the_model_cannot_take(flux: FluxSource, tmp_path: Path, concept: Concept, message: str):
+    with pytest.raises(ConceptError, match=message):
+        train(flux, tmp_path, concept=concept)
+
+
+def test_no_preservation_leaves_one_level(flux: FluxSource, tmp_path: Path):
+    config = dataclasses.replace(CONFIG, weight_lora=0.0, weight_rsc=0.0, steps=2, sample_every=0)
+    _, events = train(flux, tmp_path, config)
+    assert [set(e["losses"]) for e in events if e["type"] == "step"] == [{"esd", "attn"}] * 2
+
+
+def test_blocks_and_targets_are_those_asked_for(flux: FluxSource, tmp_path: Path):
+    config = dataclasses.replace(CONFIG, blocks=(1,), targets="text_qkv", steps=1, sample_every=0)
+    result, _ = train(flux, tmp_path, config)
+    weights, _ = read_lora(result["lora"])
+    assert sorted(weights) == [f"transformer_blocks.1.attn.add_{p}_proj" for p in "kqv"]
+    with pytest.raises(ConfigError, match="blocks"):
+        train(flux, tmp_path / "none", dataclasses.replace(config, blocks=(7,)))
+
+
+def test_a_full_disk_is_one_sentence(flux: FluxSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("training.bank.save_file", full)
+    with pytest.raises(CheckpointError, match="free some space"):
+        train(flux, tmp_path)
+    assert not list((tmp_path / "job").glob(".*"))
