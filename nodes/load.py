@@ -12,11 +12,10 @@ from ..training.errors import SourceError
 from ..training.flux.source import PRECISIONS, FluxSource, demo_model_folder, demo_source
 from .compat import diffusers_folders, io, list_files, resolve_file
 from .native import load_native
-from .types import CATEGORY, FluxSourceType
+from .types import CATEGORY, NONE, FluxSourceType
 
 DEMO = "demo (flux-emoji)"
 SINGLE_FILES = "single files"
-NONE = "none"
 
 # input -> the host's folder of such files
 _FILE_FOLDERS = {"transformer": "diffusion_models", "clip_l": "text_encoders", "t5": "text_encoders", "vae": "vae"}

@@ -17,7 +17,7 @@ from ..training.flux.sampling import initial_noise, sigmas, unpack
 from ..training.flux.source import FluxSource
 from .compat import io, list_files, resolve_file, ui
 from .native import NativeFlux, apply_lora, load_native
-from .types import CATEGORY, FluxSourceType
+from .types import CATEGORY, NONE, FluxSourceType
 
 MAX_STRENGTH = 1.5
 _MARGIN = 6  # pixels between images and around labels
@@ -25,9 +25,11 @@ _MARGIN = 6  # pixels between images and around labels
 
 def _lora_inputs() -> list[io.Input]:
     return [
-        io.Combo.Input("lora", options=list_files("loras"), tooltip="A LoRA in models/loras."),
+        io.Combo.Input(
+            "lora", options=[NONE, *list_files("loras")], default=NONE, tooltip="A LoRA in models/loras."
+        ),
         io.Float.Input(
-            "strength", default=1.0, min=0.0, max=MAX_STRENGTH, step=0.05,
+            "strength", default=1.0, min=0.0, max=MAX_STRENGTH, step=0.05, display_mode=io.NumberDisplay.slider,
             tooltip="0 changes nothing, 1 erases as trained. Lower it if other things suffer, raise it if it shows.",
         ),
     ]  # fmt: skip
@@ -45,7 +47,7 @@ def lora_path(lora: str | None, lora_name: str | None, strength: float) -> str:
     if not 0 <= strength <= MAX_STRENGTH:
         raise ConfigError(f"The strength {strength} is outside 0 to {MAX_STRENGTH}: choose one between.")
     name = lora_name or lora
-    if not name:
+    if not name or name == NONE:
         raise LoraError("There is no LoRA to apply: train one, or put one into models/loras and refresh the list.")
     return resolve_file("loras", name if name.endswith(".safetensors") else f"{name}.safetensors", LoraError)
 

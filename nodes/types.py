@@ -6,6 +6,8 @@ from .compat import io
 
 CATEGORY = "Erase Anything"
 
+NONE = "none"  # the choice in a combo of files that chooses none
+
 FluxSourceType = io.Custom("FLUX_SOURCE")  # carries training.flux.source.FluxSource
 ConceptType = io.Custom("ERASURE_CONCEPT")  # carries training.concepts.Concept
 JobType = io.Custom("ERASURE_JOB")  # carries a job's id (str)

@@ -53,7 +53,9 @@ def _reading(what: str) -> Iterator[None]:
         raise SourceError(f"The {what} cannot be loaded, check that its files are whole ({first_line}).") from error
 
 
-def _place(module: torch.nn.Module, device: torch.device) -> torch.nn.Module:
+def _place(module: torch.nn.Module, device: torch.device, dtype: torch.dtype) -> torch.nn.Module:
+    if next(module.parameters()).dtype != dtype:  # older libraries ignore the dtype they are asked for
+        module = module.to(dtype)
     return module.to(device).eval().requires_grad_(False)
 
 
@@ -70,7 +72,7 @@ def load_transformer(
             )
         else:
             model = _native_transformer(source, dtype)
-    return _place(model, device)
+    return _place(model, device, dtype)
 
 
 def _native_transformer(source: FluxSource, dtype: torch.dtype) -> FluxTransformer2DModel:
@@ -108,8 +110,7 @@ def load_vae(
 
             vae = AutoencoderKL.from_config(_VAE_CONFIG)
             vae.load_state_dict(convert_ldm_vae_checkpoint(load_file(source.vae), vae.config), strict=True)
-            vae = vae.to(dtype)
-    return _place(vae, device)
+    return _place(vae, device, dtype)
 
 
 def load_text_encoders(
@@ -126,13 +127,17 @@ def load_text_encoders(
             t5 = T5EncoderModel.from_pretrained(folder / "text_encoder_2", **options)
             tokenizers = (folder / "tokenizer", folder / "tokenizer_2")
         else:
-            clip, t5 = _single_file_clip(source.clip_l).to(dtype), _single_file_t5(source.t5, dtype)
+            clip, t5 = _single_file_clip(source.clip_l), _single_file_t5(source.t5, dtype)
             tokenizers = (Path(source.tokenizer), Path(source.tokenizer_2))
         tokenizer, tokenizer_2 = (AutoTokenizer.from_pretrained(path, local_files_only=True) for path in tokenizers)
     if tokenizer.model_max_length > 77:  # the host's tokenizer folder leaves it open
         tokenizer.model_max_length = 77
     return TextEncoders(
-        _place(clip, device), _place(t5, device), tokenizer, tokenizer_2, variant_of(source).sequence_length
+        _place(clip, device, dtype),
+        _place(t5, device, dtype),
+        tokenizer,
+        tokenizer_2,
+        variant_of(source).sequence_length,
     )
 
 
