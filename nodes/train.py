@@ -63,6 +63,7 @@ class TrainErasureLora(io.ComfyNode):
                 ),
                 *(setting_input(name) for name in SHOWN),
                 setting_input("seed", SEED),
+                setting_input("preserve_prompts"),
             ],
             outputs=[JobType.Output("job", display_name="job")],
         )  # fmt: skip

@@ -21,7 +21,7 @@ install_wordnet()  # finds what scripts/test.py has put in place; sets NLTK_DATA
 Graph = dict[str, dict[str, Any]]
 
 DEMO = "demo (flux-emoji)"
-STEP_LIMITS = {"steps": 4, "erase_prompts": 2, "sample_every": 2}  # a training of seconds
+A_TRAINING_OF_SECONDS = {"steps": 4, "erase_prompts": 2, "preserve_prompts": 2, "sample_every": 2}
 
 
 @pytest.fixture(scope="session")
@@ -99,7 +99,7 @@ def erase_graph() -> Callable[..., Graph]:
             "eta": 1.0,
             "random_strength": False,
             "training_seed": 0,
-            **STEP_LIMITS,
+            **A_TRAINING_OF_SECONDS,
             **settings,
         }
         graph = {

@@ -26,7 +26,7 @@ def test_workflow_runs(host, erase_graph, path):
     assert outputs
     for node in prompt.values():
         if node["class_type"] == "EraseAnything_Train":  # the road is tested here, not how well it erases
-            node["inputs"].update(steps=2, erase_prompts=2, sample_every=0)
+            node["inputs"].update(steps=2, erase_prompts=2, preserve_prompts=2, sample_every=0)
             node["inputs"]["name"] = f"example-{path.stem}"
         if node["class_type"] in ("LoraLoader", "LoraLoaderModelOnly"):
             node["inputs"]["lora_name"] = _existing_lora(host, erase_graph)

@@ -201,13 +201,14 @@ def test_bad_input_is_one_sentence_and_changes_nothing(host, erase_graph, change
     graph = erase_graph("car", "bad-input")
     for name, inputs in changes.items():
         graph[name]["inputs"].update(inputs)
-    jobs, loras = host.get(JOBS), sorted((host.base / "models" / "loras").iterdir())
+    jobs = [job["id"] for job in host.get(JOBS)["jobs"]]
+    loras = sorted((host.base / "models" / "loras").iterdir())
     with pytest.raises(HostError) as refused:
         host.run(graph)
     message = str(refused.value)
     assert sentence in message
     assert "\n" not in message
-    assert host.get(JOBS) == jobs
+    assert [job["id"] for job in host.get(JOBS)["jobs"]] == jobs
     assert sorted((host.base / "models" / "loras").iterdir()) == loras
 
 
