@@ -221,7 +221,8 @@ def apply_lora(model: comfy.model_patcher.ModelPatcher, path: str, strength: flo
     for module, (a, b, _) in weights.items():
         target = keys.get(PREFIX + module)
         # a slice of a fused projection comes as (name, (dimension, start, length))
-        name, length = (target[0], target[1][2]) if isinstance(target, tuple) else (target, None)
+        name, part = target[:2] if isinstance(target, tuple) else (target, None)
+        length = part[2] if part else None
         if name not in shapes or (b.shape[0], a.shape[1]) != (length or shapes[name][0], shapes[name][1]):
             raise LoraError(f"{Path(path).name} was made for another Flux: choose the model it was trained on.")
     if strength == 0:
