@@ -97,6 +97,8 @@ def interactive(host: Host) -> int:
 
 def headless(host: Host, keep: bool, began: float) -> int:
     """Runs the first example workflow to its end, measures, and prints the result as the last line."""
+    from training.errors import ErasureError
+
     try:
         workflow = min((ROOT / "example_workflows").glob("*.json"))
         prompt = host.convert(json.loads(workflow.read_text(encoding="utf-8")))
@@ -121,9 +123,11 @@ def headless(host: Host, keep: bool, began: float) -> int:
             "lora": str(lora),
             "image": str(image),
         }
-    except BaseException:
+    except BaseException as error:
         cancel_all(host)
         host.stop()
+        if isinstance(error, ErasureError):
+            raise HostError(str(error)) from error
         raise
     if keep:
         say(f"the server goes on at {host.url} (process {host.process.pid})")
