@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import random
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
 
 from ..flux.loading import pick_device
-from . import autoencoder, flux, judge, text
+from . import autoencoder, flux, judge, replicas, text
 from .scenes import random_scene
 from .sprites import load_sprites
 
@@ -70,20 +72,20 @@ class Build:
             ).save_pretrained(self.work / "vae")
 
     def latents(self) -> None:
-        self.data = flux.make_data(self.images, self._vae(), self.work / "latents.pt", self.device)
+        if not self._done("latents.pt"):
+            flux.make_data(self.images, self._vae(), self.work, self.device)
+
+    def _replicated(self, stage: str, function: Callable[..., None]) -> None:
+        count = replicas.workers_for(self.device)
+        replicas.run(functools.partial(function, **self._steps(stage)), count, self.work, self.device)
 
     def flux(self) -> None:
         if not self._done("transformer_base"):
-            flux.train_flux(self.data, self.work, self.device, **self._steps("flux")).save_pretrained(
-                self.work / "transformer_base"
-            )
+            self._replicated("flux", flux.train_flux)
 
     def guidance(self) -> None:
         if not self._done("transformer"):
-            model = flux.distill_guidance(
-                self._transformer("transformer_base"), self.data, self.work, self.device, **self._steps("guidance")
-            )
-            model.save_pretrained(self.work / "transformer")
+            self._replicated("guidance", flux.distill_guidance)
 
     def decoder(self) -> None:
         if not self._done("vae_polished"):

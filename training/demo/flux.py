@@ -13,7 +13,7 @@ import torch
 from diffusers import AutoencoderKL, FluxTransformer2DModel
 from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer
 
-from . import autoencoder, stages
+from . import autoencoder, replicas, stages
 from .scenes import Scene, caption_spans, caption_text, random_scene
 from .text import SEQUENCE_LENGTH, WIDTH
 
@@ -30,6 +30,7 @@ CONFIG = {
     "axes_dims_rope": (16, 56, 56),
 }
 GRID = 8  # tokens a side: 128 pixels / 8 (autoencoder) / 2 (patch)
+SCENES = 16000
 CAPTION_DROP = 0.1
 POOLED_DROP = 0.6  # often without the pooled vector, so that the T5 tokens must carry the content
 GUIDANCE_RANGE = (1.0, 5.0)
@@ -49,19 +50,23 @@ def pack(latents: torch.Tensor) -> torch.Tensor:
     return latents.reshape(b, c, h // 2, 2, w // 2, 2).permute(0, 2, 4, 1, 3, 5).reshape(b, (h // 2) * (w // 2), c * 4)
 
 
-def make_data(sprites: np.ndarray, vae: AutoencoderKL, path: Path, device: torch.device, count: int = 16000) -> Data:
-    """Draw `count` scenes and encode them once into `path`."""
+def _scenes(count: int) -> list[Scene]:
     rng = random.Random(11)
-    scenes = list(dict.fromkeys(random_scene(rng, pairs=0.5, counts=0.06) for _ in range(count)))
-    if path.exists():
-        return Data(scenes, torch.load(path, weights_only=True))
-    parts = []
+    return list(dict.fromkeys(random_scene(rng, pairs=0.5, counts=0.06) for _ in range(count)))
+
+
+def load_data(work: Path, count: int = SCENES) -> Data:
+    """What make_data() left in `work`."""
+    return Data(_scenes(count), torch.load(work / "latents.pt", weights_only=True, mmap=True))
+
+
+def make_data(sprites: np.ndarray, vae: AutoencoderKL, work: Path, device: torch.device, count: int = SCENES) -> None:
+    """Draw `count` scenes and encode them once into `work/latents.pt`."""
+    scenes, parts = _scenes(count), []
     for start in range(0, len(scenes), 500):
         images = np.stack([scene.render(sprites) for scene in scenes[start : start + 500]])
         parts.append(pack(autoencoder.encode(vae, images, device)))
-    latents = torch.cat(parts)
-    stages.save_atomically(latents, path)
-    return Data(scenes, latents)
+    stages.save_atomically(torch.cat(parts), work / "latents.pt")
 
 
 class Encoders:
@@ -117,141 +122,153 @@ def draw_times(count: int, progress: float) -> torch.Tensor:
     return torch.where(high, 0.7 + 0.3 * torch.rand(count), torch.rand(count))
 
 
-def optimizers(model: torch.nn.Module) -> list[torch.optim.Optimizer]:
-    """Muon on the blocks' matrices, AdamW on everything else."""
-    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "blocks." in name]
-    chosen = {id(p) for p in matrices}
-    others = [p for p in model.parameters() if id(p) not in chosen]
-    return [
-        torch.optim.Muon(matrices, lr=4e-3, weight_decay=0.01, momentum=0.95, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(others, lr=2e-3, betas=(0.9, 0.98), weight_decay=0.0, fused=True),
-    ]
-
-
-def _set_rate(opts: list[torch.optim.Optimizer], factor: float) -> None:
-    for opt in opts:
-        for group in opt.param_groups:
-            group["lr"] = factor * group.setdefault("base_lr", group["lr"])
-
-
-def _start(folder: Path, device: torch.device) -> tuple[FluxTransformer2DModel, FluxTransformer2DModel, Encoders]:
+def _start(work: Path, device: torch.device) -> tuple[FluxTransformer2DModel, FluxTransformer2DModel, Encoders]:
+    """A fresh model, the same on every replica, a copy to hold its average, and the text encoders."""
     torch.manual_seed(0)
     model = FluxTransformer2DModel(**CONFIG)
     for name, parameter in model.named_parameters():  # adaLN-zero (DiT): every block starts as the identity
         if ("norm" in name and ".linear." in name) or name.startswith("proj_out."):
             torch.nn.init.zeros_(parameter)
-    return model.to(device), copy.deepcopy(model).requires_grad_(False).to(device), Encoders(folder, device)
+    return model.to(device), copy.deepcopy(model).requires_grad_(False).to(device), Encoders(work, device)
+
+
+class Optimizers:
+    """Muon on the blocks' matrices, AdamW on everything else; each replica updates its share of the matrices."""
+
+    def __init__(self, model: torch.nn.Module, rank: int, count: int, factor: float = 1.0) -> None:
+        self.rank, self.count, self.factor = rank, count, factor
+        self.weights = list(model.parameters())
+        matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "blocks." in name]
+        chosen = {id(p) for p in matrices}
+        by_size = sorted(range(len(matrices)), key=lambda i: (-matrices[i].numel(), i))
+        self.owned = [[matrices[i] for i in by_size[r::count]] for r in range(count)]
+        self.muon = torch.optim.Muon(matrices, lr=4e-3, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
+        others = [p for p in self.weights if id(p) not in chosen]
+        self.adamw = torch.optim.AdamW(others, lr=2e-3, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
+
+    def step(self, loss: torch.Tensor, rate: float) -> None:
+        """Backward, average over the replicas, clip, update; `rate` multiplies the learning rates."""
+        for opt, base in ((self.muon, 4e-3), (self.adamw, 2e-3)):
+            opt.zero_grad(set_to_none=True)
+            for group in opt.param_groups:
+                group["lr"] = base * self.factor * rate
+        loss.backward()
+        replicas.average_gradients(self.weights, self.count)
+        torch.nn.utils.clip_grad_norm_(self.weights, 1.0)
+        for owner, matrices in enumerate(self.owned):
+            if owner != self.rank:
+                for matrix in matrices:
+                    matrix.grad = None  # left to its owner
+        self.muon.step()
+        self.adamw.step()
+        replicas.share(self.owned, self.count)
+
+    def state_dict(self) -> dict[str, object]:
+        return {"muon": self.muon.state_dict(), "adamw": self.adamw.state_dict()}
+
+    def load_state_dict(self, state: dict[str, dict]) -> None:
+        self.muon.load_state_dict(state["muon"])
+        self.adamw.load_state_dict(state["adamw"])
+
+    def gather(self) -> None:
+        """Bring every owner's momentum to all replicas, so that one checkpoint holds them all."""
+        if self.count > 1:
+            for matrix in (m for group in self.owned for m in group):
+                self.muon.state[matrix].setdefault("momentum_buffer", torch.zeros_like(matrix))
+            replicas.share([[self.muon.state[m]["momentum_buffer"] for m in group] for group in self.owned], self.count)
 
 
 class _Batches:
-    """Draws training batches; the draw depends on the step alone, so a resumed run sees the same ones."""
+    """Draws training batches; the draw depends on seed and rank alone, so a resumed run sees the same ones."""
 
-    def __init__(self, data: Data, encoders: Encoders, batch: int) -> None:
-        self.data, self.encoders, self.batch = data, encoders, batch
+    def __init__(self, data: Data, encoders: Encoders, batch: int, rank: int) -> None:
+        self.data, self.encoders, self.batch, self.rank = data, encoders, batch, rank
         self.pairs = np.array([i for i, s in enumerate(data.scenes) if len(s.nouns) == 2])
         self.singles = np.array([i for i, s in enumerate(data.scenes) if len(s.nouns) == 1])
 
-    def draw(self, step: int, pairs: float) -> tuple[torch.Tensor, list[str]]:
-        """Latents [B, 64, 64] in fp32 and captions; `pairs` is the share of two-object scenes."""
-        generator, rng = np.random.default_rng(step), random.Random(step)
+    def draw(self, seed: int, pairs: float, drop: float, progress: float) -> tuple[torch.Tensor, ...]:
+        """x_t and noise - x_0 [B, 64, 64], t [B], T5 and pooled outputs; `pairs`: share of two-object scenes."""
+        seed = seed * 64 + self.rank
+        generator, rng = np.random.default_rng(seed), random.Random(seed)
+        torch.manual_seed(seed)
         two = generator.random(self.batch) < pairs
         picks = np.where(two, generator.choice(self.pairs, self.batch), generator.choice(self.singles, self.batch))
         captions = [caption_text(caption_spans(rng, self.data.scenes[i])) for i in picks]
-        return self.data.latents[torch.from_numpy(picks)].float().to(self.encoders.device), captions
+        device = self.encoders.device
+        latents = self.data.latents[torch.from_numpy(picks)].float().to(device)
+        t5, pooled = self.encoders.encode(["" if rng.random() < drop else caption for caption in captions])
+        no_pooled = (torch.rand(self.batch) < POOLED_DROP).to(device)
+        pooled = torch.where(no_pooled[:, None], self.encoders.empty_pooled, pooled)
+        t, noise = draw_times(self.batch, progress).to(device), torch.randn(latents.shape).to(device)
+        return (1 - t[:, None, None]) * latents + t[:, None, None] * noise, noise - latents, t, t5, pooled
 
 
-def train_flux(
-    data: Data, folder: Path, device: torch.device, steps: int = 4000, batch: int = 64, decay: float = 0.999
-) -> FluxTransformer2DModel:
-    """Flow matching on (latents, caption); returns the average of the weights (EMA)."""
-    model, average, encoders = _start(folder, device)
-    opts = optimizers(model)
-    batches = _Batches(data, encoders, batch)
+def _average(averages: list[torch.Tensor], weights: list[torch.nn.Parameter], decay: float, step: int) -> None:
+    torch._foreach_lerp_(averages, weights, 1 - min(decay, (step + 1) / (step + 10)))
+
+
+def train_flux(rank: int, count: int, work: Path, device: torch.device, steps: int = 4000, batch: int = 64) -> None:
+    """One replica of flow matching on (latents, caption); rank 0 writes the average of the weights (EMA)."""
+    model, average, encoders = _start(work, device)
+    optimizers = Optimizers(model, rank, count)
+    batches = _Batches(load_data(work), encoders, batch // count, rank)
     model.compile_repeated_blocks(dynamic=False)
-    ones = torch.ones(batch, device=device)
-    weights, averages = list(model.parameters()), list(average.parameters())
+    ones = torch.ones(batch // count, device=device)
+    averages = list(average.parameters())
 
     def step_fn(step: int) -> dict[str, float]:
         progress = step / steps
-        _set_rate(opts, stages.cosine(step, steps, 150))
-        latents, captions = batches.draw(step, pairs=0.1 if progress < 0.25 else 0.3 if progress < 0.5 else 0.4)
-        dropped = torch.rand(batch) < CAPTION_DROP
-        t5, pooled = encoders.encode(["" if d else c for d, c in zip(dropped, captions, strict=False)])
-        no_pooled = (torch.rand(batch) < POOLED_DROP).to(device)
-        pooled = torch.where(no_pooled[:, None], encoders.empty_pooled, pooled)
-        t, noise = draw_times(batch, progress).to(device), torch.randn(latents.shape).to(device)
-        x = (1 - t[:, None, None]) * latents + t[:, None, None] * noise
+        pairs = 0.1 if progress < 0.2 else 0.3 if progress < 0.45 else 0.4
+        x, goal, t, t5, pooled = batches.draw(step, pairs, CAPTION_DROP, progress)
         with stages.autocast(device):
             velocity = call(model, x, t, t5, pooled, ones)
-        loss = (velocity.float() - (noise - latents)).square().mean()
-        for opt in opts:
-            opt.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(weights, 1.0)
-        for opt in opts:
-            opt.step()
-        torch._foreach_lerp_(averages, weights, 1 - min(decay, (step + 1) / (step + 10)))
+        loss = (velocity.float() - goal).square().mean()
+        optimizers.step(loss, stages.plateau(step, steps, 150))
+        _average(averages, optimizers.weights, 0.998, step)
         return {"loss": loss.item()}
 
-    state = {"model": model, "average": average, "muon": opts[0], "adamw": opts[1]}
-    stages.train("flux", steps, step_fn, state, folder / "flux.pt")
-    return average.eval()
+    state = {"model": model, "average": average, "optimizers": optimizers}
+    stages.train("flux", steps, step_fn, state, work / "flux.pt", rank, optimizers.gather)
+    if rank == 0:
+        average.save_pretrained(work / "transformer_base")
 
 
 def distill_guidance(
-    teacher: FluxTransformer2DModel,
-    data: Data,
-    folder: Path,
-    device: torch.device,
-    steps: int = 900,
-    batch: int = 40,
-    decay: float = 0.99,
-) -> FluxTransformer2DModel:
-    """Teach one pass at guidance g what classifier-free guidance at scale g gives in two, as in Flux.1-dev."""
-    torch.manual_seed(1)
+    rank: int, count: int, work: Path, device: torch.device, steps: int = 500, batch: int = 64
+) -> None:
+    """One replica of teaching one pass at guidance g what classifier-free guidance at scale g gives in two."""
+    teacher = FluxTransformer2DModel.from_pretrained(work / "transformer_base").to(device).eval().requires_grad_(False)
     student, average, encoders = (
         copy.deepcopy(teacher).requires_grad_(True),
         copy.deepcopy(teacher),
-        Encoders(folder, device),
+        Encoders(work, device),
     )
-    opts = optimizers(student)
-    batches = _Batches(data, encoders, batch)
+    optimizers = Optimizers(student, rank, count, factor=0.35)
+    batch //= count
+    batches = _Batches(load_data(work), encoders, batch, rank)
     for model in (teacher, student):
         model.compile_repeated_blocks(dynamic=False)
-    empty_t5, empty_pooled = encoders.encode([""])
-    empty_t5, empty_pooled = empty_t5.expand(batch, -1, -1), empty_pooled.expand(batch, -1)
-    ones = torch.ones(batch, device=device)
-    weights, averages = list(student.parameters()), list(average.parameters())
+    empty_t5, empty_pooled = (part.expand(batch, *part.shape[1:]) for part in encoders.encode([""]))
+    ones, averages = torch.ones(batch, device=device), list(average.parameters())
+    low, high = GUIDANCE_RANGE
 
     def step_fn(step: int) -> dict[str, float]:
-        _set_rate(opts, 0.35 * stages.cosine(step, steps, 50))
-        latents, captions = batches.draw(10**7 + step, pairs=0.35)
-        t5, pooled = encoders.encode(["" if torch.rand(()) < 0.05 else c for c in captions])
-        no_pooled = (torch.rand(batch) < POOLED_DROP).to(device)
-        pooled = torch.where(no_pooled[:, None], empty_pooled, pooled)
-        t, noise = draw_times(batch, 0.5).to(device), torch.randn(latents.shape).to(device)
-        x = (1 - t[:, None, None]) * latents + t[:, None, None] * noise
-        low, high = GUIDANCE_RANGE
+        x, _, t, t5, pooled = batches.draw(10**7 + step, pairs=0.4, drop=0.05, progress=0.5)
         guidance = (low + (high - low) * torch.rand(batch)).to(device)
         with stages.autocast(device), torch.no_grad():
             with_text = call(teacher, x, t, t5, pooled, ones).float()
             without = call(teacher, x, t, empty_t5, empty_pooled, ones).float()
-        target = without + guidance[:, None, None] * (with_text - without)
         with stages.autocast(device):
             velocity = call(student, x, t, t5, pooled, guidance)
-        loss = (velocity.float() - target).square().mean()
-        for opt in opts:
-            opt.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(weights, 1.0)
-        for opt in opts:
-            opt.step()
-        torch._foreach_lerp_(averages, weights, 1 - min(decay, (step + 1) / (step + 10)))
+        loss = (velocity.float() - without - guidance[:, None, None] * (with_text - without)).square().mean()
+        optimizers.step(loss, stages.cosine(step, steps, 30))
+        _average(averages, optimizers.weights, 0.98, step)
         return {"loss": loss.item()}
 
-    state = {"student": student, "average": average, "muon": opts[0], "adamw": opts[1]}
-    stages.train("guidance", steps, step_fn, state, folder / "guidance.pt")
-    return average.eval()
+    state = {"student": student, "average": average, "optimizers": optimizers}
+    stages.train("guidance", steps, step_fn, state, work / "guidance.pt", rank, optimizers.gather)
+    if rank == 0:
+        average.save_pretrained(work / "transformer")
 
 
 @torch.no_grad()

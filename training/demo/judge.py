@@ -1,4 +1,4 @@
-"""Trains the demo model's classifier to be hard to please: blurred, shuffled, blended and recoloured shapes are "none"."""
+"""Trains the demo model's classifier to be hard to please: blurred, shuffled, blended or recoloured is "none"."""
 
 from __future__ import annotations
 
