@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from ..evaluation.classifier import LAYOUTS, DemoClassifier
 from . import autoencoder, stages
 from .scenes import Scene, random_scene
-from .vocabulary import NOUN_NAMES, STYLES
+from .vocabulary import NOUN_NAMES, NOUNS, STYLES
 
 IGNORE = -100
 NONE_INDEX = len(NOUN_NAMES)
@@ -149,6 +149,7 @@ def train_classifier(
         if "num_batches" not in k
     }
     save_file(weights, target / "model.safetensors")
-    facts = {"nouns": list(NOUN_NAMES), "styles": list(STYLES), "layouts": list(LAYOUTS)}
+    synonyms = {noun.name: list(noun.synonyms) for noun in NOUNS}
+    facts = {"nouns": list(NOUN_NAMES), "synonyms": synonyms, "styles": list(STYLES), "layouts": list(LAYOUTS)}
     (target / "config.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
     return model.eval()

@@ -45,9 +45,10 @@ class Verdict:
 class DemoClassifier(nn.Module):
     """Convolutional network over RGB [B, 3, 128, 128] in 0..1 with a noun head per image region."""
 
-    def __init__(self, nouns: list[str], styles: list[str]) -> None:
+    def __init__(self, nouns: list[str], styles: list[str], synonyms: dict[str, list[str]] | None = None) -> None:
         super().__init__()
         self.nouns, self.styles = list(nouns), list(styles)
+        self.synonyms = dict(synonyms or {})  # noun -> other words for it that the model was trained on
         self.stem = nn.Conv2d(3, 24, 5, 2, 2)
         self.blocks = nn.Sequential(_Block(24, 48), _Block(48, 96), _Block(96, 144))
         self.noun_head = nn.Sequential(nn.Linear(144, 144), nn.ReLU(), nn.Linear(144, len(nouns) + 1))
@@ -101,6 +102,6 @@ def load_classifier(folder: Path) -> DemoClassifier:
             f"{folder.name} has no classifier, so accuracies cannot be measured: use the demo model flux-emoji."
         )
     facts = json.loads(config.read_text(encoding="utf-8"))
-    model = DemoClassifier(facts["nouns"], facts["styles"])
+    model = DemoClassifier(facts["nouns"], facts["styles"], facts["synonyms"])
     model.load_state_dict({key: value.float() for key, value in load_file(weights).items()}, strict=False)
     return model.eval()

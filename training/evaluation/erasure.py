@@ -1,0 +1,89 @@
+"""How well a LoRA erased a noun from a model that comes with a classifier: Acc_e, Acc_g and Acc_ir before and after."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from ..concepts import Concept, occurrences
+from ..flux.loading import FluxParts
+from ..flux.sampling import generate
+from ..lora.adapter import load_adapter, set_adapter_scale
+from ..lora.format import LoraWeights
+from .classifier import DemoClassifier
+
+FIRST_SEED = 50_000  # of the measured images; the bank trains on seeds from 1,000,000 on
+
+
+@dataclass(frozen=True)
+class Share:
+    """Shares of images in which the wanted noun is recognised, 0..1, with the base and with the LoRA at strength 1."""
+
+    before: float
+    after: float
+    images: int
+
+
+@dataclass(frozen=True)
+class ErasureScore:
+    """acc_e: the erased noun. acc_g: its synonyms. acc_ir: nouns that no preservation prompt held; acc_ir_seen: those
+    that one did."""
+
+    acc_e: Share
+    acc_g: Share
+    acc_ir: Share
+    acc_ir_seen: Share
+
+    def to_dict(self) -> dict[str, dict[str, float | int]]:
+        return dataclasses.asdict(self)
+
+
+def measure_erasure(
+    parts: FluxParts,
+    classifier: DemoClassifier,
+    concept: Concept,
+    weights: LoraWeights,
+    *,
+    images: int = 24,
+    images_per_other: int = 3,
+    batch_size: int = 32,
+    progress: Callable[[str, int, int], None] = lambda moment, done, total: None,
+) -> ErasureScore:
+    """Generate from fixed seeds, in one pass a step at the default guidance, and let the classifier judge.
+
+    `images`: how many for the noun and as many, or a little more, for its synonyms (the concept's and the model's own);
+    `images_per_other`: for every other noun. The adapter stays in `parts.transformer`, at strength 1.
+    """
+    kept = "\n".join(concept.preserve)
+    synonyms = list(dict.fromkeys([*concept.synonyms, *classifier.synonyms.get(concept.phrase, ())]))
+    own = {concept.phrase, *synonyms}
+    wanted = [("acc_e", concept.phrase, concept.phrase, images)]
+    wanted += [("acc_g", concept.phrase, synonym, -(-images // len(synonyms))) for synonym in synonyms]
+    for noun in classifier.nouns:
+        if noun not in own:
+            wanted.append(("acc_ir_seen" if occurrences(kept, noun) else "acc_ir", noun, noun, images_per_other))
+    rows = [(name, noun, concept.prompt(word)) for name, noun, word, count in wanted for _ in range(count)]
+    seeds = [FIRST_SEED + number for number in range(len(rows))]
+    load_adapter(parts.transformer, weights)
+    right: dict[str, dict[str, list[bool]]] = {}
+    for moment, scale in (("before", 0.0), ("after", 1.0)):
+        set_adapter_scale(parts.transformer, scale)
+        pictures = generate(
+            parts,
+            [prompt for _, _, prompt in rows],
+            seeds,
+            batch_size=batch_size,
+            callback=lambda done, total, moment=moment: progress(moment, done, total),
+        )
+        found = classifier.classify(pictures).nouns
+        for (name, noun, _), seen in zip(rows, found, strict=True):
+            right.setdefault(name, {"before": [], "after": []})[moment].append(seen == noun)
+
+    def share(name: str) -> Share:
+        hits = right.get(name, {"before": [], "after": []})
+        count = len(hits["before"])
+        before, after = (sum(hits[moment]) / count if count else 0.0 for moment in ("before", "after"))
+        return Share(round(before, 4), round(after, 4), count)
+
+    return ErasureScore(*(share(field.name) for field in dataclasses.fields(ErasureScore)))
