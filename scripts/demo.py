@@ -34,7 +34,6 @@ JOBS = "/erase_anything/v1/jobs"
 BASE = CACHE / "demo"  # the host's models, outputs and settings; kept between runs
 HEADLESS_BASE = CACHE / "demo-headless"  # the same for --headless, made afresh each time
 TRAINING_LIMIT = 3600  # seconds
-FIRST_SEED = 5000  # of the measured images; no training uses these
 
 
 def parse() -> argparse.Namespace:
@@ -159,39 +158,23 @@ def follow(host: Host) -> None:
 
 
 def measure(job: Path, lora: Path) -> dict[str, dict[str, float]]:
-    """acc_e, acc_g and acc_ir, each before and after, 0..1: shares of generated images in which the noun is recognised.
+    """acc_e, acc_g and acc_ir, each before and after, 0..1, judged by the classifier that comes with the model.
 
-    acc_e: the erased noun's prompt; acc_g: its synonyms; acc_ir: the nouns that no preservation prompt contained. All
-    from fixed seeds in one pass at the model's default guidance, judged by the classifier that comes with the model.
+    Raises ErasureError where the model has none.
     """
-    from training.concepts import Concept, occurrences
-    from training.evaluation import load_classifier
+    from training.concepts import Concept
+    from training.evaluation import load_classifier, measure_erasure
     from training.flux.loading import load_parts
-    from training.flux.sampling import generate
     from training.flux.source import FluxSource
-    from training.lora.adapter import load_adapter, set_adapter_scale
     from training.lora.format import read_lora
 
     source = FluxSource.from_dict(json.loads((job / "job.json").read_text(encoding="utf-8"))["request"]["source"])
     concept = Concept.from_dict(json.loads((job / "result.json").read_text(encoding="utf-8"))["concept"])
-    classifier, parts = load_classifier(Path(source.folder)), load_parts(source)
-    kept = "\n".join(concept.preserve)
-    others = [noun for noun in classifier.nouns if noun not in concept.names() and not occurrences(kept, noun)]
-    # (measure, noun that should be recognised, word in the prompt, images)
-    wanted = [("acc_e", concept.phrase, concept.phrase, 24)]
-    wanted += [("acc_g", concept.phrase, synonym, 12) for synonym in concept.synonyms]
-    wanted += [("acc_ir", noun, noun, 3) for noun in others]
-    rows = [(name, noun, concept.prompt(word)) for name, noun, word, count in wanted for _ in range(count)]
-    seeds = [FIRST_SEED + number for number in range(len(rows))]
-    load_adapter(parts.transformer, read_lora(lora)[0])
-    accuracies: dict[str, dict[str, float]] = {name: {} for name in ("acc_e", "acc_g", "acc_ir")}
-    for moment, scale in (("before", 0.0), ("after", 1.0)):
-        set_adapter_scale(parts.transformer, scale)
-        seen = classifier.classify(generate(parts, [prompt for _, _, prompt in rows], seeds, batch_size=24)).nouns
-        for name, found in accuracies.items():
-            right = [saw == noun for (row, noun, _), saw in zip(rows, seen, strict=True) if row == name]
-            found[moment] = round(sum(right) / len(right), 4) if right else 0.0
-    return accuracies
+    classifier = load_classifier(Path(source.folder))
+    score = measure_erasure(load_parts(source), classifier, concept, read_lora(lora)[0]).to_dict()
+    return {
+        name: {moment: score[name][moment] for moment in ("before", "after")} for name in ("acc_e", "acc_g", "acc_ir")
+    }
 
 
 def view(host: Host, image: dict[str, str]) -> bytes:

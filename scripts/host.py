@@ -275,7 +275,7 @@ class Host:
         """Queues a prompt (API format); its id. Raises HostError with the server's reasons when it is refused."""
         return self.post("/prompt", {"prompt": prompt, "client_id": "erase-anything-scripts"})["prompt_id"]
 
-    def wait(self, prompt_id: str, timeout: float = 600) -> dict[str, Any]:
+    def wait(self, prompt_id: str, timeout: float = 1800) -> dict[str, Any]:
         """The history entry of a prompt when it has ended well.
 
         Raises HostError with the failing node's message (the exception's own words), when it was interrupted, or after
@@ -298,6 +298,6 @@ class Host:
             time.sleep(0.2)
         raise HostError(f"the prompt did not end within {timeout:.0f} s:\n{self.log_tail()}")
 
-    def run(self, prompt: dict[str, Any], timeout: float = 600) -> dict[str, Any]:
+    def run(self, prompt: dict[str, Any], timeout: float = 1800) -> dict[str, Any]:
         """Queues a prompt and waits for its end; the history entry (`outputs` by node id)."""
         return self.wait(self.queue(prompt), timeout)

@@ -16,6 +16,7 @@ from safetensors import safe_open
 from scripts.host import Host, HostError
 
 JOBS = "/erase_anything/v1/jobs"
+PATIENCE = 1800  # seconds; only a hanging test needs them
 
 
 def stock_graph() -> dict[str, Any]:
@@ -35,7 +36,9 @@ def job_of(host: Host, job_id: str) -> dict[str, Any]:
     return host.get(f"{JOBS}/{job_id}")
 
 
-def wait_for(host: Host, job_id: str, test: Callable[[dict[str, Any]], bool], seconds: float = 300) -> dict[str, Any]:
+def wait_for(
+    host: Host, job_id: str, test: Callable[[dict[str, Any]], bool], seconds: float = PATIENCE
+) -> dict[str, Any]:
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         job = job_of(host, job_id)
@@ -79,10 +82,8 @@ def test_one_graph_trains_waits_and_uses_its_lora(host, erase_graph):
     assert status == 200
     assert picture.startswith(b"\x89PNG")
     # The same graph again is the same job, and ends at once.
-    began = time.monotonic()
-    again = host.run(erase_graph("car", "one-graph"))
-    assert again["status"]["completed"]
-    assert time.monotonic() - began < 20
+    assert host.run(erase_graph("car", "one-graph"))["status"]["completed"]
+    assert job_of(host, job["id"])["attempt"] == 1
     assert sum(known["name"] == "one-graph" for known in host.get(JOBS)["jobs"]) == 1
 
 
@@ -124,7 +125,7 @@ def test_interrupt_ends_the_waiting_only(host, erase_graph):
         time.sleep(0.1)
     host.post("/interrupt", {})
     with pytest.raises(HostError, match="interrupted"):
-        host.wait(prompt_id, 60)
+        host.wait(prompt_id, PATIENCE)
     assert job_of(host, jobs[0]["id"])["state"] == "running"
     assert wait_for(host, jobs[0]["id"], ended)["state"] == "completed"
 
@@ -153,7 +154,7 @@ def test_a_killed_worker_is_resumed_by_queueing_the_graph_again(host, erase_grap
     state_file = host.base / "user" / "__erase_anything" / "jobs" / jobs[0]["id"] / "state.json"
     psutil.Process(json.loads(state_file.read_text())["pid"]).kill()
     with pytest.raises(HostError, match=r"ended unexpectedly at step .* resume the job"):
-        host.wait(prompt_id, 120)
+        host.wait(prompt_id, PATIENCE)
     assert job_of(host, jobs[0]["id"])["state"] == "interrupted"
     history = host.run(graph)
     assert history["outputs"]["train"]["job"] == [jobs[0]["id"]]
@@ -167,7 +168,7 @@ def test_events_reach_the_websocket(host, erase_graph):
             await session.post(f"{host.url}/prompt", json=prompt)
             heard: list[dict[str, Any]] = []
             while not heard or heard[-1].get("state") not in ("completed", "failed"):
-                message = await socket.receive(timeout=300)
+                message = await socket.receive(timeout=PATIENCE)
                 if message.type == aiohttp.WSMsgType.TEXT:
                     data = json.loads(message.data)
                     if data["type"] == "erase_anything.job":
