@@ -16,8 +16,11 @@ TINY_GRID = (4, 6)
 TINY_TEXT = 7
 
 
-def tiny_transformer(seed: int = 0, dtype: torch.dtype = torch.float32) -> FluxTransformer2DModel:
-    """2 double and 2 single blocks, 2 heads of 32, random weights; frozen, in eval mode."""
+def tiny_transformer(seed: int = 0, dtype: torch.dtype = torch.float32, gain: float = 2.0) -> FluxTransformer2DModel:
+    """2 double and 2 single blocks, 2 heads of 32, random weights; frozen, in eval mode.
+
+    gain: of the usual initial weights; above 1, so that attention is far from uniform.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = FluxTransformer2DModel(
@@ -31,9 +34,9 @@ def tiny_transformer(seed: int = 0, dtype: torch.dtype = torch.float32) -> FluxT
             guidance_embeds=True,
             axes_dims_rope=(8, 12, 12),
         )
-        for parameter in model.parameters():  # larger than the defaults, so that attention is far from uniform
+        for parameter in model.parameters():
             if parameter.ndim == 2:
-                parameter.data.mul_(2)
+                parameter.data.mul_(gain)
     return model.to(dtype).eval().requires_grad_(False)
 
 

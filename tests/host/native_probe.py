@@ -27,11 +27,11 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def pack_module(name: str):
-    """A module of this pack, imported below a package name of its own, as the host imports it."""
-    if "erase_anything_pack" not in sys.modules:
-        package = types.ModuleType("erase_anything_pack")
-        package.__path__ = [str(ROOT)]
-        sys.modules["erase_anything_pack"] = package
+    """A module of this pack, below a package name of its own as in the host, without the nodes that need a server."""
+    for package, folder in (("erase_anything_pack", ROOT), ("erase_anything_pack.nodes", ROOT / "nodes")):
+        if package not in sys.modules:
+            sys.modules[package] = types.ModuleType(package)
+            sys.modules[package].__path__ = [str(folder)]
     return importlib.import_module(f"erase_anything_pack.{name}")
 
 
@@ -47,7 +47,7 @@ def main(folder: Path) -> None:
     sampling = pack_module("training.flux.sampling")
     native = pack_module("nodes.native").load_native(source)
     model, clip, vae, variant = native.model, native.clip, native.vae, native.variant
-    prompt, seed = request["prompt"], request["seed"]
+    prompt, seed, steps = request["prompt"], request["seed"], request["steps"]
     out: dict[str, torch.Tensor] = {}
 
     # stock text nodes
@@ -66,12 +66,12 @@ def main(folder: Path) -> None:
 
     def ksampler(with_model) -> torch.Tensor:
         return host_nodes.KSampler().sample(
-            with_model, seed, variant.default_steps, 1.0, "euler", "simple", positive, positive, latent, 1.0
+            with_model, seed, steps, 1.0, "euler", "simple", positive, positive, latent, 1.0
         )[0]["samples"]
 
     # stock KSampler (its "simple" schedule rounds to 1/10000), then the same with exactly our sigmas
     out["ksampler"] = host_nodes.VAEDecode().decode(vae, {"samples": ksampler(model)})[0]
-    levels = sampling.sigmas(variant, variant.default_steps, variant.grid[0] * variant.grid[1])
+    levels = sampling.sigmas(variant, steps, variant.grid[0] * variant.grid[1])
     guider = call(nodes_custom_sampler.BasicGuider, model, positive)[0]
     exact = call(
         nodes_custom_sampler.SamplerCustomAdvanced, call(nodes_custom_sampler.RandomNoise, seed)[0], guider,
@@ -102,7 +102,7 @@ def main(folder: Path) -> None:
     # Compare's parts: its images and its picture
     nodes_lora = pack_module("nodes.lora")
     progress = comfy.utils.ProgressBar(1)
-    seeds, steps = [seed, seed + 1], variant.default_steps
+    seeds = [seed, seed + 1]
     images = [nodes_lora.render(native, each, prompt, seeds, steps, progress) for each in (model, ours)]
     out["compare_before"], out["compare_after"] = images
     out["compare_picture"] = nodes_lora.comparison_grid([prompt], seeds, [tuple(images)], "after: test")

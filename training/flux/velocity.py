@@ -43,7 +43,7 @@ def velocity(
     t = torch.as_tensor(t, dtype=torch.float32, device=device).expand(batch)
     out = None
     stopping = nullcontext() if stop_after_block is None else _stop_after(transformer, stop_after_block)
-    with suppress(_Stopped), stopping:
+    with suppress(_Stopped), _exact_time(transformer, t), stopping:
         out = transformer(
             hidden_states=latents.to(dtype),
             encoder_hidden_states=embeds.t5,
@@ -58,6 +58,20 @@ def velocity(
     if capture is not None:
         capture.finish(transformer)
     return None if out is None else out.to(latents.dtype)
+
+
+@contextmanager
+def _exact_time(transformer: FluxTransformer2DModel, t: Tensor) -> Iterator[None]:
+    # diffusers rounds t * 1000 to the activations' dtype first: in bf16 up to 2 off, which the sinusoids of the time
+    # embedding resolve. The host embeds t in fp32, and so do we; in fp32 there is no difference.
+    def exact(_module: object, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        return (t * 1000, *args[1:])
+
+    handle = transformer.time_text_embed.register_forward_pre_hook(exact)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 @contextmanager
