@@ -66,7 +66,7 @@ class ErasureConfig:
     shuffle: bool = setting(True, "Shuffle the words of a third of the prompts (the phrase stays whole).")
     sampling_steps: int = setting(0, "Euler steps of the trajectories; 0: the model's default.", 0, 1000)
     resolution: int = setting(0, "Side of the training images in pixels; 0: the model's own, 512 at most.", 0, 4096)
-    t_min: float = setting(0.0, "Train only on times above this (1 is noise): raise it to spend less time.", 0, 0.99)
+    t_min: float = setting(0.5, "Train only on times above this (1 is noise): what is shown is decided there.", 0, 0.99)
     guidance: float = setting(-1.0, "Guidance fed to the model; -1: the model's default.", -1, 100)
     random_strength: bool = setting(False, "Train at random strengths, so that the strength slider is proportional.")
     seed: int = setting(0, "Seed of everything.", 0, 2**63 - 1)

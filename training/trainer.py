@@ -74,7 +74,8 @@ def use_autocast(source: FluxSource, device: torch.device) -> bool:
         return False
     if device.type != "cpu":
         return True
-    return torch.cpu._is_avx512_bf16_supported() or source.precision == "bf16"
+    fast = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+    return fast or source.precision == "bf16"
 
 
 class _Training:
@@ -87,6 +88,7 @@ class _Training:
         self.digest = request_digest(request)
         self.started = time.monotonic()
         self.step = 0
+        self.losses: dict[str, float] = {}  # of the last step
         self.seconds_before = 0.0  # spent in earlier runs of this folder
 
     def run(self) -> dict[str, Any]:
@@ -121,7 +123,7 @@ class _Training:
         }
         generator = torch.Generator("cpu").manual_seed(self.config.seed)
         if checkpoint is not None:
-            self.step = checkpoint.step
+            self.step, self.losses = checkpoint.step, dict(checkpoint.facts["losses"])
             set_adapter_weights(flow.transformer, checkpoint.lora)
             for name, optimizer in optimizers.items():
                 load_optimizer_state(optimizer, checkpoint.optimizers[name])
@@ -134,6 +136,7 @@ class _Training:
                 "base": self.base,
                 "request": self.digest,
                 "bank": bank_digest,
+                "losses": self.losses,
                 "seconds": round(self._seconds(), 1),
                 "threads": torch.get_num_threads(),
             }
@@ -142,8 +145,8 @@ class _Training:
             write_checkpoint(self.folder / "checkpoints", state)
             self.report({"type": "checkpoint", "step": self.step})
 
-        losses = self._train(method, flow, optimizers, generator, parameters, save)
-        return self._finish(concept, flow, losses)
+        self._train(method, flow, optimizers, generator, parameters, save)
+        return self._finish(concept, flow)
 
     # --- before the loop -------------------------------------------------------------------------------------------
 
@@ -214,18 +217,17 @@ class _Training:
         generator: torch.Generator,
         parameters: list[torch.nn.Parameter],
         save: Callable[[], None],
-    ) -> dict[str, float]:
+    ) -> None:
         if self.step == 0:
             self.sampler.render(0)
         self._phase("train", f"training {self.config.steps} steps")
-        losses: dict[str, float] = {}
         average = 0.0
         while self.step < self.config.steps:
             if self.should_stop():
                 save()
                 raise Stopped
             began = time.monotonic()
-            losses = {}
+            losses: dict[str, float] = {}
             for level in method.levels():
                 terms = method.losses(level.name, flow, generator)
                 for term in terms:
@@ -240,7 +242,7 @@ class _Training:
                 total.backward()
                 torch.nn.utils.clip_grad_norm_(parameters, CLIP_NORM, foreach=False)
                 optimizers[level.name].step()
-            self.step += 1
+            self.step, self.losses = self.step + 1, losses
             took = time.monotonic() - began
             average = took if average == 0 else 0.9 * average + 0.1 * took
             self.report({
@@ -255,9 +257,8 @@ class _Training:
                 save()
             if last or (self.config.sample_every and self.step % self.config.sample_every == 0):
                 self.sampler.render(self.step)
-        return losses
 
-    def _finish(self, concept: Concept, flow: Flow, losses: dict[str, float]) -> dict[str, Any]:
+    def _finish(self, concept: Concept, flow: Flow) -> dict[str, Any]:
         self._phase("save", "writing the LoRA")
         dtype = next(flow.transformer.parameters()).dtype
         metadata = make_metadata(
@@ -265,7 +266,7 @@ class _Training:
             method=self.config.method,
             base=self.base,
             config=self.config.to_dict(),
-            metrics={"steps": self.step, "losses": losses},
+            metrics={"steps": self.step, "losses": self.losses},
             version=__version__,
         )
         path = Path(self.request.output_folder) / f"{self.request.name}.safetensors"
@@ -277,7 +278,7 @@ class _Training:
             "name": self.request.name,
             "steps": self.step,
             "seconds": seconds,
-            "losses": losses,
+            "losses": self.losses,
             "concept": concept.to_dict(),
         }
 

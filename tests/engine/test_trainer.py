@@ -43,6 +43,7 @@ CONFIG = ErasureConfig(
     batch_erase=2,
     batch_preserve=2,
     sampling_steps=3,
+    t_min=0.0,
     resolution=64,
     checkpoint_every=2,
     sample_every=3,
@@ -71,6 +72,15 @@ def tiny_folder(demo_folder: Path, target: Path, seed: int = 0) -> Path:
         )
     model.save_pretrained(target / "transformer")
     return target
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Bit-identical runs need one number of threads; the process that is killed uses one too."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +163,8 @@ def test_kill_9_and_resume_is_bit_identical(whole, flux: FluxSource, tmp_path: P
     job.mkdir()
     (tmp_path / "request.json").write_text(json.dumps(request(flux, tmp_path).to_dict()))
     (tmp_path / "work.py").write_text(
-        "import json, pathlib, sys\n"
+        "import json, pathlib, sys, torch\n"
+        "torch.set_num_threads(1)\n"
         f"sys.path.insert(0, {str(ROOT)!r})\n"
         "from training import trainer\n"
         "from training.config import ErasureRequest\n"
@@ -163,7 +174,7 @@ def test_kill_9_and_resume_is_bit_identical(whole, flux: FluxSource, tmp_path: P
         "    if event['type'] == 'step':\n"
         "        (here / 'step').write_text(str(event['step']))\n"
         "        if event['step'] == int(sys.argv[1]):\n"
-        "            import time; time.sleep(600)\n"
+        "            __import__('time').sleep(600)\n"
         "trainer.run(request, here / 'job', report)\n"
     )
     process = subprocess.Popen([sys.executable, tmp_path / "work.py", "5"])
