@@ -71,7 +71,7 @@ class Frontend:
         self.ready()
 
     def ready(self) -> None:
-        self.page.wait_for_function("window.app?.vueAppReady && window.app.graph", timeout=90_000)
+        self.page.wait_for_function("window.app?.vueAppReady && window.app.graph")
 
     def set(self, node_type: str, widget: str, value: object) -> None:
         """Give a widget of the only node of this type a value, as typing it would."""
@@ -95,7 +95,7 @@ def frontend(request: pytest.FixtureRequest, browser: Browser, host: Host) -> It
     """The frontend in each renderer in turn, with an empty memory and without the tour for newcomers."""
     host.post("/settings", {"Comfy.TutorialCompleted": True, "Comfy.VueNodes.Enabled": RENDERERS[request.param]})
     context = browser.new_context(viewport={"width": 1600, "height": 1000})
-    context.set_default_timeout(30_000)
+    context.set_default_timeout(180_000)  # a busy machine is no failure
     made = Frontend(context.new_page(), host)
     made.listen()
     yield made

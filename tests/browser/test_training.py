@@ -35,9 +35,9 @@ def test_training_on_its_node(frontend: Frontend) -> None:
     page, host = frontend.page, frontend.host
     frontend.open("1_erase_and_compare")
     name = f"browser-{next(numbers)}"
-    frontend.set("EraseAnything_Train", "name", name)
-    frontend.set("EraseAnything_Train", "steps", STEPS)
-    frontend.set("EraseAnything_Train", "sample_every", 5)
+    settings = {"name": name, "steps": STEPS, "sample_every": 5, "erase_prompts": 2, "preserve_prompts": 2}
+    for widget, value in settings.items():
+        frontend.set("EraseAnything_Train", widget, value)
     panel = page.locator(".ea-panel")
     expect(panel).to_have_attribute("data-state", "none")
     frontend.errors.clear()
@@ -60,7 +60,7 @@ def test_training_on_its_node(frontend: Frontend) -> None:
     # The server's state after a reload: the step never falls back.
     before = step_of(panel)
     frontend.reload()
-    wait_for_state(panel, "running", 60)
+    wait_for_state(panel, "running")
     page.wait_for_function("document.querySelector('.ea-steps')?.textContent")
     assert step_of(panel) >= before > 0
     job = host.get(f"{JOBS}/{panel.get_attribute('data-job')}")
