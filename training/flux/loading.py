@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from ..errors import SourceError
-from .source import FluxSource, read_header
+from .native_layout import native_to_diffusers
+from .source import FluxSource, native_prefix, read_header
 from .text import TextEncoders
 from .variants import FluxVariant, variant_of
 
@@ -76,8 +77,6 @@ def load_transformer(
 
 
 def _native_transformer(source: FluxSource, dtype: torch.dtype) -> FluxTransformer2DModel:
-    from diffusers.loaders.single_file_utils import convert_flux_transformer_checkpoint_to_diffusers
-
     if any(
         part in name
         for name in source.transformer_shapes()
@@ -89,8 +88,11 @@ def _native_transformer(source: FluxSource, dtype: torch.dtype) -> FluxTransform
     config = source.transformer_config()
     with torch.device("meta"):
         model = FluxTransformer2DModel.from_config(config)
-    state = {name: tensor.to(dtype) for name, tensor in load_file(source.transformer).items()}
-    model.load_state_dict(convert_flux_transformer_checkpoint_to_diffusers(state), strict=True, assign=True)
+    tensors = load_file(source.transformer)
+    prefix = native_prefix(tensors)
+    state = {name.removeprefix(prefix): tensor.to(dtype) for name, tensor in tensors.items() if name.startswith(prefix)}
+    hidden = config["num_attention_heads"] * config["attention_head_dim"]
+    model.load_state_dict(native_to_diffusers(state, hidden), strict=True, assign=True)
     return model
 
 
