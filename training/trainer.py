@@ -298,9 +298,7 @@ def _sample_prompts(concept: Concept) -> list[str]:
 class _Sampler:
     """Renders the same prompts and seeds again and again into folder/samples, step 0 before any training."""
 
-    def __init__(
-        self, training: _Training, flow: Flow, concept: Concept, prompts: Prompts, embeds: TextEmbeds
-    ) -> None:
+    def __init__(self, training: _Training, flow: Flow, concept: Concept, prompts: Prompts, embeds: TextEmbeds) -> None:
         self.training, self.flow = training, flow
         self.texts = _sample_prompts(concept)
         self.embeds = embeds[[prompts.row(text) for text in self.texts]]

@@ -35,9 +35,7 @@ CONFIG = ErasureConfig(erase_prompts=4, batch_erase=3, batch_preserve=3, rank=2)
 
 def embeds(rows: int) -> TextEmbeds:
     generator = torch.Generator().manual_seed(5)
-    return TextEmbeds(
-        torch.randn(rows, LENGTH, 24, generator=generator), torch.randn(rows, 20, generator=generator)
-    )
+    return TextEmbeds(torch.randn(rows, LENGTH, 24, generator=generator), torch.randn(rows, 20, generator=generator))
 
 
 def adapted_flow(noisy: bool = True) -> Flow:

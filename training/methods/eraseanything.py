@@ -56,9 +56,7 @@ class EraseAnything:
         nouns = self._nouns(vocabulary)
         self.empty = prompts.row("")
         count, seed = config.erase_prompts, config.seed
-        wanted = erase_prompts(
-            phrases, concept.template, concept.kind, nouns, count, seed, vocabulary, config.shuffle
-        )
+        wanted = erase_prompts(phrases, concept.template, concept.kind, nouns, count, seed, vocabulary, config.shuffle)
         self.erase = [(locate(text, phrase), self.empty) for text, phrase in wanted]
         self.preserve = [prompts.row(text) for text in concept.preserve[: config.preserve_prompts]]
         if config.weight_rsc > 0:
