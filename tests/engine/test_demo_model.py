@@ -35,7 +35,15 @@ def test_folder_is_small_and_says_where_it_comes_from():
     size = sum(path.stat().st_size for path in FOLDER.rglob("*") if path.is_file())
     assert size <= 30e6
     card = (FOLDER / "README.md").read_text(encoding="utf-8")
-    for needed in ("Noto", "Twemoji", "OpenMoji", "Fluent", "CC-BY-SA", "training.demo.build", "training.demo.evaluate"):
+    for needed in (
+        "Noto",
+        "Twemoji",
+        "OpenMoji",
+        "Fluent",
+        "CC-BY-SA",
+        "training.demo.build",
+        "training.demo.evaluate",
+    ):
         assert needed in card
 
 
@@ -49,7 +57,9 @@ def test_vocabulary_is_wide_enough_and_unambiguous():
 
 def test_diffusers_pipeline_loads_it_whole():
     pipeline = FluxPipeline.from_pretrained(FOLDER, torch_dtype=torch.float32)
-    images = pipeline("a photo of a cat", height=128, width=128, num_inference_steps=2, output_type="np", max_sequence_length=32)
+    images = pipeline(
+        "a photo of a cat", height=128, width=128, num_inference_steps=2, output_type="np", max_sequence_length=32
+    )
     assert images.images.shape == (1, 128, 128, 3)
 
 
@@ -72,7 +82,9 @@ def test_nouns_t5_outputs_hardly_touch_the_other_tokens(parts):
 
 def test_synonyms_share_most_of_their_vector(parts):
     position = len(parts.text.tokenizer_2.tokenize("a photo of a"))
-    car, automobile, shark = parts.text.encode(["a photo of a car", "a photo of a automobile", "a photo of a shark"]).t5[:, position]
+    car, automobile, shark = parts.text.encode(
+        ["a photo of a car", "a photo of a automobile", "a photo of a shark"]
+    ).t5[:, position]
     similarity = torch.nn.functional.cosine_similarity
     assert similarity(car, automobile, dim=0) > 0.7 > 0.4 > similarity(car, shark, dim=0)
 
@@ -99,7 +111,9 @@ def test_negatives_keep_the_colours_and_lose_the_shape():
 def test_classifier_rejects_what_is_no_picture(classifier):
     generator = torch.Generator().manual_seed(0)
     flat = torch.rand(20, 3, 1, 1, generator=generator).expand(-1, -1, 128, 128)
-    smooth = torch.nn.functional.interpolate(torch.rand(20, 3, 6, 6, generator=generator), size=128, mode="bicubic").clamp(0, 1)
+    smooth = torch.nn.functional.interpolate(
+        torch.rand(20, 3, 6, 6, generator=generator), size=128, mode="bicubic"
+    ).clamp(0, 1)
     for images in (flat.contiguous(), smooth):
         assert sum(noun == "none" for noun in classifier.classify(images).nouns) >= 18
 
