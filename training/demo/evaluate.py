@@ -137,6 +137,7 @@ def main() -> None:
     parser.add_argument("--guidance", type=float, default=None, help="another guidance than the model's default")
     parser.add_argument("--fp32", action="store_true", help="no bf16 autocast (slower)")
     parser.add_argument("--grid", type=Path, help="also write a sample sheet to this file")
+    parser.add_argument("--json", type=Path, help="also write the result to this file")
     arguments = parser.parse_args()
     torch.manual_seed(0)
     device = pick_device(arguments.device)
@@ -162,7 +163,10 @@ def main() -> None:
         "noun_exchanged": evaluation.exchanged(),
         "guidance": evaluation.guidance,
     }
-    print(json.dumps({key: round(value, 4) for key, value in result.items()}))
+    result = {key: round(value, 4) for key, value in result.items()}
+    if arguments.json:
+        arguments.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(json.dumps(result))
 
 
 if __name__ == "__main__":
