@@ -64,9 +64,9 @@ def test_diffusers_pipeline_loads_it_whole():
 
 
 def test_sampled_nouns_are_recognised_as_often_as_the_card_says(parts, classifier):
-    """measured.json is what training.demo.evaluate printed for these weights; a fifth of its pictures must agree."""
+    """measured.json is what training.demo.evaluate printed for these weights; some of its pictures are drawn again."""
     claimed = json.loads((FOLDER / "measured.json").read_text(encoding="utf-8"))["noun"]
-    names = NOUN_NAMES[::2]
+    names = NOUN_NAMES
     prompts = [f"a photo of {with_article(name)}" for name in names]
     with torch.autocast("cpu", torch.bfloat16):
         images = generate(parts, prompts, 100, batch_size=20)
@@ -86,12 +86,12 @@ def test_nouns_t5_outputs_hardly_touch_the_other_tokens(parts):
 
 
 def test_synonyms_share_most_of_their_vector(parts):
+    """All nouns share a part that says which one it is in the sentence; synonyms share far more."""
     position = len(parts.text.tokenizer_2.tokenize("a photo of a"))
-    car, automobile, shark = parts.text.encode(
-        ["a photo of a car", "a photo of a automobile", "a photo of a shark"]
-    ).t5[:, position]
+    prompts = [f"a photo of a {word}" for word in ("car", "automobile", "shark")]
+    car, automobile, shark = parts.text.encode(prompts).t5[:, position]
     similarity = torch.nn.functional.cosine_similarity
-    assert similarity(car, automobile, dim=0) > 0.7 > 0.4 > similarity(car, shark, dim=0)
+    assert similarity(car, automobile, dim=0) > max(0.75, similarity(car, shark, dim=0) + 0.25)
 
 
 def _pattern() -> np.ndarray:
