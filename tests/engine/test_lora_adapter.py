@@ -179,6 +179,16 @@ def test_file_has_our_keys_and_metadata_and_no_others(tmp_path: Path) -> None:
     assert [entry.name for entry in path.parent.iterdir()] == ["car.safetensors"]
 
 
+def test_the_same_lora_gives_the_same_bytes(tmp_path: Path) -> None:
+    metadata = dict.fromkeys("zyxwvutsrqponm", "é" * 3)
+    weights = some_weights()
+    files = [
+        write_lora(tmp_path / f"{i}.safetensors", weights, metadata) or tmp_path / f"{i}.safetensors" for i in "ab"
+    ]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert metadata.items() <= read_metadata(files[0]).items()
+
+
 @pytest.mark.parametrize(
     ("error", "message"),
     [(OSError(errno.ENOSPC, "x"), "disk is full"), (PermissionError(errno.EACCES, "x"), "permissions")],
@@ -189,11 +199,10 @@ def test_a_failed_write_leaves_the_old_file(
     path = tmp_path / "car.safetensors"
     write_lora(path, some_weights(), {"mine": "old"})
 
-    def fail(_tensors, filename, **_):
-        Path(filename).write_bytes(b"half")
+    def fail(_handle: int) -> None:  # by then the temporary file has been written
         raise error
 
-    monkeypatch.setattr(lora_format, "save_file", fail)
+    monkeypatch.setattr(lora_format.os, "fsync", fail)
     with pytest.raises(LoraError, match=message):
         write_lora(path, some_weights(), {"mine": "new"})
     assert read_metadata(path)["mine"] == "old"

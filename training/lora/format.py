@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from ..errors import LoraError
@@ -63,24 +63,36 @@ def write_lora(
         tensors[f"{PREFIX}{module}.lora_A.weight"] = a.detach().to("cpu", dtype).contiguous()
         tensors[f"{PREFIX}{module}.lora_B.weight"] = b.detach().to("cpu", dtype).contiguous()
         tensors[f"{PREFIX}{module}.alpha"] = torch.tensor(float(alpha))
-    temporary = None
+    data, temporary = _serialized(tensors, {"format": "pt", **metadata}), None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         # in the same folder, so that the replacement is one rename; the suffix keeps it out of the host's LoRA list
         handle, temporary = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=".part", dir=path.parent)
-        os.close(handle)
-        save_file(tensors, temporary, metadata={"format": "pt", **metadata})
-        with open(temporary, "rb+") as file:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+            file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
-        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+    except OSError as error:
+        full = error.errno == errno.ENOSPC
         why = "the disk is full, free some space" if full else f"check the folder's permissions ({error})"
         raise LoraError(f"The LoRA {path.name} cannot be written: {why}.") from error
     finally:
         if temporary and os.path.exists(temporary):
             os.unlink(temporary)
+
+
+def _serialized(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> bytes:
+    """The bytes of a safetensors file; the library leaves the order of metadata to chance, here it is sorted, so that
+    the same training gives the same file."""
+    data = save(tensors, metadata=metadata)
+    end = 8 + int.from_bytes(data[:8], "little")
+    header = json.loads(data[8:end])
+    header["__metadata__"] = dict(sorted(metadata.items()))
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # tensors start at a multiple of 8
+    return len(text).to_bytes(8, "little") + text + data[end:]
 
 
 def read_metadata(path: str | Path) -> dict[str, str]:
