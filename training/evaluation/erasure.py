@@ -62,7 +62,9 @@ def measure_erasure(
     wanted += [("acc_g", concept.phrase, synonym, -(-images // len(synonyms))) for synonym in synonyms]
     for noun in classifier.nouns:
         if noun not in own:
-            wanted.append(("acc_ir_seen" if occurrences(kept, noun) else "acc_ir", noun, noun, images_per_other))
+            names = (noun, *classifier.synonyms.get(noun, ()))  # seen under any of its names
+            seen = any(occurrences(kept, name) for name in names)
+            wanted.append(("acc_ir_seen" if seen else "acc_ir", noun, noun, images_per_other))
     rows = [(name, noun, concept.prompt(word)) for name, noun, word, count in wanted for _ in range(count)]
     seeds = [FIRST_SEED + number for number in range(len(rows))]
     load_adapter(parts.transformer, weights)
