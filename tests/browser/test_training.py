@@ -69,6 +69,7 @@ def test_training_on_its_node(frontend: Frontend) -> None:
     assert job["name"] == name and job["total"] == STEPS
 
     # The buttons do what they say.
+    frontend.look_at("EraseAnything_Train")
     panel.get_by_role("button", name="Pause").click()
     wait_for_state(panel, "paused")
     paused = step_of(panel)
