@@ -19,6 +19,11 @@ def worker_command(job: Path) -> list[str]:
     return [sys.executable, "-s", str(WORKER), str(job)]
 
 
+# The last two keep Intel's MKL from choosing threads and code paths by load and memory alignment: without them a
+# resumed run may differ from an uninterrupted one in the last bits.
+_ENVIRONMENT = {"PYTHONUTF8": "1", "MKL_DYNAMIC": "FALSE", "MKL_CBWR": "AUTO,STRICT"}
+
+
 def start_detached(command: list[str], log: Path) -> subprocess.Popen[bytes]:
     """Starts a process in a session of its own, so that it outlives this one; its output is appended to `log`."""
     options: dict[str, object] = {"start_new_session": True}
@@ -31,7 +36,7 @@ def start_detached(command: list[str], log: Path) -> subprocess.Popen[bytes]:
             stdout=output,
             stderr=subprocess.STDOUT,
             cwd=log.parent,
-            env={**os.environ, "PYTHONUTF8": "1"},
+            env={**os.environ, **_ENVIRONMENT},
             **options,
         )
 
