@@ -6,6 +6,7 @@ import asyncio
 import json
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import aiohttp
@@ -175,7 +176,8 @@ def test_events_reach_the_websocket(host, erase_graph):
                         heard.append(data["data"])
             return heard
 
-    heard = asyncio.run(follow())
+    with ThreadPoolExecutor() as pool:  # a browser test's event loop may still be running in this thread
+        heard = pool.submit(asyncio.run, follow()).result()
     job = next(job for job in host.get(JOBS)["jobs"] if job["name"] == "on-the-wire")
     assert [event["job"] for event in heard] == [job["id"]] * len(heard)
     assert [event["n"] for event in heard] == list(range(1, len(heard) + 1))
