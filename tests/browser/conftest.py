@@ -85,18 +85,6 @@ class Frontend:
             [node_type, widget, value],
         )
 
-    def look_at(self, node_type: str) -> None:
-        """Zoom in on the only node of this type: nodes seen from afar are drawn without their controls."""
-        self.page.evaluate(
-            """(type) => {
-                app.canvas.ds.scale = 1;
-                app.canvas.centerOnNode(app.graph.nodes.find((node) => node.type === type));
-                app.canvas.setDirty(true, true);
-            }""",
-            node_type,
-        )
-        self.page.wait_for_timeout(500)
-
     def queue(self) -> None:
         """Press Run."""
         self.page.get_by_test_id("queue-button").get_by_role("button", name="Run").first.click()
