@@ -31,8 +31,11 @@ def machine() -> dict[str, object]:
     return {"cores": os.cpu_count(), "machine": platform.machine(), "gpu": gpu, "torch": torch.__version__}
 
 
-def erase_one(source, noun: str, seed: int, settings: dict, folder: Path, args: argparse.Namespace) -> dict:
-    """Train on one noun with the settings (default: the pack's) and measure it; one row of the table."""
+def erase_one(source, noun: str, seed: int, settings: dict, base: dict, folder: Path, args: argparse.Namespace) -> dict:
+    """Train on one noun with the settings (default: the pack's) and measure it; one row of the table.
+
+    `base` collects what the untrained model shows.
+    """
     from transformers import AutoTokenizer
 
     from training.concepts import Concept, make_concept, vocabulary_of
@@ -51,7 +54,7 @@ def erase_one(source, noun: str, seed: int, settings: dict, folder: Path, args: 
     weights, _ = read_lora(Path(result["lora"]))
     score = measure_erasure(
         parts, load_classifier(Path(source.folder)), Concept.from_dict(result["concept"]), weights,
-        images=args.images, images_per_other=args.images_per_other,
+        images=args.images, images_per_other=args.images_per_other, base=base,
     )  # fmt: skip
     return {"concept": noun, "seed": seed, "seconds": round(result["seconds"], 1), **score.to_dict()}
 
@@ -65,12 +68,12 @@ def erasure(args: argparse.Namespace) -> None:
         name, _, value = item.partition("=")
         settings[name] = json.loads(value)
     source = FluxSource("diffusers", folder=str(args.source or demo_model_folder()))
-    rows = []
+    rows, base = [], {}
     print(f"{'concept':12s} seed   Acc_e         Acc_g         Acc_ir        Acc_ir seen   seconds")
     with tempfile.TemporaryDirectory() as folder:
         for noun in args.concepts.split(","):
             for seed in range(args.seeds):
-                row = erase_one(source, noun, seed, settings, Path(folder), args)
+                row = erase_one(source, noun, seed, settings, base, Path(folder), args)
                 rows.append(row)
                 shares = (row[name] for name in ("acc_e", "acc_g", "acc_ir", "acc_ir_seen"))
                 cells = "  ".join(f"{s['before']:.3f}→{s['after']:.3f}" for s in shares)

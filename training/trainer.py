@@ -33,9 +33,8 @@ from .concepts import Concept, vocabulary_of
 from .config import TARGETS, ErasureRequest
 from .errors import CheckpointError, ErasureError
 from .flow import Flow
-from .flux.loading import load_text_encoders, load_transformer, load_vae, pick_device
+from .flux.loading import load_text_encoders, load_transformer, load_vae, pick_device, use_autocast
 from .flux.sampling import decode, initial_noise, sample, sigmas, to_pil
-from .flux.source import FluxSource
 from .flux.text import TextEmbeds
 from .flux.variants import variant_of
 from .lora.adapter import adapter_weights, add_adapter, set_adapter_weights
@@ -66,16 +65,6 @@ def run(
     """
     request.validate()
     return _Training(request, Path(folder), report, should_stop).run()
-
-
-def use_autocast(source: FluxSource, device: torch.device) -> bool:
-    """Whether to compute in bf16: on accelerators, and on a CPU that has instructions for it; never with "fp32"."""
-    if source.precision == "fp32":
-        return False
-    if device.type != "cpu":
-        return True
-    fast = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
-    return fast or source.precision == "bf16"
 
 
 class _Training:

@@ -23,12 +23,12 @@ BATCH = 32
 class Evaluation:
     """Generates and judges; every method returns accuracies in 0..1."""
 
-    def __init__(self, parts: FluxParts, classifier: DemoClassifier, guidance: float | None, autocast: bool) -> None:
-        self.parts, self.classifier, self.autocast = parts, classifier, autocast
+    def __init__(self, parts: FluxParts, classifier: DemoClassifier, guidance: float | None) -> None:
+        self.parts, self.classifier = parts, classifier
         self.guidance = parts.variant.default_guidance if guidance is None else guidance
 
     def images(self, prompts: list[str], seeds: list[int]) -> torch.Tensor:
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
+        with self.parts.computing():
             return generate(self.parts, prompts, seeds, guidance=self.guidance, batch_size=BATCH)
 
     def images_of(self, embeds: TextEmbeds, seeds: list[int]) -> torch.Tensor:
@@ -37,7 +37,7 @@ class Evaluation:
         levels = sigmas(variant, variant.default_steps, variant.grid[0] * variant.grid[1])
         for start in range(0, len(seeds), BATCH):
             part = slice(start, start + BATCH)
-            with torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
+            with self.parts.computing():
                 latents = sample(
                     self.parts.transformer,
                     embeds[part],
@@ -135,16 +135,15 @@ def main() -> None:
     parser.add_argument("--device", default="auto")
     parser.add_argument("--seeds", type=int, default=4, help="images per noun")
     parser.add_argument("--guidance", type=float, default=None, help="another guidance than the model's default")
-    parser.add_argument("--fp32", action="store_true", help="no bf16 autocast (slower)")
+    parser.add_argument("--fp32", action="store_true", help="compute in fp32 (slower on CPUs with bf16)")
     parser.add_argument("--grid", type=Path, help="also write a sample sheet to this file")
     parser.add_argument("--json", type=Path, help="also write the result to this file")
     arguments = parser.parse_args()
     torch.manual_seed(0)
     device = pick_device(arguments.device)
-    parts = load_parts(FluxSource(kind="diffusers", folder=str(arguments.model), precision="fp32"), device)
-    evaluation = Evaluation(
-        parts, load_classifier(arguments.model), arguments.guidance, not arguments.fp32 and device.type == "cpu"
-    )
+    precision = "fp32" if arguments.fp32 else "auto"
+    parts = load_parts(FluxSource(kind="diffusers", folder=str(arguments.model), precision=precision), device)
+    evaluation = Evaluation(parts, load_classifier(arguments.model), arguments.guidance)
     nouns = evaluation.nouns(arguments.seeds)
     for name, share in sorted(nouns.items(), key=lambda item: item[1]):
         print(f"{name:14s} {share:.2f}")

@@ -15,6 +15,8 @@ from .classifier import DemoClassifier
 
 FIRST_SEED = 50_000  # of the measured images; the bank trains on seeds from 1,000,000 on
 
+Seen = dict[tuple[str, int], str]  # (prompt, seed) → the noun that the classifier saw
+
 
 @dataclass(frozen=True)
 class Share:
@@ -39,22 +41,17 @@ class ErasureScore:
         return dataclasses.asdict(self)
 
 
-def measure_erasure(
-    parts: FluxParts,
-    classifier: DemoClassifier,
-    concept: Concept,
-    weights: LoraWeights,
-    *,
-    images: int = 24,
-    images_per_other: int = 3,
-    batch_size: int = 32,
-    progress: Callable[[str, int, int], None] = lambda moment, done, total: None,
-) -> ErasureScore:
-    """Generate from fixed seeds, in one pass a step at the default guidance, and let the classifier judge.
+@dataclass(frozen=True)
+class _Image:
+    """One picture to measure: which share it counts in, the noun it should show, its prompt and seed."""
 
-    `images`: how many for the noun and as many, or a little more, for its synonyms (the concept's and the model's own);
-    `images_per_other`: for every other noun. The adapter stays in `parts.transformer`, at strength 1.
-    """
+    share: str
+    noun: str
+    prompt: str
+    seed: int
+
+
+def _images(concept: Concept, classifier: DemoClassifier, images: int, images_per_other: int) -> list[_Image]:
     kept = "\n".join(concept.preserve)
     synonyms = list(dict.fromkeys([*concept.synonyms, *classifier.synonyms.get(concept.phrase, ())]))
     own = {concept.phrase, *synonyms}
@@ -65,27 +62,55 @@ def measure_erasure(
             names = (noun, *classifier.synonyms.get(noun, ()))  # seen under any of its names
             seen = any(occurrences(kept, name) for name in names)
             wanted.append(("acc_ir_seen" if seen else "acc_ir", noun, noun, images_per_other))
-    rows = [(name, noun, concept.prompt(word)) for name, noun, word, count in wanted for _ in range(count)]
-    seeds = [FIRST_SEED + number for number in range(len(rows))]
+    return [
+        _Image(share, noun, concept.prompt(word), FIRST_SEED + number)
+        for share, noun, word, count in wanted
+        for number in range(count)
+    ]
+
+
+def measure_erasure(
+    parts: FluxParts,
+    classifier: DemoClassifier,
+    concept: Concept,
+    weights: LoraWeights,
+    *,
+    images: int = 24,
+    images_per_other: int = 3,
+    batch_size: int = 32,
+    base: Seen | None = None,
+    progress: Callable[[str, int, int], None] = lambda moment, done, total: None,
+) -> ErasureScore:
+    """Generate from fixed seeds, in one pass a step at the default guidance, and let the classifier judge.
+
+    `images`: how many for the noun and as many, or a little more, for its synonyms (the concept's and the model's own);
+    `images_per_other`: for every other noun. `base`: what was seen in the base's images so far; it is filled, so that
+    the next concept's measurement on the same model repeats none. The adapter stays in `parts.transformer`, at
+    strength 1.
+    """
+    rows = _images(concept, classifier, images, images_per_other)
+    seen: dict[str, Seen] = {"before": {} if base is None else base, "after": {}}
     load_adapter(parts.transformer, weights)
-    right: dict[str, dict[str, list[bool]]] = {}
     for moment, scale in (("before", 0.0), ("after", 1.0)):
         set_adapter_scale(parts.transformer, scale)
-        pictures = generate(
-            parts,
-            [prompt for _, _, prompt in rows],
-            seeds,
-            batch_size=batch_size,
-            callback=lambda done, total, moment=moment: progress(moment, done, total),
-        )
-        found = classifier.classify(pictures).nouns
-        for (name, noun, _), seen in zip(rows, found, strict=True):
-            right.setdefault(name, {"before": [], "after": []})[moment].append(seen == noun)
+        missing = list(dict.fromkeys((i.prompt, i.seed) for i in rows if (i.prompt, i.seed) not in seen[moment]))
+        if missing:
+            with parts.computing():
+                pictures = generate(
+                    parts,
+                    [prompt for prompt, _ in missing],
+                    [seed for _, seed in missing],
+                    batch_size=batch_size,
+                    callback=lambda done, total, moment=moment: progress(moment, done, total),
+                )
+            seen[moment].update(zip(missing, classifier.classify(pictures).nouns, strict=True))
 
     def share(name: str) -> Share:
-        hits = right.get(name, {"before": [], "after": []})
-        count = len(hits["before"])
-        before, after = (sum(hits[moment]) / count if count else 0.0 for moment in ("before", "after"))
-        return Share(round(before, 4), round(after, 4), count)
+        counted = [i for i in rows if i.share == name]
+        before, after = (
+            sum(seen[moment][i.prompt, i.seed] == i.noun for i in counted) / max(1, len(counted))
+            for moment in ("before", "after")
+        )
+        return Share(round(before, 4), round(after, 4), len(counted))
 
     return ErasureScore(*(share(field.name) for field in dataclasses.fields(ErasureScore)))

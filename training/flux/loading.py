@@ -43,6 +43,16 @@ def weights_dtype(precision: str, device: torch.device) -> torch.dtype:
     return {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
 
 
+def use_autocast(source: FluxSource, device: torch.device) -> bool:
+    """Whether to compute in bf16: on accelerators, and on a CPU that has instructions for it; never with "fp32"."""
+    if source.precision == "fp32":
+        return False
+    if device.type != "cpu":
+        return True
+    fast = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
+    return fast or source.precision == "bf16"
+
+
 @contextmanager
 def _reading(what: str) -> Iterator[None]:
     try:
@@ -183,12 +193,20 @@ def _single_file_t5(path: str, dtype: torch.dtype) -> T5EncoderModel:
 
 @dataclass
 class FluxParts:
-    """A whole Flux in memory, ready to generate images."""
+    """A whole Flux in memory, ready to generate images; autocast: whether computing() is in bf16."""
 
     variant: FluxVariant
     transformer: FluxTransformer2DModel
     vae: AutoencoderKL
     text: TextEncoders
+    autocast: bool = False
+
+    @contextmanager
+    def computing(self) -> Iterator[None]:
+        """The arithmetic that trainings on this source use, for what need not match another sampler bit by bit."""
+        device = next(self.transformer.parameters()).device
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.autocast):
+            yield
 
 
 def load_parts(source: FluxSource, device: str | torch.device = "auto", dtype: torch.dtype | None = None) -> FluxParts:
@@ -196,5 +214,5 @@ def load_parts(source: FluxSource, device: str | torch.device = "auto", dtype: t
     source.validate()
     return FluxParts(
         variant_of(source), load_transformer(source, device, dtype), load_vae(source, device, dtype),
-        load_text_encoders(source, device, dtype),
+        load_text_encoders(source, device, dtype), use_autocast(source, pick_device(device)),
     )  # fmt: skip

@@ -1,0 +1,136 @@
+"""Remakes the pictures of the README and of the example workflows from the real thing: `python scripts/pictures.py`.
+
+Starts a ComfyUI of its own, opens each example workflow in a real browser (Chromium), presses Run, waits for its end
+(the first one trains with its defaults: minutes) and photographs the graph. Run it after a change that shows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import os
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from scripts.environment import ROOT, SetupError, install_debian, install_requirements, run_inside_venv, say
+from scripts.host import PACK_NAME, Host, HostError, get_host
+
+if TYPE_CHECKING:
+    from playwright.sync_api import Page
+
+WORKFLOWS = ROOT / "example_workflows"
+IMAGES = ROOT / "docs" / "images"
+MARGIN = 24  # pixels around what is photographed
+TRAINING_LIMIT = 3600  # seconds
+NO_CHROME = ".p-dialog-mask, .p-toast, .side-tool-bar-container { visibility: hidden !important }"
+
+# Brings the given nodes (or all) into the middle of the page, as large as they fit, and says where they lie on it.
+FRAME = """([types, margin]) => {
+    const nodes = app.graph.nodes.filter((node) => !types.length || types.includes(node.type));
+    const left = Math.min(...nodes.map((n) => n.pos[0]));
+    const right = Math.max(...nodes.map((n) => n.pos[0] + n.size[0]));
+    const top = Math.min(...nodes.map((n) => n.pos[1])) - 36; // the title bar lies above a node's position
+    const bottom = Math.max(...nodes.map((n) => n.pos[1] + n.size[1]));
+    const view = app.canvas.canvas.getBoundingClientRect();
+    const room = [view.width - 240, view.height - 200];
+    const ds = app.canvas.ds;
+    ds.scale = Math.min(room[0] / (right - left), room[1] / (bottom - top), 1.4);
+    ds.offset[0] = view.width / 2 / ds.scale - (left + right) / 2;
+    ds.offset[1] = view.height / 2 / ds.scale - (top + bottom) / 2;
+    app.canvas.setDirty(true, true);
+    return {
+        x: view.x + (left + ds.offset[0]) * ds.scale - margin,
+        y: view.y + (top + ds.offset[1]) * ds.scale - margin,
+        width: (right - left) * ds.scale + 2 * margin,
+        height: (bottom - top) * ds.scale + 2 * margin,
+    };
+}"""
+
+
+def photograph(page: Page, target: Path, width: int, types: list[str] | None = None) -> None:
+    """The nodes of these types (default: all) as a JPEG of at most this width."""
+    from PIL import Image
+
+    page.evaluate(FRAME, [types or [], MARGIN])
+    page.wait_for_timeout(1500)  # panels and previews are laid out again
+    box = page.evaluate(FRAME, [types or [], MARGIN])
+    page.wait_for_timeout(1500)
+    picture = Image.open(io.BytesIO(page.screenshot(clip=box))).convert("RGB")
+    if picture.width > width:
+        picture = picture.resize((width, round(picture.height * width / picture.width)), Image.Resampling.LANCZOS)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(target, quality=85, optimize=True)
+    say(f"{target.relative_to(ROOT)} {picture.width}x{picture.height}")
+
+
+def run_workflow(page: Page, host: Host, name: str, seen_training: Path | None) -> None:
+    """Opens an example workflow, runs it to its end; `seen_training`: photograph the Train node midway into this."""
+    page.goto(f"{host.url}/?template={name}&source={PACK_NAME}")
+    page.wait_for_function("window.app?.vueAppReady && window.app.graph")
+    page.wait_for_function("!location.search.includes('template') && app.graph.nodes.length > 0")
+    page.add_style_tag(content=NO_CHROME)
+    page.wait_for_timeout(1500)
+    before = set(host.get("/history"))
+    page.get_by_test_id("queue-button").get_by_role("button", name="Run").first.click()
+    deadline = time.monotonic() + TRAINING_LIMIT
+    while not (new := set(host.get("/history")) - before):
+        if time.monotonic() > deadline:
+            raise HostError(f"{name} did not end within {TRAINING_LIMIT} s")
+        jobs = host.get("/erase_anything/v1/jobs")["jobs"]
+        if seen_training and jobs and jobs[0]["state"] == "running" and jobs[0]["step"] > 0.6 * jobs[0]["total"]:
+            photograph(page, seen_training, 620, ["EraseAnything_Train"])
+            seen_training = None
+        time.sleep(1)
+    host.wait(new.pop())
+    page.wait_for_timeout(3000)  # the previews arrive
+
+
+def take(host: Host) -> None:
+    """All pictures, from one server."""
+    from playwright.sync_api import sync_playwright
+
+    chromium = os.environ.get("CHROMIUM_PATH") or shutil.which("chromium") or shutil.which("google-chrome")
+    host.post("/settings", {"Comfy.TutorialCompleted": True, "Comfy.VueNodes.Enabled": False})
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        page = browser.new_page(viewport={"width": 2200, "height": 1300})
+        page.set_default_timeout(300_000)
+        for path in sorted(WORKFLOWS.glob("*.json")):
+            say(f"running {path.stem}")
+            first = path.stem.startswith("1_")
+            run_workflow(page, host, path.stem, IMAGES / "training.jpg" if first else None)
+            photograph(page, path.with_suffix(".jpg"), 1000)
+            if first:
+                photograph(page, IMAGES / "erase_and_compare.jpg", 1400)
+        browser.close()
+    from PIL import Image
+
+    compared = max((host.base / "output" / "erase_anything").glob("before_after*.png"), key=lambda p: p.stat().st_mtime)
+    Image.open(compared).convert("RGB").save(IMAGES / "before_after.jpg", quality=88, optimize=True)
+    say(f"{(IMAGES / 'before_after.jpg').relative_to(ROOT)}")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--comfyui", metavar="PATH", help="your own ComfyUI instead")
+    arguments = parser.parse_args()
+    try:
+        install_requirements(tests=True)
+        run_inside_venv()
+        install_debian(["chromium"])
+        with tempfile.TemporaryDirectory() as base, Host(get_host(arguments.comfyui), Path(base)) as host:
+            take(host)
+    except (SetupError, HostError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
