@@ -1,0 +1,135 @@
+"""What methods that learn on sampling trajectories share: erase prompts, the bank, points of it, velocities to keep."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..bank import record, used_steps
+from ..concepts import Concept, erase_prompts, require_span, vocabulary_of
+from ..concepts.words import Vocabulary, common_words
+from ..config import ErasureConfig
+from ..flow import Flow, Progress
+from ..flux.attention import AttentionCapture
+from ..flux.text import TextEmbeds
+from . import losses
+from .base import Level, Prompts, Term
+
+BANK_SEEDS = 1_000_000  # seeds of the bank's noise start here, away from the small numbers people use for images
+
+
+class TrajectoryMethod:
+    """One level on points of the trajectories of erase prompts; see `base.Method`.
+
+    A subclass says where each erase prompt is sent (`target`), which prompts must stay (`kept`), and its `losses`.
+    The bank's tensors are "erase.row", ".t", ".x", ".own" (v_o under the erase prompt) and one more named `other` (v_o
+    under the target prompt), and the same without the latter for "preserve."; shapes as `bank.record` gives them.
+    """
+
+    other = "empty"
+
+    def __init__(self, concept: Concept, config: ErasureConfig) -> None:
+        self.concept, self.config = concept, config
+        self.wanted: list[tuple[str, str]] = []  # (erase prompt, the phrase in it)
+        self.erase: list[tuple[int, int]] = []  # (row of the prompt, row of the same prompt's target)
+        self.preserve: list[int] = []
+        self.bank: dict[str, Tensor] = {}
+        self.embeds: TextEmbeds | None = None
+
+    def target(self, text: str, phrase: str) -> str:
+        """The prompt whose velocity the erase prompt `text`, with `phrase` in it, is sent to: here the empty one."""
+        return ""
+
+    def kept(self) -> Sequence[str]:
+        """Prompts whose velocities must stay: here none. Asked for when the erase prompts are known."""
+        return ()
+
+    def plan(self, prompts: Prompts, tokenizer: Any, sequence_length: int) -> None:
+        """Erase prompts (concept and synonyms, many settings, a third shuffled), their targets, prompts to keep."""
+        concept, config = self.concept, self.config
+        require_span(tokenizer, concept.prompt(), concept.phrase, sequence_length)
+        vocabulary = vocabulary_of(tokenizer)
+        phrases = concept.names() if config.erase_synonyms else (concept.phrase,)
+        nouns, count, seed = self._nouns(vocabulary), config.erase_prompts, config.seed
+        self.wanted = erase_prompts(
+            phrases, concept.template, concept.kind, nouns, count, seed, vocabulary, config.shuffle
+        )
+        targets = [prompts.row(self.target(text, phrase)) for text, phrase in self.wanted]
+        self.erase = [(prompts.row(text), target) for (text, _), target in zip(self.wanted, targets, strict=True)]
+        self.preserve = [prompts.row(text) for text in self.kept()[: config.preserve_prompts]]
+
+    def _nouns(self, vocabulary: Vocabulary) -> list[str]:
+        """Unrelated nouns for the other places in prompts about a style or a relation."""
+        if self.concept.kind in ("entity", "custom"):
+            return list(self.concept.irrelevant)
+        return [w for w in common_words()["concrete"] if vocabulary(w)][::4]
+
+    def collect(self, flow: Flow, embeds: TextEmbeds, progress: Progress) -> dict[str, Tensor]:
+        """Trajectories of erase and preservation prompts with the teacher's velocities."""
+        config = self.config
+        steps = used_steps(flow.levels, config.t_min)
+        first, size = self.first_seed, 2 * len(self.erase)
+        count = size + len(self.preserve)
+
+        def share(before: int, size: int) -> Progress:
+            return lambda done, total: progress(before + size * done // total, count)
+
+        bank = self.record_erase(flow, embeds, self.erase, [first + i for i in range(len(self.erase))], share(0, size))
+        if self.preserve:
+            seeds = [first + 5000 + i for i in range(len(self.preserve))]
+            keep = record(flow, embeds, self.preserve, seeds, {}, steps, share(size, len(self.preserve)))
+            bank |= {f"preserve.{name}": value for name, value in keep.items()}
+        return bank
+
+    @property
+    def first_seed(self) -> int:
+        """Of the bank's noise."""
+        return BANK_SEEDS + 10_000 * self.config.seed
+
+    def record_erase(
+        self, flow: Flow, embeds: TextEmbeds, pairs: Sequence[tuple[int, int]], seeds: Sequence[int], progress: Progress
+    ) -> dict[str, Tensor]:
+        """The bank's "erase." tensors for `pairs` of rows (a part of `erase`), on the base's trajectories."""
+        others = {self.other: [target for _, target in pairs]}
+        steps = used_steps(flow.levels, self.config.t_min)
+        points = record(flow, embeds, [row for row, _ in pairs], seeds, others, steps, progress)
+        return {f"erase.{name}": value for name, value in points.items()}
+
+    def use(self, bank: dict[str, Tensor], embeds: TextEmbeds) -> None:
+        """Takes the bank."""
+        self.bank, self.embeds = bank, embeds
+
+    def levels(self) -> tuple[Level, ...]:
+        """One level."""
+        return (Level("erase", self.config.lr_erase),)
+
+    def _draw(self, kind: str, count: int, generator: torch.Generator, device: torch.device) -> dict[str, Tensor]:
+        """`count` points of the bank's trajectories of this kind."""
+        total = len(self.bank[f"{kind}.row"])
+        picked = torch.randint(total, (count,), generator=generator)
+        names = [name for name in self.bank if name.startswith(f"{kind}.")]
+        point = {name.split(".")[1]: self.bank[name][picked] for name in names}
+        return {name: value if name == "row" else value.to(device).float() for name, value in point.items()}
+
+    def _erase_point(self, flow: Flow, generator: torch.Generator) -> tuple[dict[str, Tensor], float]:
+        """A batch of points on erase trajectories, and the strength that the adapter is to have there."""
+        point = self._draw("erase", self.config.batch_erase, generator, flow.device)
+        return point, float(torch.rand((), generator=generator)) if self.config.random_strength else 1.0
+
+    def _student(
+        self, flow: Flow, point: dict[str, Tensor], strength: float = 1.0, capture: AttentionCapture | None = None
+    ) -> Tensor:
+        """v_θ at the points, under their own prompts."""
+        with flow.strength(strength):
+            return flow.student(point["x"], point["t"], self.embeds[point["row"]], capture=capture)
+
+    def _keep(self, flow: Flow, generator: torch.Generator) -> list[Term]:
+        """Velocity matching on the prompts to keep; nothing where there are none or its weight is 0."""
+        config = self.config
+        if not (self.preserve and config.weight_lora > 0):
+            return []
+        point = self._draw("preserve", config.batch_preserve, generator, flow.device)
+        return [Term("lora", losses.velocity_matching(self._student(flow, point), point["own"]), config.weight_lora)]
