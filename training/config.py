@@ -42,7 +42,19 @@ def setting(default: Any, help: str, low: float = -math.inf, high: float = math.
 class ErasureConfig:
     """The settings of a training. Numbers are validated against the ranges beside them."""
 
-    method: str = setting("eraseanything", "The erasure method.", choices=("eraseanything",))
+    method: str = setting(
+        "eraseanything",
+        "The erasure method. Those after the first are there to be compared with it.",
+        choices=("eraseanything", "esd", "concept_ablation", "gem"),
+    )
+    bilevel: bool = setting(
+        True, "Erase and preserve in turn (eraseanything). Off: one sum of all losses, at the erasing learning rate."
+    )
+    anchor: str = setting(
+        "",
+        "What takes the concept's place (concept_ablation, gem); empty: its irrelevant word of middle distance. Set it "
+        "where you know what should be seen instead.",
+    )
     steps: int = setting(200, "Erase and preserve steps, in pairs. More where the concept still shows.", 1, 100_000)
     rank: int = setting(8, "Rank of the LoRA. Raise it for broad concepts.", 1, 512)
     alpha: float = setting(8.0, "The LoRA's alpha; its scale is alpha / rank.", 1e-3, 4096)

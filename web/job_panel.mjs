@@ -4,7 +4,7 @@ import { element } from "./dom.mjs";
 import { jobs } from "./job_store.mjs";
 import { text } from "./texts.mjs";
 
-const LOSSES = ["esd", "attn", "lora", "rsc"];
+const LOSSES = ["esd", "anchor", "gem", "attn", "lora", "rsc"];
 
 // Which buttons make sense in which state.
 const ACTIONS = {

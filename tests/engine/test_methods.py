@@ -1,4 +1,4 @@
-"""The bank and EraseAnything on a tiny random Flux, against separate computations."""
+"""The bank and the methods on a tiny random Flux, against separate computations."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from tests.flux_models import tiny_transformer
 from training.bank import digest, read_tensors, record, used_steps, write_tensors
 from training.concepts import Concept
 from training.config import ErasureConfig
-from training.errors import CheckpointError
+from training.errors import CheckpointError, ConceptError
 from training.flow import Flow
 from training.flux.attention import AttentionCapture
 from training.flux.sampling import initial_noise, sample
 from training.flux.text import TextEmbeds
 from training.flux.velocity import velocity
 from training.lora.adapter import adapter_parameters, add_adapter
-from training.methods import METHODS, Prompts, losses, make_method
+from training.methods import METHODS, Prompts, Term, losses, make_method
 from training.methods.eraseanything import EraseAnything
 
 LENGTH = 32
@@ -204,3 +204,144 @@ def test_a_bank_round_trips_and_its_digest_sees_every_bit(tokenizer, tmp_path: P
 def test_every_method_of_the_settings_exists():
     field = next(f for f in dataclasses.fields(ErasureConfig) if f.name == "method")
     assert set(METHODS) == set(field.metadata["choices"])
+
+
+def settings(**changes) -> ErasureConfig:
+    return dataclasses.replace(CONFIG, **changes)
+
+
+def terms_of(method, flow: Flow, level: str = "erase", seed: int = 0) -> dict[str, Term]:
+    return {t.name: t for t in method.losses(level, flow, torch.Generator().manual_seed(seed))}
+
+
+@pytest.mark.parametrize("name", ["esd", "concept_ablation", "gem"])
+def test_other_methods_have_one_level_and_move_nothing_but_the_adapter(tokenizer, name: str):
+    flow = adapted_flow()
+    method = ready(tokenizer, flow, settings(method=name, lr_erase=0.25))
+    assert [(level.name, level.learning_rate) for level in method.levels()] == [("erase", 0.25)]
+    terms = terms_of(method, flow)
+    assert set(terms) == {"esd": {"esd"}, "concept_ablation": {"anchor", "lora"}, "gem": {"gem"}}[name]
+    sum(t.weight * t.value for t in terms.values()).backward()
+    trained = {id(p) for p in adapter_parameters(flow.transformer)}
+    for parameter in flow.transformer.parameters():
+        assert (parameter.grad is not None and bool(parameter.grad.abs().sum() > 0)) == (id(parameter) in trained)
+
+
+def test_esd_is_its_formula_and_keeps_nothing(tokenizer):
+    flow = adapted_flow()
+    method = ready(tokenizer, flow, settings(method="esd", weight_esd=3.0, eta=2.0))
+    assert {name.split(".")[0] for name in method.bank} == {"erase"}
+    point = method._draw("erase", CONFIG.batch_erase, torch.Generator().manual_seed(0), flow.device)
+    student = flow.student(point["x"], point["t"], method.embeds[point["row"]]).detach()
+    target = point["empty"] - 2.0 * (point["own"] - point["empty"])
+    esd = terms_of(method, flow)["esd"]
+    assert esd.weight == 3.0 and float(esd.value) == pytest.approx(float((student - target).square().mean()), rel=1e-4)
+
+
+@pytest.mark.parametrize(("name", "leading"), [("concept_ablation", "bus"), ("gem", "car")])
+def test_anchored_banks_hold_the_bases_velocities_on_the_right_trajectories(tokenizer, name: str, leading: str):
+    """Concept Ablation follows the anchor's trajectories, GEM the concept's; both know v_o(c) and v_o(c_a) there."""
+    flow, base = adapted_flow(), tiny_transformer()
+    method = ready(tokenizer, flow, settings(method=name))
+    steps = used_steps(flow.levels, CONFIG.t_min)
+    assert len(method.bank["erase.row"]) == steps * len(method.erase) > 0
+    for number, (row, anchor) in enumerate(method.erase):
+        text = method.texts[row]
+        phrase = "automobile" if "automobile" in text else "car"
+        # "bus" is the last irrelevant word: that of middle distance
+        assert method.texts[anchor] == text.replace("an automobile", "a car").replace(phrase, "bus").replace(
+            "car", "bus"
+        )
+        path = anchor if leading == "bus" else row
+        noise = initial_noise([method.first_seed + number], flow.grid, 4)
+        for step in range(steps):
+            point = slice(number * steps + step, number * steps + step + 1)
+            x = sample(base, method.embeds[path], noise, flow.levels, 3.5, flow.grid, stop_at=step)
+            assert method.bank["erase.row"][point].tolist() == [row]
+            torch.testing.assert_close(method.bank["erase.x"][point], x, atol=2e-4, rtol=1e-4)
+            for tensor, prompt in (("own", row), ("anchor", anchor)):
+                v = velocity(base, x, float(flow.levels[step]), method.embeds[prompt], 3.5, flow.grid)
+                torch.testing.assert_close(method.bank[f"erase.{tensor}"][point], v, atol=2e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("strength", [False, True])
+def test_concept_ablation_starts_at_the_distance_to_the_anchor_and_keeps_the_anchor(tokenizer, strength: bool):
+    flow = adapted_flow(noisy=False)
+    method = ready(tokenizer, flow, settings(method="concept_ablation", random_strength=strength))
+    generator = torch.Generator().manual_seed(0)
+    point = method._draw("erase", CONFIG.batch_erase, generator, flow.device)
+    scale = float(torch.rand((), generator=generator)) if strength else 1.0
+    terms = terms_of(method, flow)
+    distance = (scale * (point["anchor"] - point["own"])).square().mean()
+    assert float(distance) > 1e-4 and float(terms["anchor"].value) == pytest.approx(float(distance), rel=1e-3)
+    assert float(terms["lora"].value) < 1e-10
+    assert {method.texts[row] for row in method.preserve} == {method.texts[row] for _, row in method.erase}
+    assert set(terms_of(ready(tokenizer, flow, settings(method="concept_ablation", weight_lora=0.0)), flow)) == {
+        "anchor"
+    }
+
+
+@pytest.mark.parametrize("eta", [0.5, 1.0])
+def test_gem_is_its_formula(tokenizer, eta: float):
+    flow = adapted_flow()
+    method = ready(tokenizer, flow, settings(method="gem", eta=eta))
+    point = method._draw("erase", CONFIG.batch_erase, torch.Generator().manual_seed(0), flow.device)
+    student = flow.student(point["x"], point["t"], method.embeds[point["row"]]).detach().double()
+    gaps = []
+    for v, anchor, own in zip(student, point["anchor"].double(), point["own"].double(), strict=True):
+        near, far = float(((v - anchor) ** 2).sum()) ** 0.5, float(((v - own) ** 2).sum()) ** 0.5
+        gaps.append(max(0.0, near - eta * far))
+    assert float(terms_of(method, flow)["gem"].value) == pytest.approx(100 * sum(gaps) / len(gaps), rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["esd", "concept_ablation", "gem"])
+def test_other_methods_learn_from_a_fresh_adapter(tokenizer, name: str):
+    """From B = 0, where GEM's second norm has no slope, the loss on one draw falls to less than half."""
+    flow = adapted_flow(noisy=False)
+    method = ready(tokenizer, flow, settings(method=name, erase_prompts=1, weight_lora=0.0, eta=float(name == "gem")))
+    optimizer = torch.optim.AdamW(adapter_parameters(flow.transformer), lr=3e-2, weight_decay=0.0)
+    values = []
+    for _ in range(30):
+        (term,) = terms_of(method, flow).values()
+        optimizer.zero_grad()
+        term.value.backward()
+        optimizer.step()
+        values.append(float(term.value.detach()))
+    assert all(torch.isfinite(p).all() for p in adapter_parameters(flow.transformer))
+    assert values[-1] < 0.5 * values[0], values
+
+
+def test_the_anchor_is_the_word_given(tokenizer):
+    method = ready(tokenizer, adapted_flow(), settings(method="gem", anchor=" red  dog "))
+    assert method.anchor == "red dog"
+    assert all("red dog" in method.texts[row] for _, row in method.erase)
+
+
+@pytest.mark.parametrize(
+    ("anchor", "message"), [("Automobile", "contains the concept"), ("red car", "contains the concept"), ("猫", "know")]
+)
+def test_anchors_of_no_use(tokenizer, anchor: str, message: str):
+    method = make_method(CONCEPT, settings(method="concept_ablation", anchor=anchor))
+    with pytest.raises(ConceptError, match=message):
+        method.plan(Prompts(), tokenizer, LENGTH)
+
+
+def test_multi_objective_is_one_update_on_the_sum_of_both_levels(tokenizer):
+    flow = adapted_flow()
+    two, one = ready(tokenizer, flow), ready(tokenizer, flow, settings(bilevel=False, lr_erase=0.5))
+    assert [level.learning_rate for level in one.levels()] == [0.5]
+    parameters = adapter_parameters(flow.transformer)
+
+    def gradient(method) -> tuple[set[str], torch.Tensor]:
+        generator, names = torch.Generator().manual_seed(1), []
+        for parameter in parameters:
+            parameter.grad = None
+        for level in method.levels():
+            terms = method.losses(level.name, flow, generator)
+            sum(t.weight * t.value for t in terms).backward()
+            names += [t.name for t in terms]
+        return set(names), torch.cat([p.grad.flatten() for p in parameters])
+
+    (names, whole), (both, total) = gradient(one), gradient(two)
+    assert names == both == {"esd", "attn", "lora", "rsc"}
+    torch.testing.assert_close(whole, total, atol=1e-6, rtol=1e-4)

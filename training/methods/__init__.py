@@ -3,9 +3,17 @@
 from ..concepts import Concept
 from ..config import ErasureConfig
 from .base import Level, Method, MethodFactory, Prompts, Term
+from .concept_ablation import ConceptAblation
 from .eraseanything import EraseAnything
+from .esd import ESD
+from .gem import GEM
 
-METHODS: dict[str, MethodFactory] = {"eraseanything": EraseAnything}
+METHODS: dict[str, MethodFactory] = {
+    "eraseanything": EraseAnything,
+    "esd": ESD,
+    "concept_ablation": ConceptAblation,
+    "gem": GEM,
+}
 
 
 def make_method(concept: Concept, config: ErasureConfig) -> Method:

@@ -2,6 +2,7 @@
 
 Lower level: L_esd + L_attn. Upper level: velocity matching on prompts without the concept (L_lora) + the reverse
 self-contrastive loss on attention maps (L_rsc). The teacher is the base itself (adapter off) and comes from a bank.
+With `ErasureConfig.bilevel` off it is the paper's plain multi-objective variant: one update on the sum of all terms.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from ..flux.sampling import initial_noise
 from ..flux.text import TextEmbeds
 from . import losses
 from .base import Level, Prompts, Term
-from .trajectories import TrajectoryMethod
+from .trajectories import TrajectoryMethod, one_of_each_distance
 
 CONTRAST_PROMPTS = 8  # prompts and noises that L_rsc draws from
 
@@ -52,11 +53,11 @@ class EraseAnything(TrajectoryMethod):
         for text, phrase in self.wanted:
             locate(text, phrase)
         if self.config.weight_rsc > 0:
+            words = one_of_each_distance(concept.irrelevant)
             own = [text for text, phrase in self.wanted if phrase == concept.phrase][:CONTRAST_PROMPTS]
             for number, text in enumerate(own):
                 # without a synonym: away from what the base itself makes of the concept
                 other = concept.synonyms[number % len(concept.synonyms)] if concept.synonyms else concept.phrase
-                words = [concept.irrelevant[i * len(concept.irrelevant) // 3] for i in range(3)]
                 self.contrast.append((
                     locate(text, concept.phrase),
                     locate(substitute(text, concept.phrase, other), other),
@@ -95,13 +96,15 @@ class EraseAnything(TrajectoryMethod):
         return bank
 
     def levels(self) -> tuple[Level, ...]:
-        """Erase, then preserve; the latter only where there is something to preserve."""
+        """Erase, then preserve, where there is something to preserve; one level for all where it is not bi-level."""
         erase = Level("erase", self.config.lr_erase)
         keep = (self.preserve and self.config.weight_lora > 0) or (self.contrast and self.config.weight_rsc > 0)
-        return (erase, Level("preserve", self.config.lr_preserve)) if keep else (erase,)
+        return (erase, Level("preserve", self.config.lr_preserve)) if keep and self.config.bilevel else (erase,)
 
     def losses(self, level: str, flow: Flow, generator: torch.Generator) -> list[Term]:
         """One level's terms on a fresh draw from the bank."""
+        if not self.config.bilevel:
+            return [*self._erase(flow, generator), *self._preserve(flow, generator)]
         return self._erase(flow, generator) if level == "erase" else self._preserve(flow, generator)
 
     def _erase(self, flow: Flow, generator: torch.Generator) -> list[Term]:

@@ -21,6 +21,11 @@ from .base import Level, Prompts, Term
 BANK_SEEDS = 1_000_000  # seeds of the bank's noise start here, away from the small numbers people use for images
 
 
+def one_of_each_distance(irrelevant: Sequence[str]) -> list[str]:
+    """Three of a concept's irrelevant words: without relation, far, mid, in which order `Concept` has them."""
+    return [irrelevant[i * len(irrelevant) // 3] for i in range(3)]
+
+
 class TrajectoryMethod:
     """One level on points of the trajectories of erase prompts; see `base.Method`.
 
@@ -87,7 +92,7 @@ class TrajectoryMethod:
     @property
     def first_seed(self) -> int:
         """Of the bank's noise."""
-        return BANK_SEEDS + 10_000 * self.config.seed
+        return (BANK_SEEDS + 10_000 * self.config.seed) % 2**63  # torch takes seeds below 2 ** 64
 
     def record_erase(
         self, flow: Flow, embeds: TextEmbeds, pairs: Sequence[tuple[int, int]], seeds: Sequence[int], progress: Progress
