@@ -25,6 +25,7 @@ def used_steps(levels: Tensor, t_min: float) -> int:
     return max(1, int((levels[:-1] > t_min).sum()))
 
 
+@torch.no_grad()
 def record(
     flow: Flow,
     embeds: TextEmbeds,
@@ -33,11 +34,13 @@ def record(
     others: Mapping[str, Sequence[int]],
     steps: int,
     progress: Progress,
+    student: bool = False,
 ) -> dict[str, Tensor]:
     """Trajectories of the base under prompts `rows` (one seed each), stopped after `steps` steps of the sigma grid.
 
     At every point x_t of a trajectory the teacher's velocity is kept: under the trajectory's own prompt (name "own",
-    which also makes the Euler step) and under other prompts (`others`: name → one row per trajectory).
+    which also makes the Euler step) and under other prompts (`others`: name → one row per trajectory). With `student`
+    the adapter is on for the Euler steps, and only for them: where the student comes by, what would the base do there?
     → {"row" [M], "t" [M], "x" [M, N, C], "own" [M, N, C], name [M, N, C]…} with M = trajectories × steps, all of one
     trajectory's points together. progress(done, total) counts forward passes.
     """
@@ -46,7 +49,8 @@ def record(
     keep = torch.float32 if next(flow.transformer.parameters()).dtype == torch.float32 else torch.bfloat16
     parts: dict[str, list[Tensor]] = {name: [] for name in ("x", "own", *others)}
     starts = range(0, len(rows), chunk)
-    total, done = len(starts) * steps * (1 + len(others)), 0
+    passes = 1 + len(others) + student
+    total, done = len(starts) * steps * passes, 0
     for start in starts:
         part = slice(start, start + chunk)
         latents = noise[part].to(flow.device)
@@ -59,8 +63,10 @@ def record(
             points["own"].append(own.to("cpu", keep))
             for name, other in others.items():
                 points[name].append(flow.teacher(latents, t, embeds[list(other[part])]).to("cpu", keep))
+            if student:
+                own = flow.student(latents, t, embeds[list(rows[part])])
             latents = latents + (then - now) * own
-            done += 1 + len(others)
+            done += passes
             progress(done, total)
         for name, values in points.items():
             parts[name].append(torch.stack(values, dim=1).flatten(0, 1))  # [B, steps, N, C] → [B · steps, N, C]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,8 @@ class Checkpoint:
     """State after `step` steps.
 
     lora: the adapter. optimizers: per level, AdamW's state dict of each parameter. generator: state of the training's
-    random generator. facts: base fingerprint, request and bank digests, seconds so far, threads.
+    random generator. facts: base fingerprint, request and bank digests, seconds so far, threads. bank: its tensors that
+    differ from the bank's file.
     """
 
     step: int
@@ -33,6 +34,7 @@ class Checkpoint:
     optimizers: dict[str, list[dict[str, Tensor]]]
     generator: Tensor
     facts: dict[str, Any]
+    bank: dict[str, Tensor] = field(default_factory=dict)
 
 
 def request_digest(request: ErasureRequest) -> str:
@@ -82,6 +84,7 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     for level, states in checkpoint.optimizers.items():
         for index, state in enumerate(states):
             tensors |= {f"optimizer/{level}/{index}/{name}": value for name, value in state.items()}
+    tensors |= {f"bank/{name}": value for name, value in checkpoint.bank.items()}
     counts = {level: len(states) for level, states in checkpoint.optimizers.items()}
     facts = {**checkpoint.facts, "step": checkpoint.step, "optimizers": counts}
     path = _path(folder, checkpoint.step)
@@ -103,7 +106,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
             if key.startswith("optimizer/"):
                 _, level, index, name = key.split("/")
                 optimizers[level][int(index)][name] = value
-        return Checkpoint(facts["step"], lora, optimizers, tensors["generator"], facts)
+        bank = {key.removeprefix("bank/"): value for key, value in tensors.items() if key.startswith("bank/")}
+        return Checkpoint(facts["step"], lora, optimizers, tensors["generator"], facts, bank)
     except (KeyError, ValueError, IndexError, AttributeError) as error:
         raise CheckpointError(f"{path.name} is not a checkpoint of a training: delete it and start again.") from error
 

@@ -79,6 +79,13 @@ class ErasureConfig:
     sampling_steps: int = setting(0, "Euler steps of the trajectories; 0: the model's default.", 0, 1000)
     resolution: int = setting(0, "Side of the training images in pixels; 0: the model's own, 512 at most.", 0, 4096)
     t_min: float = setting(0.5, "Train only on times above this (1 is noise): what is shown is decided there.", 0, 0.99)
+    refresh_every: int = setting(
+        0,
+        "Steps after which a quarter of the erasing trajectories is sampled again, with the LoRA on; 0: never. Set it "
+        "where the concept still shows although the erasing loss is low.",
+        0,
+        100_000,
+    )
     guidance: float = setting(-1.0, "Guidance fed to the model; -1: the model's default.", -1, 100)
     random_strength: bool = setting(False, "Train at random strengths, so that the strength slider is proportional.")
     seed: int = setting(0, "Seed of everything.", 0, 2**63 - 1)

@@ -31,8 +31,8 @@ from .checkpoint import (
 )
 from .concepts import Concept, vocabulary_of
 from .config import TARGETS, ErasureRequest
-from .errors import CheckpointError, ErasureError
-from .flow import Flow
+from .errors import CheckpointError, ConfigError, ErasureError
+from .flow import Flow, Progress
 from .flux.loading import load_text_encoders, load_transformer, load_vae, pick_device, use_autocast
 from .flux.sampling import decode, initial_noise, sample, sigmas, to_pil
 from .flux.text import TextEmbeds
@@ -103,7 +103,8 @@ class _Training:
         bank_digest = digest(bank)
         if checkpoint is not None and checkpoint.facts["bank"] != bank_digest:
             raise CheckpointError("The bank is not the one this training began with: start again in a new folder.")
-        method.use(bank, embeds.to(self.device))
+        self.refreshed = checkpoint.bank if checkpoint is not None else {}
+        method.use({**bank, **self.refreshed}, embeds.to(self.device))
         optimizers = {
             level.name: torch.optim.AdamW(
                 parameters, lr=level.learning_rate, weight_decay=self.config.weight_decay, foreach=False
@@ -130,7 +131,8 @@ class _Training:
                 "threads": torch.get_num_threads(),
             }
             states = {name: optimizer_state(optimizer) for name, optimizer in optimizers.items()}
-            state = Checkpoint(self.step, adapter_weights(flow.transformer), states, generator.get_state(), facts)
+            lora, random_state = adapter_weights(flow.transformer), generator.get_state()
+            state = Checkpoint(self.step, lora, states, random_state, facts, self.refreshed)
             write_checkpoint(self.folder / "checkpoints", state)
             self.report({"type": "checkpoint", "step": self.step})
 
@@ -181,20 +183,25 @@ class _Training:
     ) -> dict[str, Tensor]:
         """Fills the bank and writes it, so that a resumed run need not."""
         self._phase("bank", f"sampling {len(prompts.texts)} prompts from the base model")
-        shown = [0.0]
-
-        def progress(done: int, total: int) -> None:
-            if self.should_stop():
-                raise Stopped
-            if done == total or time.monotonic() - shown[0] > 2:
-                shown[0] = time.monotonic()
-                self.report({"type": "phase", "phase": "bank", "message": f"bank {done} / {total}"})
-
-        bank = method.collect(flow, embeds.to(self.device), progress)
+        bank = method.collect(flow, embeds.to(self.device), self._bank_progress())
         stored = {**bank, "embeds.t5": embeds.t5, "embeds.pooled": embeds.pooled}
         metadata = {"base": self.base, "request": self.digest, "concept": json.dumps(concept.to_dict())}
         write_tensors(self.bank_file, stored, metadata, "training's bank")
         return bank
+
+    def _bank_progress(self) -> Progress:
+        """Reports how far the bank is, now and then; raises Stopped when asked to stop."""
+        shown = 0.0
+
+        def progress(done: int, total: int) -> None:
+            nonlocal shown
+            if self.should_stop():
+                raise Stopped
+            if done == total or time.monotonic() - shown > 2:
+                shown = time.monotonic()
+                self._phase("bank", f"bank {done} / {total}")
+
+        return progress
 
     # --- the loop --------------------------------------------------------------------------------------------------
 
@@ -212,10 +219,14 @@ class _Training:
         self._phase("train", f"training {self.config.steps} steps")
         average = 0.0
         while self.step < self.config.steps:
-            if self.should_stop():
-                save()
-                raise Stopped
             began = time.monotonic()
+            try:
+                if self.should_stop():
+                    raise Stopped
+                self.refreshed |= method.refresh(flow, self.step, self._bank_progress())
+            except Stopped:
+                save()
+                raise
             losses: dict[str, float] = {}
             for level in method.levels():
                 terms = method.losses(level.name, flow, generator)
@@ -228,6 +239,10 @@ class _Training:
                         )
                 optimizers[level.name].zero_grad(set_to_none=True)
                 total = sum(term.weight * term.value for term in terms)
+                if not total.requires_grad:
+                    raise ConfigError(
+                        f"No {level.name} loss depends on the LoRA: choose other targets, blocks or loss weights."
+                    )
                 total.backward()
                 torch.nn.utils.clip_grad_norm_(parameters, CLIP_NORM, foreach=False)
                 optimizers[level.name].step()

@@ -345,3 +345,42 @@ def test_multi_objective_is_one_update_on_the_sum_of_both_levels(tokenizer):
     (names, whole), (both, total) = gradient(one), gradient(two)
     assert names == both == {"esd", "attn", "lora", "rsc"}
     torch.testing.assert_close(whole, total, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("name", "other"), [("eraseanything", "empty"), ("concept_ablation", "anchor")])
+def test_a_refresh_samples_a_quarter_of_the_trajectories_with_the_student(tokenizer, name: str, other: str):
+    flow, base = adapted_flow(), tiny_transformer()
+    method = ready(tokenizer, flow, settings(method=name, refresh_every=3))
+    steps, before = used_steps(flow.levels, CONFIG.t_min), dict(method.bank)
+    assert all(not method.refresh(flow, step, lambda done, total: None) for step in (0, 1, 2, 4))
+    changed = method.refresh(flow, 6, lambda done, total: None)
+    assert set(changed) == {f"erase.{part}" for part in ("row", "t", "x", "own", other)}
+    assert all(method.bank[tensor] is value for tensor, value in changed.items())
+    assert all(method.bank[tensor] is before[tensor] for tensor in set(before) - set(changed))
+    moved = (changed["erase.x"] != before["erase.x"]).flatten(1).any(1).view(len(method.erase), steps)
+    assert moved.all(1).tolist() == moved.any(1).tolist() and int(moved.any(1).sum()) == 1
+    number = int(moved.any(1).nonzero())
+    row, target = method.erase[number]
+    for step in range(steps):
+        point = slice(number * steps + step, number * steps + step + 1)
+        x0 = changed["erase.x"][number * steps : number * steps + 1]
+        # the engine's own sampler on the transformer with its adapter on
+        x = sample(flow.transformer, method.embeds[row], x0, flow.levels, 3.5, flow.grid, stop_at=step)
+        torch.testing.assert_close(changed["erase.x"][point], x, atol=2e-4, rtol=1e-4)
+        assert changed["erase.row"][point].tolist() == [row]
+        for tensor, prompt in (("own", row), (other, target)):
+            v = velocity(base, x, float(flow.levels[step]), method.embeds[prompt], 3.5, flow.grid)
+            torch.testing.assert_close(changed[f"erase.{tensor}"][point], v, atol=2e-4, rtol=1e-4)
+    assert not any(value.requires_grad for value in changed.values())
+
+
+def test_a_refresh_depends_on_step_adapter_and_bank_alone(tokenizer):
+    flow = adapted_flow()
+    method = ready(tokenizer, flow, settings(method="esd", refresh_every=3))
+    before, done = method.bank, lambda done, total: None
+    first = digest(method.refresh(flow, 3, done))
+    torch.randn(5)
+    method.bank = before
+    assert digest(method.refresh(flow, 3, done)) == first
+    method.bank = before
+    assert digest(method.refresh(flow, 6, done)) != first

@@ -204,6 +204,43 @@ def test_kill_9_and_resume_is_bit_identical(whole, flux: FluxSource, tmp_path: P
     assert_same_lora(tmp_path / "erase-car.safetensors", whole[1]["lora"])
 
 
+def test_a_bank_refreshed_by_the_student_survives_stopping(whole, flux: FluxSource, tmp_path: Path):
+    config = dataclasses.replace(CONFIG, refresh_every=2, sample_every=0)
+    expected, _ = train(flux, tmp_path / "expected", config)
+    with pytest.raises(trainer.Stopped):
+        train(flux, tmp_path, config, stop_after=3)
+    kept = checkpoints.latest_checkpoint(tmp_path / "job" / "checkpoints")
+    assert kept.step == 3 and set(kept.bank) == {f"erase.{name}" for name in ("row", "t", "x", "own", "empty")}
+    result, _ = train(flux, tmp_path, config)
+    assert_same_lora(result["lora"], expected["lora"])
+    a, b = read_lora(whole[1]["lora"])[0], read_lora(result["lora"])[0]
+    assert any(not torch.equal(a[m][1], b[m][1]) for m in a)  # the refreshed points were used
+
+
+def test_stopping_in_a_refresh_keeps_the_steps_before_it(flux: FluxSource, tmp_path: Path):
+    config = dataclasses.replace(CONFIG, refresh_every=2, sample_every=0, checkpoint_every=100)
+    expected, _ = train(flux, tmp_path / "expected", config)
+    events: list[dict[str, Any]] = []
+    asked = []
+
+    def stop() -> bool:
+        asked.extend(e["step"] for e in events[-1:] if e["type"] == "step" and e["step"] == 2)
+        return len(asked) > 1  # the first time before the step, the second inside the refresh
+
+    with pytest.raises(trainer.Stopped):
+        trainer.run(request(flux, tmp_path, config), tmp_path / "job", events.append, stop)
+    kept = checkpoints.latest_checkpoint(tmp_path / "job" / "checkpoints")
+    assert kept.step == 2 and not kept.bank
+    result, _ = train(flux, tmp_path, config)
+    assert_same_lora(result["lora"], expected["lora"])
+
+
+def test_a_loss_out_of_the_loras_reach_is_one_sentence(flux: FluxSource, tmp_path: Path):
+    config = dataclasses.replace(CONFIG, blocks=(1,), capture_blocks=(0,), weight_lora=0.0, weight_rsc=1.0)
+    with pytest.raises(ConfigError, match="No preserve loss depends on the LoRA"):
+        train(flux, tmp_path, config)
+
+
 def test_a_finished_training_writes_its_lora_again_without_steps(whole, flux: FluxSource, tmp_path: Path):
     shutil.copytree(whole[0] / "job", tmp_path / "job")
     result, events = train(flux, tmp_path)

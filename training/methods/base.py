@@ -49,8 +49,8 @@ class Method(Protocol):
     """An erasure method. The trainer knows nothing else of it.
 
     A method is made for one concept; it is planned, then given its bank (`collect` once, later runs read the file),
-    then asked for its levels' losses step after step. Everything random comes from the generator it is given, and what
-    lives from step to step is in the bank, the adapter and that generator: so a run can be resumed.
+    then asked for its levels' losses step after step. What is random in them comes from the generator it is given, and
+    what lives from step to step is in the bank, the adapter and that generator: so a run can be resumed.
     """
 
     def plan(self, prompts: Prompts, tokenizer: Any, sequence_length: int) -> None:
@@ -60,7 +60,14 @@ class Method(Protocol):
         """Everything that depends only on the frozen base, computed once: trajectories and teacher outputs."""
 
     def use(self, bank: dict[str, Tensor], embeds: TextEmbeds) -> None:
-        """Takes the bank that `collect` made, in this run or in an earlier one."""
+        """Takes the bank that `collect` made, in this run or in an earlier one, with what `refresh` changed in it."""
+
+    def refresh(self, flow: Flow, step: int, progress: Progress) -> dict[str, Tensor]:
+        """Brings the bank up to date with the student after `step` steps; → the tensors that changed, whole.
+
+        Called before every step. It may depend on nothing but `step`, the adapter and the bank: a resumed run repeats
+        it. The trainer keeps what changed in its checkpoints.
+        """
 
     def levels(self) -> tuple[Level, ...]:
         """The levels of a step, in the order in which they are updated."""

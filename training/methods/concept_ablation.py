@@ -25,9 +25,17 @@ class ConceptAblation(AnchoredMethod):
         return list(dict.fromkeys(self.target(text, phrase) for text, phrase in self.wanted))
 
     def record_erase(
-        self, flow: Flow, embeds: TextEmbeds, pairs: Sequence[tuple[int, int]], seeds: Sequence[int], progress: Progress
+        self,
+        flow: Flow,
+        embeds: TextEmbeds,
+        pairs: Sequence[tuple[int, int]],
+        seeds: Sequence[int],
+        progress: Progress,
+        student: bool = False,
     ) -> dict[str, Tensor]:
-        """On the anchor's trajectories, as the paper takes its images from the anchor: where c is to lead."""
+        """On the base's trajectories under the anchor, from which the paper takes its images; the student's under c."""
+        if student:
+            return super().record_erase(flow, embeds, pairs, seeds, progress, student)
         points = super().record_erase(flow, embeds, [(anchor, row) for row, anchor in pairs], seeds, progress)
         rows = torch.tensor([row for row, _ in pairs])
         rows = rows.repeat_interleave(len(points["erase.row"]) // len(pairs))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +20,7 @@ from . import losses
 from .base import Level, Prompts, Term
 
 BANK_SEEDS = 1_000_000  # seeds of the bank's noise start here, away from the small numbers people use for images
+REFRESHED = 4  # one trajectory in so many is sampled anew in a refresh
 
 
 def one_of_each_distance(irrelevant: Sequence[str]) -> list[str]:
@@ -95,17 +97,37 @@ class TrajectoryMethod:
         return (BANK_SEEDS + 10_000 * self.config.seed) % 2**63  # torch takes seeds below 2 ** 64
 
     def record_erase(
-        self, flow: Flow, embeds: TextEmbeds, pairs: Sequence[tuple[int, int]], seeds: Sequence[int], progress: Progress
+        self,
+        flow: Flow,
+        embeds: TextEmbeds,
+        pairs: Sequence[tuple[int, int]],
+        seeds: Sequence[int],
+        progress: Progress,
+        student: bool = False,
     ) -> dict[str, Tensor]:
-        """The bank's "erase." tensors for `pairs` of rows (a part of `erase`), on the base's trajectories."""
+        """The bank's "erase." tensors for `pairs` of rows (a part of `erase`), on the base's or student's paths."""
         others = {self.other: [target for _, target in pairs]}
         steps = used_steps(flow.levels, self.config.t_min)
-        points = record(flow, embeds, [row for row, _ in pairs], seeds, others, steps, progress)
+        points = record(flow, embeds, [row for row, _ in pairs], seeds, others, steps, progress, student)
         return {f"erase.{name}": value for name, value in points.items()}
 
     def use(self, bank: dict[str, Tensor], embeds: TextEmbeds) -> None:
         """Takes the bank."""
         self.bank, self.embeds = bank, embeds
+
+    def refresh(self, flow: Flow, step: int, progress: Progress) -> dict[str, Tensor]:
+        """Every `ErasureConfig.refresh_every` steps: some erase trajectories anew, from new noise by the student."""
+        every, count = self.config.refresh_every, len(self.erase)
+        if not every or step == 0 or step % every:
+            return {}
+        draw = random.Random(f"refresh:{self.config.seed}:{step}")
+        picked = draw.sample(range(count), -(-count // REFRESHED))
+        seeds = [draw.getrandbits(48) for _ in picked]
+        fresh = self.record_erase(flow, self.embeds, [self.erase[i] for i in picked], seeds, progress, student=True)
+        points = torch.arange(len(self.bank["erase.row"])).view(count, -1)[picked].flatten()
+        changed = {name: self.bank[name].index_copy(0, points, value) for name, value in fresh.items()}
+        self.bank = {**self.bank, **changed}
+        return changed
 
     def levels(self) -> tuple[Level, ...]:
         """One level."""
