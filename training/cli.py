@@ -1,9 +1,13 @@
-"""Command line: trains an erasure LoRA without ComfyUI, resumes one, with a progress bar.
+"""Command line: trains an erasure LoRA without ComfyUI, resumes a training, measures a LoRA, with a progress bar.
 
     python -m training.cli train --source FOLDER --concept "penguin" --out DIR
     python -m training.cli resume --out DIR
+    python -m training.cli evaluate --source FOLDER --lora FILE
 
-The last line printed is one JSON object.
+The last line printed is one JSON object: `lora`; `acc_e`, `acc_g`, `acc_ir` (shares of images, 0..1, in which the
+erased noun is recognised under its name and its synonyms, and other nouns that no preservation prompt held); in `base`
+the same without the LoRA; after a training also `seconds` and what else `trainer.run` returns. Shares are null where
+they cannot be measured: the model has no classifier, it does not name the concept, or there is no synonym.
 """
 
 from __future__ import annotations
@@ -18,10 +22,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from .concepts import TEMPLATES, WordNetMissing, make_concept, vocabulary_of
+from .concepts import TEMPLATES, Concept, WordNetMissing, make_concept, vocabulary_of
 from .config import ErasureConfig, ErasureRequest
-from .errors import ConfigError, ErasureError
+from .errors import ConfigError, ErasureError, LoraError
 from .flux.source import FluxSource
+
+SHARES = ("acc_e", "acc_g", "acc_ir")
 
 
 def parser() -> argparse.ArgumentParser:
@@ -39,8 +45,6 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--no-synonyms", action="store_true", help="use no synonyms")
     train.add_argument("--irrelevant", action="append", help="word that does not (repeatable; default: WordNet's)")
     train.add_argument("--preserve", action="append", help="prompt that must stay as it is (repeatable)")
-    train.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16"))
-    train.add_argument("--device", default="auto")
     train.add_argument("--steps", type=int)
     train.add_argument("--seed", type=int)
     train.add_argument("--method")
@@ -49,6 +53,18 @@ def parser() -> argparse.ArgumentParser:
     resume = commands.add_parser("resume", help="go on with a training that was stopped or killed")
     resume.add_argument("--out", required=True, type=Path)
     resume.add_argument("--name", help="which one, where DIR has several")
+    for command in (train, resume):
+        command.add_argument("--no-measure", action="store_true", help="train only; the accuracies are null")
+    evaluate = commands.add_parser("evaluate", help="measure what a LoRA erased and what it kept")
+    evaluate.add_argument("--source", required=True, help="Flux folder in diffusers layout, with a classifier")
+    evaluate.add_argument("--lora", required=True, type=Path, help="LoRA file that a training has written")
+    for command in (train, evaluate):
+        command.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16"))
+        command.add_argument("--device", default="auto")
+    for command in (train, resume, evaluate):
+        command.add_argument("--images", type=int, default=24, help="measured images of the noun, about as many of its "
+                             "synonyms; more is more exact")  # fmt: skip
+        command.add_argument("--images-per-other", type=int, default=3, help="measured images of each other noun")
     return top
 
 
@@ -66,6 +82,13 @@ def read_settings(pairs: list[str]) -> dict[str, Any]:
     return settings
 
 
+def source_of(args: argparse.Namespace) -> FluxSource:
+    """The model that the arguments name, validated. Raises SourceError."""
+    source = FluxSource("diffusers", folder=str(Path(args.source).resolve()), precision=args.precision)
+    source.validate()
+    return source
+
+
 def build_request(args: argparse.Namespace) -> ErasureRequest:
     """The request that `train`'s arguments describe, its words chosen to fit the model. Raises ErasureError."""
     from transformers import AutoTokenizer
@@ -75,8 +98,7 @@ def build_request(args: argparse.Namespace) -> ErasureRequest:
         if getattr(args, name) is not None:
             settings[name] = getattr(args, name)
     config = ErasureConfig.from_dict(settings)
-    source = FluxSource("diffusers", folder=str(Path(args.source).resolve()), precision=args.precision)
-    source.validate()
+    source = source_of(args)
     tokenizer = AutoTokenizer.from_pretrained(Path(source.folder) / "tokenizer_2", local_files_only=True)
     synonyms = () if args.no_synonyms else args.synonym
     try:
@@ -113,6 +135,53 @@ def find_request(out: Path, name: str | None) -> ErasureRequest:
     return ErasureRequest.from_dict(json.loads(found[0].read_text(encoding="utf-8")))
 
 
+def measure(source: FluxSource, lora: Path, device: str, args: argparse.Namespace) -> dict[str, Any]:
+    """The accuracies of a LoRA whose metadata says what it erased, as the command line prints them.
+
+    Raises ErasureError where the file is no erasure LoRA, the model has no classifier or it does not name the concept.
+    """
+    from .evaluation import load_classifier, measure_erasure
+    from .flux.loading import load_parts
+    from .lora.format import KEY_CONCEPT, read_lora
+
+    weights, metadata = read_lora(lora)
+    if KEY_CONCEPT not in metadata:
+        raise LoraError(f"{lora.name} does not say which concept it erases: choose a LoRA that this pack has trained.")
+    concept = Concept.from_dict(json.loads(metadata[KEY_CONCEPT]))
+    classifier = load_classifier(Path(source.folder))
+    if concept.phrase not in classifier.nouns:
+        raise ErasureError(
+            f'This model\'s classifier does not name "{concept.phrase}", so its erasure cannot be measured: it names '
+            "single nouns that the model was trained on."
+        )
+    with tqdm(desc="measure", unit="step") as bar:
+
+        def progress(moment: str, done: int, total: int) -> None:
+            bar.set_postfix_str(moment, refresh=False)
+            bar.total, bar.n = total, done
+            bar.refresh()
+
+        parts, counts = load_parts(source, device), {"images": args.images, "images_per_other": args.images_per_other}
+        score = measure_erasure(parts, classifier, concept, weights, **counts, progress=progress).to_dict()
+    after, before = (
+        {name: score[name][moment] if score[name]["images"] else None for name in SHARES}
+        for moment in ("after", "before")
+    )
+    return {**after, "base": before}
+
+
+def measure_trained(request: ErasureRequest, lora: Path, args: argparse.Namespace) -> dict[str, Any]:
+    """`measure` after a training; nulls, and why on stderr, where there is nothing to measure with."""
+    nothing = {**dict.fromkeys(SHARES), "base": None}
+    if args.no_measure:
+        return nothing
+    try:
+        return measure(request.source, lora, request.device, args)
+    except ErasureError as error:
+        print(f"not measured: {error}", file=sys.stderr)
+        return nothing
+
+
 class Bar:
     """Turns a training's events into a progress bar and lines of text."""
 
@@ -140,20 +209,26 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser().parse_args(arguments)
     bar = Bar()
     try:
-        if args.command == "train":
-            request = build_request(args)
-            folder = job_folder(args.out, request.name)
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / "request.json").write_text(json.dumps(request.to_dict(), indent=1), encoding="utf-8")
+        if args.command == "evaluate":
+            result = {"lora": str(args.lora), **measure(source_of(args), args.lora, args.device, args)}
         else:
-            request = find_request(args.out, args.name)
-            folder = job_folder(args.out, request.name)
-        result = run(request, folder, bar)
+            if args.command == "train":
+                request = build_request(args)
+                folder = job_folder(args.out, request.name)
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / "request.json").write_text(json.dumps(request.to_dict(), indent=1), encoding="utf-8")
+            else:
+                request = find_request(args.out, args.name)
+                folder = job_folder(args.out, request.name)
+            result = run(request, folder, bar)
+            bar.close()
+            result |= measure_trained(request, Path(result["lora"]), args)
     except ErasureError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except (KeyboardInterrupt, Stopped):
-        print(f"stopped; go on with: python -m training.cli resume --out {args.out}", file=sys.stderr)
+        hint = "" if args.command == "evaluate" else f"; go on with: python -m training.cli resume --out {args.out}"
+        print(f"stopped{hint}", file=sys.stderr)
         return 130
     finally:
         bar.close()
