@@ -9,6 +9,7 @@ import dataclasses
 import math
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +17,8 @@ from .concepts import Concept
 from .errors import ConfigError
 from .flux.source import FluxSource
 
-# Named sets of projections in a double (dual-stream) block that get a LoRA, as diffusers calls them.
+# Named sets of projections that get a LoRA, as diffusers calls them: of the double (dual-stream) blocks, except where
+# BLOCKS says otherwise. In a single block text and image share a projection.
 TARGETS: dict[str, tuple[str, ...]] = {
     "text_qk": ("attn.add_q_proj", "attn.add_k_proj"),  # the paper's
     "text_qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
@@ -30,7 +32,20 @@ TARGETS: dict[str, tuple[str, ...]] = {
         "attn.to_k",
         "attn.to_v",
     ),
+    "single_qk": ("attn.to_q", "attn.to_k"),
+    "every_qk": ("attn.add_q_proj", "attn.add_k_proj", "attn.to_q", "attn.to_k"),
 }
+BLOCKS = {"single_qk": ("single",), "every_qk": ("double", "single")}  # of the other sets: double
+
+
+def target_blocks(targets: str, chosen: Sequence[int], double: int, single: int) -> list[int]:
+    """Indices of the blocks that a set of TARGETS means in a model of `double` and `single` blocks, double ones first.
+
+    chosen: `ErasureConfig.blocks`; where there are any, no others.
+    """
+    ranges = {"double": range(double), "single": range(double, double + single)}
+    reached = [block for kind in BLOCKS.get(targets, ("double",)) for block in ranges[kind]]
+    return [block for block in reached if not chosen or block in chosen]
 
 
 def setting(default: Any, help: str, low: float = -math.inf, high: float = math.inf, choices: tuple = ()) -> Any:
@@ -59,7 +74,9 @@ class ErasureConfig:
     rank: int = setting(8, "Rank of the LoRA. Raise it for broad concepts.", 1, 512)
     alpha: float = setting(8.0, "The LoRA's alpha; its scale is alpha / rank.", 1e-3, 4096)
     targets: str = setting("text_qk", "Which projections get a LoRA.", choices=tuple(TARGETS))
-    blocks: tuple[int, ...] = setting((), "Double blocks that get a LoRA; empty: all.", 0, 1000)
+    blocks: tuple[int, ...] = setting(
+        (), "Blocks that get a LoRA, double ones first, single ones counted on; empty: all that targets names.", 0, 1000
+    )
     capture_blocks: tuple[int, ...] = setting((), "Double blocks whose attention is used; empty: all.", 0, 1000)
     lr_erase: float = setting(1e-3, "Learning rate of the erasing level.", 0, 1)
     lr_preserve: float = setting(5e-4, "Learning rate of the preserving level.", 0, 1)

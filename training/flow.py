@@ -46,6 +46,10 @@ class Flow:
     def double_blocks(self) -> int:
         return len(self.transformer.transformer_blocks)
 
+    @property
+    def single_blocks(self) -> int:
+        return len(self.transformer.single_transformer_blocks)
+
     @contextmanager
     def computing(self) -> Iterator[None]:
         """The arithmetic of this training while the context lasts."""

@@ -30,7 +30,7 @@ from .checkpoint import (
     write_checkpoint,
 )
 from .concepts import Concept, vocabulary_of
-from .config import TARGETS, ErasureRequest
+from .config import TARGETS, ErasureRequest, target_blocks
 from .errors import CheckpointError, ConfigError, ErasureError
 from .flow import Flow, Progress
 from .flux.loading import load_text_encoders, load_transformer, load_vae, pick_device, use_autocast
@@ -96,7 +96,7 @@ class _Training:
             self.config.rank,
             self.config.alpha,
             self.config.seed,
-            self.config.blocks or range(flow.double_blocks),
+            target_blocks(self.config.targets, self.config.blocks, flow.double_blocks, flow.single_blocks),
         )
         if bank is None:
             bank = self._collect(method, flow, concept, prompts, embeds)

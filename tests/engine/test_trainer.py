@@ -327,6 +327,15 @@ def test_blocks_and_targets_are_those_asked_for(flux: FluxSource, tmp_path: Path
         train(flux, tmp_path / "none", dataclasses.replace(config, blocks=(7,)))
 
 
+@pytest.mark.parametrize("method", ["eraseanything", "esd"])
+def test_single_blocks_can_be_the_target(flux: FluxSource, tmp_path: Path, method: str):
+    config = dataclasses.replace(CONFIG, method=method, targets="single_qk", steps=2, sample_every=0)
+    result, _ = train(flux, tmp_path, config)
+    weights, _ = read_lora(result["lora"])
+    assert sorted(weights) == [f"single_transformer_blocks.0.attn.to_{p}" for p in "kq"]
+    assert all(b.abs().max() > 0 for _, b, _ in weights.values())
+
+
 def test_a_full_disk_is_one_sentence(flux: FluxSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")

@@ -9,7 +9,7 @@ import math
 import pytest
 
 from training.concepts import Concept
-from training.config import TARGETS, ErasureConfig, ErasureRequest, validate_name
+from training.config import BLOCKS, TARGETS, ErasureConfig, ErasureRequest, target_blocks, validate_name
 from training.errors import ConfigError, ErasureError
 from training.flux.source import FluxSource
 
@@ -39,6 +39,9 @@ def test_a_part_keeps_the_other_defaults():
         {"lr_erase": math.nan},
         {"lr_erase": math.inf},
         {"method": "magic"},
+        {"anchor": 3},
+        {"bilevel": 1},
+        {"refresh_every": -1},
         {"targets": "attn.to_q"},
         {"blocks": [-1]},
         {"blocks": ["0"]},
@@ -102,7 +105,24 @@ def test_incomplete_requests(missing: str):
         ErasureRequest.from_dict(data)
 
 
+@pytest.mark.parametrize(
+    ("targets", "chosen", "blocks"),
+    [
+        ("text_qk", (), [0, 1, 2]),
+        ("both_qk", (), [0, 1, 2]),
+        ("single_qk", (), [3, 4]),
+        ("every_qk", (), [0, 1, 2, 3, 4]),
+        ("every_qk", (4, 1), [1, 4]),
+        ("single_qk", (1, 4), [4]),
+        ("text_qk", (3,), []),
+        ("single_qk", (5,), []),
+    ],
+)
+def test_target_sets_reach_double_or_single_blocks(targets: str, chosen: tuple[int, ...], blocks: list[int]):
+    assert target_blocks(targets, chosen, double=3, single=2) == blocks
+
+
 def test_target_sets_name_projections_once():
     for names in TARGETS.values():
         assert len(set(names)) == len(names) and all(name.startswith("attn.") for name in names)
-    assert TARGETS[ErasureConfig().targets]
+    assert TARGETS[ErasureConfig().targets] and set(BLOCKS) <= set(TARGETS)
