@@ -41,6 +41,17 @@ def test_velocity_matching_against_loops():
     assert float(losses.velocity_matching(V, V)) == 0
 
 
+def test_relative_velocity_matching_against_loops():
+    shares = []
+    for b in range(3):
+        error = sum((float(V[b, n, c]) - float(U[b, n, c])) ** 2 for n in range(5) for c in range(4))
+        shares.append(error / sum(float(W[b, n, c]) ** 2 for n in range(5) for c in range(4)))
+    assert float(losses.relative_velocity_matching(V, U, W)) == pytest.approx(sum(shares) / 3, rel=1e-5)
+    # 1 for a student that is still the base, however far the target is
+    assert float(losses.relative_velocity_matching(V, U, U - V)) == pytest.approx(1, rel=1e-5)
+    assert math.isfinite(float(losses.relative_velocity_matching(V, U, torch.zeros_like(V))))
+
+
 def test_attention_mass_against_loops():
     columns = [rand(2, 3, 7, seed=i, positive=True) for i in range(4)]
     values = [float(c[b, h, q]) for c in columns for b in range(2) for h in range(3) for q in range(7)]
@@ -92,8 +103,17 @@ def test_gap_margin_against_loops():
     assert float(losses.gap_margin(V, V, W, 1.0, 100)) == 0  # at the anchor nothing is left to do
 
 
+def test_gap_margin_has_a_slope_where_the_student_is_still_the_base():
+    """There the second norm is zero, and has no derivative of its own."""
+    student = W.clone().requires_grad_(True)
+    (gradient,) = torch.autograd.grad(losses.gap_margin(student, U, W, 1.0, 100.0), student)
+    expected = torch.stack([(W[b] - U[b]) / (W[b] - U[b]).norm() for b in range(3)]) * 100 / 3
+    torch.testing.assert_close(gradient, expected, rtol=1e-5, atol=1e-5)
+
+
 STUDENT = {
     "velocity_matching": lambda x: losses.velocity_matching(x, U),
+    "relative_velocity_matching": lambda x: losses.relative_velocity_matching(x, U, W),
     "attention_mass": lambda x: losses.attention_mass([x, x.square()]),
     "attention_features": lambda x: (losses.attention_features([x.abs() + 0.1]) * U[:, 0, :1]).sum(),
     "reverse_self_contrastive": lambda x: losses.reverse_self_contrastive(
@@ -125,6 +145,7 @@ def test_targets_are_constants():
         + losses.velocity_matching(student, losses.negative_guidance_target(target, W, 1.0))
         + losses.reverse_self_contrastive(mine, features, features[:, None])
         + losses.gap_margin(student, target, target, 0.5, 1.0)
+        + losses.relative_velocity_matching(student, target, target)
     )
     total.backward()
     assert target.grad is None and student.grad is not None
