@@ -17,7 +17,7 @@ from training.concepts import (
     vocabulary_of,
     wordnet,
 )
-from training.concepts.words import common_words, contains, related
+from training.concepts.words import common_words, contains, mentions, phrases_of, related, same
 from training.errors import ConceptError
 
 
@@ -73,6 +73,59 @@ def test_synonyms_are_those_of_the_first_sense():
     assert synonyms_of("car", lambda w: w != "auto") == ("automobile", "machine", "motorcar")
 
 
+def test_a_sense_is_chosen_by_its_number():
+    found = senses("crane")
+    assert [s.number for s in found] == list(range(1, len(found) + 1))
+    bird = next(s.number for s in found if s.lexname == "noun.animal")
+    machine = next(s.number for s in found if s.lexname == "noun.artifact")
+    near = {n: wordnet.similarity("crane", "swan", n) for n in (bird, machine)}
+    assert near[bird] > 0.8 > near[machine]
+    assert related("bird", "crane", sense=bird) and not related("bird", "crane", sense=machine)
+    words = {n: irrelevant_words("crane", k=9, sense=n) for n in (bird, machine)}
+    assert words[bird] != words[machine]
+    assert make_concept("crane", sense=bird).irrelevant == irrelevant_words("crane", sense=bird)
+    assert set(make_concept("rock", sense=2).synonyms) <= set(senses("rock")[1].words)
+    verb = next(s for s in found if s.lexname.startswith("verb."))
+    assert make_concept("crane", sense=verb.number).irrelevant  # a verb has no distance to nouns: any words
+    shown = found[0].to_dict()
+    assert shown["gloss"] and shown["visual"] is True and shown["number"] == 1 and isinstance(shown["words"], list)
+
+
+def test_a_sense_that_is_not_there():
+    count = len(senses("crane"))
+    with pytest.raises(ConceptError, match=f"choose a number from 1 to {count}"):
+        make_concept("crane", sense=count + 1)
+    with pytest.raises(ConceptError, match="choose a number"):
+        make_concept("crane", synonyms=["derrick"], irrelevant=["owl"], sense=0)
+    with pytest.raises(ConceptError, match="leave the sense at 1"):
+        make_concept("Pikachu", sense=2)
+
+
+def test_singular_and_plural_are_one_word():
+    for one, many in [
+        ("mouse", "Mice"),
+        ("glass", "glasses"),
+        ("knife", "knives"),
+        ("lady", "ladies"),
+        ("fox", "foxes"),
+    ]:
+        assert same(one, many) and same(many, one)
+        assert related(many, one) and related(one, many)
+    assert same("soccer ball", "soccer balls") and mentions("two Soccer Balls, please", "soccer ball")
+    assert mentions("a leaf", "leaves") and mentions("Pikachus", "Pikachu")
+    assert not mentions("a carrot", "car") and not mentions("a ball of soccer", "soccer ball")
+    assert not mentions("a c and cs", "c++") and not same("tennis ball", "ball")
+
+
+def test_several_spellings_are_one_concept():
+    assert phrases_of(" Coca-Cola |a  Coca Cola| coke|COKE | ") == ("Coca-Cola", "Coca Cola", "coke")
+    assert phrases_of("a horse | on", "relationship") == ("a horse", "on") and phrases_of(" | ") == ()
+    made = make_concept("car | jalopy | auto", irrelevant=["owl"])
+    assert made.phrase == "car" and made.synonyms == ("jalopy", "auto", "automobile", "machine", "motorcar")
+    assert make_concept("car | jalopy", synonyms=[], irrelevant=["owl"]).synonyms == ("jalopy",)
+    assert not any(mentions(prompt, "jalopy") for prompt in made.preserve)
+
+
 def test_irrelevant_words_lie_at_three_distances():
     words = irrelevant_words("car", seed=3, k=9)
     assert len(set(words)) == 9
@@ -123,6 +176,7 @@ def test_without_wordnet_one_sentence_and_words_by_hand_still_work(no_wordnet):
     concept = make_concept("car", synonyms=["auto"], irrelevant=["dog", "tree", "bus"])
     assert concept.synonyms == ("auto",) and len(concept.preserve) > 10
     assert not any(contains(p, "car") or contains(p, "auto") for p in concept.preserve)
+    assert same("glass", "glasses") and not same("mouse", "mice")
 
 
 class Encoded:

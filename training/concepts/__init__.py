@@ -4,7 +4,7 @@ from .concept import TEMPLATES, Concept, Kind, make_concept
 from .prompts import erase_prompts, preservation_prompts, shuffle, substitute
 from .spans import occurrences, require_span, span_mask, token_spans
 from .wordnet import Sense, WordNetMissing, assemble_wordnet, senses
-from .words import Vocabulary, irrelevant_words, synonyms_of, vocabulary_of
+from .words import Vocabulary, irrelevant_words, phrases_of, synonyms_of, vocabulary_of
 
 __all__ = [
     "TEMPLATES",
@@ -18,6 +18,7 @@ __all__ = [
     "irrelevant_words",
     "make_concept",
     "occurrences",
+    "phrases_of",
     "preservation_prompts",
     "require_span",
     "senses",
