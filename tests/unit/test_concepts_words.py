@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import threading
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import nltk
@@ -10,6 +16,7 @@ import pytest
 from training.concepts import (
     WordNetMissing,
     assemble_wordnet,
+    download_wordnet,
     irrelevant_words,
     make_concept,
     senses,
@@ -89,6 +96,16 @@ def test_a_sense_is_chosen_by_its_number():
     assert make_concept("crane", sense=verb.number).irrelevant  # a verb has no distance to nouns: any words
     shown = found[0].to_dict()
     assert shown["gloss"] and shown["visual"] is True and shown["number"] == 1 and isinstance(shown["words"], list)
+
+
+def test_threads_do_not_read_each_others_lines():
+    """Routes and nodes ask at the same time, while NLTK's reader seeks in one open file."""
+    words = common_words()["concrete"][:120]
+    wordnet._reader.cache_clear()
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(senses, [*words, *reversed(words)]))
+    assert found[: len(words)] == found[: len(words) - 1 : -1] and all(found)
+    assert all(s.words and s.gloss for one in found for s in one)
 
 
 def test_a_sense_that_is_not_there():
@@ -177,6 +194,52 @@ def test_without_wordnet_one_sentence_and_words_by_hand_still_work(no_wordnet):
     assert concept.synonyms == ("auto",) and len(concept.preserve) > 10
     assert not any(contains(p, "car") or contains(p, "auto") for p in concept.preserve)
     assert same("glass", "glasses") and not same("mouse", "mice")
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def local_network(monkeypatch: pytest.MonkeyPatch):
+    """Lets NLTK ask a server on this machine, which it takes for an attack otherwise."""
+    monkeypatch.setattr("nltk.pathsec.ENFORCE", False)
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.filterwarnings("ignore:Security Violation")
+def test_wordnet_is_fetched_from_a_real_server(no_wordnet, local_network, wordnet_data: Path, tmp_path: Path):
+    site = tmp_path / "site"
+    site.mkdir()
+    files = list((wordnet_data / "corpora" / "wordnet").iterdir())
+    with zipfile.ZipFile(site / "wordnet.zip", "w") as archive:
+        for file in files:
+            archive.write(file, f"wordnet/{file.name}")
+    packed = (site / "wordnet.zip").read_bytes()
+    with ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=site)) as server:
+        url = f"http://127.0.0.1:{server.server_port}"
+        facts = {
+            "id": "wordnet", "name": "WordNet", "subdir": "corpora", "url": f"{url}/wordnet.zip", "unzip": "0",
+            "size": len(packed), "unzipped_size": sum(file.stat().st_size for file in files),
+            "checksum": hashlib.md5(packed).hexdigest(), "sha256_checksum": hashlib.sha256(packed).hexdigest(),
+        }  # fmt: skip
+        package = " ".join(f'{name}="{value}"' for name, value in facts.items())
+        (site / "index.xml").write_text(f"<nltk_data><packages><package {package}/></packages></nltk_data>")
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        download_wordnet(f"{url}/index.xml")
+        server.shutdown()
+    assert wordnet.available() and senses("dog")[0].lexname == "noun.animal"
+    download_wordnet("http://127.0.0.1:1/index.xml")  # nothing is fetched that is there
+
+
+@pytest.mark.filterwarnings("ignore:Security Violation")
+@pytest.mark.parametrize("index", ["http://127.0.0.1:1/index.xml", "no address"])
+def test_wordnet_cannot_be_fetched(no_wordnet, local_network, capfd, index: str):
+    with pytest.raises(ConceptError, match="could not be fetched: check the internet connection") as caught:
+        download_wordnet(index)
+    assert "\n" not in str(caught.value) and not wordnet.available() and capfd.readouterr() == ("", "")
 
 
 class Encoded:

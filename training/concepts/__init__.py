@@ -1,9 +1,9 @@
-"""What to erase: words (WordNet), kinds and templates, prompts and shuffles, token spans."""
+"""What to erase: words (WordNet, a chat endpoint, by hand), kinds and templates, prompts, token spans, presets."""
 
 from .concept import TEMPLATES, Concept, Kind, make_concept
 from .prompts import erase_prompts, preservation_prompts, shuffle, substitute
 from .spans import occurrences, require_span, span_mask, token_spans
-from .wordnet import Sense, WordNetMissing, assemble_wordnet, senses
+from .wordnet import Sense, WordNetMissing, assemble_wordnet, download_wordnet, senses
 from .words import Vocabulary, irrelevant_words, phrases_of, synonyms_of, vocabulary_of
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "Vocabulary",
     "WordNetMissing",
     "assemble_wordnet",
+    "download_wordnet",
     "erase_prompts",
     "irrelevant_words",
     "make_concept",

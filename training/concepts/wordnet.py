@@ -6,11 +6,13 @@ import contextlib
 import dataclasses
 import io
 import shutil
+import threading
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..errors import ConceptError
 
@@ -38,6 +40,22 @@ VISUAL = frozenset(
     f"noun.{name}"
     for name in ("animal", "artifact", "body", "food", "object", "phenomenon", "plant", "person", "shape")
 )
+
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+_lock = threading.RLock()
+
+
+def _one_at_a_time(function: Function) -> Function:
+    """NLTK's reader seeks in one open file: of two threads at once each would read the other's lines."""
+
+    @wraps(function)
+    def alone(*args: Any, **options: Any) -> Any:
+        with _lock:
+            return function(*args, **options)
+
+    return alone  # type: ignore[return-value]
 
 
 class WordNetMissing(ConceptError):
@@ -68,7 +86,8 @@ def assemble_wordnet(nltk_data: Path, source: Path = DEBIAN_FOLDER) -> Path:
     return target
 
 
-def download(index: str | None = None) -> None:
+@_one_at_a_time
+def download_wordnet(index: str | None = None) -> None:
     """Fetches WordNet's data (about 11 MB) with NLTK's own downloader into NLTK's data folder, if they are not there.
 
     Call it only when the user asks for it. `index`: address of an NLTK package index, e.g. a mirror's (default: NLTK's
@@ -104,6 +123,7 @@ def _reader() -> Any:
         return WordNetCorpusReader(root, None)
 
 
+@_one_at_a_time
 def available() -> bool:
     """Whether WordNet's data can be found now."""
     try:
@@ -139,6 +159,7 @@ def _synsets(phrase: str) -> list[Any]:
     return sorted(found, key=lambda s: 0 if s.lexname() in VISUAL else rank[s.pos()])
 
 
+@_one_at_a_time
 def senses(phrase: str) -> list[Sense]:
     """All senses of `phrase`, those that can be seen first; empty for names and brands that WordNet lacks.
 
@@ -172,12 +193,14 @@ def _noun(phrase: str, number: int = 1) -> Any:
 
 
 @lru_cache(maxsize=20000)
+@_one_at_a_time
 def base_form(word: str) -> str:
     """`word` without its inflection ("cars" → "car"), lower case; unchanged where WordNet knows none."""
     return (_reader().morphy(word.lower().replace(" ", "_"), "n") or word.lower()).replace("_", " ")
 
 
 @lru_cache(maxsize=20000)
+@_one_at_a_time
 def similarity(first: str, second: str, sense: int = 1) -> float | None:
     """Wu–Palmer similarity in 0..1 of two phrases as nouns; None where WordNet lacks one.
 
@@ -187,6 +210,7 @@ def similarity(first: str, second: str, sense: int = 1) -> float | None:
     return a.wup_similarity(b) if a and b else None
 
 
+@_one_at_a_time
 def is_kind_of(first: str, second: str, sense: int = 1) -> bool:
     """Whether one phrase is above the other in WordNet's tree ("dog" and "puppy"); `sense` as in `similarity`."""
     a, b = _noun(first, sense), _noun(second)
