@@ -1,6 +1,7 @@
 """What to erase: words (WordNet, a chat endpoint, by hand), kinds and templates, prompts, token spans, presets."""
 
 from .concept import TEMPLATES, Concept, Kind, make_concept
+from .endpoint import EndpointWords, endpoint_words
 from .prompts import erase_prompts, preservation_prompts, shuffle, substitute
 from .spans import occurrences, require_span, span_mask, token_spans
 from .wordnet import Sense, WordNetMissing, assemble_wordnet, download_wordnet, senses
@@ -9,12 +10,14 @@ from .words import Vocabulary, irrelevant_words, phrases_of, synonyms_of, vocabu
 __all__ = [
     "TEMPLATES",
     "Concept",
+    "EndpointWords",
     "Kind",
     "Sense",
     "Vocabulary",
     "WordNetMissing",
     "assemble_wordnet",
     "download_wordnet",
+    "endpoint_words",
     "erase_prompts",
     "irrelevant_words",
     "make_concept",
