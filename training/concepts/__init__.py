@@ -2,6 +2,7 @@
 
 from .concept import TEMPLATES, Concept, Kind, make_concept
 from .endpoint import EndpointWords, endpoint_words
+from .presets import Preset, presets
 from .prompts import erase_prompts, preservation_prompts, shuffle, substitute
 from .spans import occurrences, require_span, span_mask, token_spans
 from .wordnet import Sense, WordNetMissing, assemble_wordnet, download_wordnet, senses
@@ -12,6 +13,7 @@ __all__ = [
     "Concept",
     "EndpointWords",
     "Kind",
+    "Preset",
     "Sense",
     "Vocabulary",
     "WordNetMissing",
@@ -24,6 +26,7 @@ __all__ = [
     "occurrences",
     "phrases_of",
     "preservation_prompts",
+    "presets",
     "require_span",
     "senses",
     "shuffle",
