@@ -80,6 +80,11 @@ def test_synonyms_are_those_of_the_first_sense():
     assert synonyms_of("car", lambda w: w != "auto") == ("automobile", "machine", "motorcar")
 
 
+def test_persons_come_last_unless_their_name_is_meant():
+    assert senses("crane")[0].lexname in ("noun.animal", "noun.artifact")
+    assert "Stephen Crane" in senses("Crane")[0].words and "Stephen Crane" not in synonyms_of("crane")
+
+
 def test_a_sense_is_chosen_by_its_number():
     found = senses("crane")
     assert [s.number for s in found] == list(range(1, len(found) + 1))

@@ -153,10 +153,19 @@ class Sense:
 
 
 def _synsets(phrase: str) -> list[Any]:
-    """Synsets of a phrase, visual nouns first, then other nouns, then the rest; frequency order within each."""
-    found = _reader().synsets("_".join(phrase.lower().split()))
+    """Synsets of a phrase, visual nouns first, then other nouns, then the rest; frequency order within each.
+
+    In each, what WordNet writes with a capital comes last unless the phrase has one: a "crane" is no writer.
+    """
+    key = "_".join(phrase.lower().split())
     rank = {"n": 1, "v": 2, "a": 2, "s": 2, "r": 2}
-    return sorted(found, key=lambda s: 0 if s.lexname() in VISUAL else rank[s.pos()])
+
+    def order(synset: Any) -> tuple[int, bool]:
+        spelled = [name for name in synset.lemma_names() if name.lower() == key]
+        named = phrase == phrase.lower() and bool(spelled) and key not in spelled
+        return 0 if synset.lexname() in VISUAL else rank[synset.pos()], named
+
+    return sorted(_reader().synsets(key), key=order)
 
 
 @_one_at_a_time
