@@ -7,10 +7,14 @@
     GET  /jobs/{id}/log             {"log": text}, the end of the worker's output
     GET  /jobs/{id}/samples/{file}  a sample picture, by the name its sample event gives
     POST /jobs/{id}/{action}        pause, resume (or retry), cancel (or stop), delete; the job, or {"deleted": id}
-    POST /concept                   the words that would be chosen for a concept (see Words)
+    POST /concept                   the words that would be chosen for a concept (see ConceptBody)
+    GET  /senses?phrase=TEXT        {"senses": [sense, …]}, its meanings in WordNet, those that can be seen first
+    GET  /presets                   {"presets": [preset, …]}, concepts to choose from
+    POST /wordnet                   fetch WordNet's data, at the user's wish alone; {"wordnet": true} when it is done
 
-A job is what Job.to_dict() gives. Bodies are JSON; forms are refused, since any web site could send them. An error is
-{"error": one sentence} with status 400 (bad input), 404 (unknown job or file), 409 (not possible now), 413 or 415.
+A job, a sense and a preset are what their to_dict() gives. Bodies are JSON; forms are refused, since any web site could
+send them. An error is {"error": one sentence} with status 400 (bad input), 404 (unknown job or file), 409 (not possible
+now), 413 or 415.
 """
 
 from __future__ import annotations
@@ -26,7 +30,7 @@ from aiohttp import web
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from server import PromptServer
 
-from ..training.concepts import Concept, make_concept
+from ..training.concepts import Concept, download_wordnet, make_concept, phrases_of, presets, senses
 from ..training.concepts.concept import Kind
 from ..training.config import ErasureConfig
 from ..training.errors import ErasureError, JobError
@@ -55,11 +59,12 @@ class ConceptBody(BaseModel):
     irrelevant: Words | None = None
     preserve: Words | None = None
     word_seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    sense: Annotated[int, Field(ge=1, le=1000)] = 1
 
     def concept(self) -> Concept:
         """The complete concept. Raises ConceptError."""
         words = (self.template, self.synonyms, self.irrelevant, self.word_seed)
-        return make_concept(self.phrase, self.kind, *words, preserve=self.preserve)
+        return make_concept(self.phrase, self.kind, *words, preserve=self.preserve, sense=self.sense)
 
 
 class Submission(BaseModel):
@@ -100,6 +105,9 @@ def register() -> None:
     routes.get(f"{PREFIX}/jobs/{{id}}/samples/{{file}}")(answers(get_sample))
     routes.post(f"{PREFIX}/jobs/{{id}}/{{action}}")(answers(act))
     routes.post(f"{PREFIX}/concept")(answers(choose_words))
+    routes.get(f"{PREFIX}/senses")(answers(list_senses))
+    routes.get(f"{PREFIX}/presets")(answers(list_presets))
+    routes.post(f"{PREFIX}/wordnet")(answers(fetch_wordnet))
 
     async def start(_: web.Application) -> None:
         service.scheduler().start()
@@ -215,3 +223,21 @@ async def act(request: web.Request) -> web.Response:
 async def choose_words(request: web.Request) -> web.Response:
     concept = await in_thread(parsed(ConceptBody, await body_of(request)).concept)
     return web.json_response(concept.to_dict())
+
+
+async def list_senses(request: web.Request) -> web.Response:
+    phrases = phrases_of(request.query.get("phrase", "")[:1000])
+    if not phrases:
+        raise BadRequest("Say which phrase: /senses?phrase=crane.")
+    found = await in_thread(senses, phrases[0])
+    return web.json_response({"senses": [sense.to_dict() for sense in found]})
+
+
+async def list_presets(_: web.Request) -> web.Response:
+    return web.json_response({"presets": [preset.to_dict() for preset in await in_thread(presets)]})
+
+
+async def fetch_wordnet(request: web.Request) -> web.Response:
+    await body_of(request)  # a form is refused: no web site but the host's own may start a download
+    await in_thread(download_wordnet)
+    return web.json_response({"wordnet": True})

@@ -22,7 +22,8 @@ from typing import Any
 
 from tqdm import tqdm
 
-from .concepts import TEMPLATES, Concept, WordNetMissing, make_concept, vocabulary_of
+from .concepts import TEMPLATES, Concept, WordNetMissing, endpoint_words, make_concept, vocabulary_of
+from .concepts.endpoint import API_KEY
 from .config import ErasureConfig, ErasureRequest
 from .errors import ConfigError, ErasureError, LoraError
 from .flux.source import FluxSource
@@ -44,6 +45,9 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--synonym", action="append", help="word that means the same (repeatable; default: WordNet's)")
     train.add_argument("--no-synonyms", action="store_true", help="use no synonyms")
     train.add_argument("--irrelevant", action="append", help="word that does not (repeatable; default: WordNet's)")
+    train.add_argument("--sense", type=int, default=1, help="number of the word's meaning in WordNet (default: 1)")
+    train.add_argument("--endpoint", metavar="URL", help=f"chat API that chooses the words; its key: ${API_KEY}")
+    train.add_argument("--endpoint-model", default="", metavar="NAME", help="the model to ask there")
     train.add_argument("--preserve", action="append", help="prompt that must stay as it is (repeatable)")
     train.add_argument("--steps", type=int)
     train.add_argument("--seed", type=int)
@@ -100,17 +104,23 @@ def build_request(args: argparse.Namespace) -> ErasureRequest:
     config = ErasureConfig.from_dict(settings)
     source = source_of(args)
     tokenizer = AutoTokenizer.from_pretrained(Path(source.folder) / "tokenizer_2", local_files_only=True)
-    synonyms = () if args.no_synonyms else args.synonym
+    synonyms, irrelevant = () if args.no_synonyms else args.synonym, args.irrelevant
+    if args.endpoint and (synonyms is None or irrelevant is None):
+        where = {"base_url": args.endpoint, "model": args.endpoint_model, "cache": args.out / "words"}
+        words = endpoint_words(args.concept, args.kind, **where)
+        synonyms = words.synonyms if synonyms is None else synonyms
+        irrelevant = words.irrelevant if irrelevant is None else irrelevant
     try:
         concept = make_concept(
             args.concept,
             args.kind,
             args.template,
             synonyms,
-            args.irrelevant,
+            irrelevant,
             config.seed,
             preserve=args.preserve,
             vocabulary=vocabulary_of(tokenizer),
+            sense=args.sense,
         )
     except WordNetMissing as error:
         hint = "On this command line: --synonym WORD (or --no-synonyms) and --irrelevant WORD."

@@ -124,3 +124,14 @@ def test_words_can_be_asked_for(host):
     assert words["phrase"] == "dog"
     assert len(words["irrelevant"]) == 3
     assert "dog" not in words["irrelevant"]
+
+
+def test_meanings_and_presets_can_be_listed(host):
+    found = host.get("/erase_anything/v1/senses?phrase=a%20crane")["senses"]
+    assert [sense["number"] for sense in found] == list(range(1, len(found) + 1))
+    assert found[0]["visual"] and found[0]["gloss"]
+    refused(host, 400, "GET", "/erase_anything/v1/senses")
+    assert "senses" in refused(host, 400, "POST", "/erase_anything/v1/concept", {"phrase": "crane", "sense": 99})
+    presets = host.get("/erase_anything/v1/presets")["presets"]
+    assert {"group", "kind", "phrase", "template"} == set(presets[0])
+    assert host.post("/erase_anything/v1/wordnet", {}) == {"wordnet": True}  # they are there: nothing is fetched

@@ -189,6 +189,37 @@ def test_bad_concepts_say_why(changes: dict, message: str):
 
 
 @pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"template": "many {}s"}, "does not contain the concept"),
+        ({"irrelevant": ["cars"]}, "singular or plural"),
+        ({"irrelevant": ["Automobiles"]}, "singular or plural"),
+        ({"preserve": ["two cars"]}, "contains the concept"),
+        ({"synonyms": [" ".join(["word"] * 40)]}, "more than 12 words"),
+    ],
+)
+def test_a_new_concept_must_satisfy_more_than_an_old_job_file(changes: dict, message: str):
+    with pytest.raises(ConceptError, match=message):
+        concept(**changes)
+    Concept.from_dict(concept().to_dict() | changes)
+
+
+@pytest.mark.parametrize("phrase", ["", " | ", "!?", " ".join(["word"] * 40), "a {car}"])
+def test_bad_phrases_say_why_in_one_sentence(phrase: str):
+    with pytest.raises(ConceptError) as caught:
+        make_concept(phrase, synonyms=[], irrelevant=["owl"])
+    assert str(caught.value).count("\n") == 0 and str(caught.value).endswith(".")
+
+
+@pytest.mark.parametrize("phrase", ["猫", "кот", "ßßß", "猫 кот"])
+def test_a_concept_that_tokenises_to_unknowns(tokenizer, phrase: str):
+    """The words by hand: WordNet lacks them. The concept itself is sound; this model cannot tell it from others."""
+    made = make_concept(phrase, synonyms=[], irrelevant=["owl"])
+    with pytest.raises(ConceptError, match=r"does not know.*choose words it was trained on"):
+        require_span(tokenizer, made.prompt(), made.phrase, 64)
+
+
+@pytest.mark.parametrize(
     "data", [{}, {"phrase": 3}, {"phrase": "car", "colour": "red"}, {"phrase": "car", "synonyms": "x"}]
 )
 def test_data_that_is_no_concept(data: dict):

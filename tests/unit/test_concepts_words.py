@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import threading
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import nltk
@@ -10,6 +16,7 @@ import pytest
 from training.concepts import (
     WordNetMissing,
     assemble_wordnet,
+    download_wordnet,
     irrelevant_words,
     make_concept,
     senses,
@@ -17,7 +24,7 @@ from training.concepts import (
     vocabulary_of,
     wordnet,
 )
-from training.concepts.words import common_words, contains, related
+from training.concepts.words import common_words, contains, mentions, phrases_of, related, same
 from training.errors import ConceptError
 
 
@@ -73,6 +80,74 @@ def test_synonyms_are_those_of_the_first_sense():
     assert synonyms_of("car", lambda w: w != "auto") == ("automobile", "machine", "motorcar")
 
 
+def test_persons_come_last_unless_their_name_is_meant():
+    assert senses("crane")[0].lexname in ("noun.animal", "noun.artifact")
+    assert "Stephen Crane" in senses("Crane")[0].words and "Stephen Crane" not in synonyms_of("crane")
+
+
+def test_a_sense_is_chosen_by_its_number():
+    found = senses("crane")
+    assert [s.number for s in found] == list(range(1, len(found) + 1))
+    bird = next(s.number for s in found if s.lexname == "noun.animal")
+    machine = next(s.number for s in found if s.lexname == "noun.artifact")
+    near = {n: wordnet.similarity("crane", "swan", n) for n in (bird, machine)}
+    assert near[bird] > 0.8 > near[machine]
+    assert related("bird", "crane", sense=bird) and not related("bird", "crane", sense=machine)
+    words = {n: irrelevant_words("crane", k=9, sense=n) for n in (bird, machine)}
+    assert words[bird] != words[machine]
+    assert make_concept("crane", sense=bird).irrelevant == irrelevant_words("crane", sense=bird)
+    assert set(make_concept("rock", sense=2).synonyms) <= set(senses("rock")[1].words)
+    verb = next(s for s in found if s.lexname.startswith("verb."))
+    assert make_concept("crane", sense=verb.number).irrelevant  # a verb has no distance to nouns: any words
+    shown = found[0].to_dict()
+    assert shown["gloss"] and shown["visual"] is True and shown["number"] == 1 and isinstance(shown["words"], list)
+
+
+def test_threads_do_not_read_each_others_lines():
+    """Routes and nodes ask at the same time, while NLTK's reader seeks in one open file."""
+    words = common_words()["concrete"][:120]
+    wordnet._reader.cache_clear()
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(senses, [*words, *reversed(words)]))
+    assert found[: len(words)] == found[: len(words) - 1 : -1] and all(found)
+    assert all(s.words and s.gloss for one in found for s in one)
+
+
+def test_a_sense_that_is_not_there():
+    count = len(senses("crane"))
+    with pytest.raises(ConceptError, match=f"choose a number from 1 to {count}"):
+        make_concept("crane", sense=count + 1)
+    with pytest.raises(ConceptError, match="choose a number"):
+        make_concept("crane", synonyms=["derrick"], irrelevant=["owl"], sense=0)
+    with pytest.raises(ConceptError, match="leave the sense at 1"):
+        make_concept("Pikachu", sense=2)
+
+
+def test_singular_and_plural_are_one_word():
+    for one, many in [
+        ("mouse", "Mice"),
+        ("glass", "glasses"),
+        ("knife", "knives"),
+        ("lady", "ladies"),
+        ("fox", "foxes"),
+    ]:
+        assert same(one, many) and same(many, one)
+        assert related(many, one) and related(one, many)
+    assert same("soccer ball", "soccer balls") and mentions("two Soccer Balls, please", "soccer ball")
+    assert mentions("a leaf", "leaves") and mentions("Pikachus", "Pikachu")
+    assert not mentions("a carrot", "car") and not mentions("a ball of soccer", "soccer ball")
+    assert not mentions("a c and cs", "c++") and not same("tennis ball", "ball")
+
+
+def test_several_spellings_are_one_concept():
+    assert phrases_of(" Coca-Cola |a  Coca Cola| coke|COKE | ") == ("Coca-Cola", "Coca Cola", "coke")
+    assert phrases_of("a horse | on", "relationship") == ("a horse", "on") and phrases_of(" | ") == ()
+    made = make_concept("car | jalopy | auto", irrelevant=["owl"])
+    assert made.phrase == "car" and made.synonyms == ("jalopy", "auto", "automobile", "machine", "motorcar")
+    assert make_concept("car | jalopy", synonyms=[], irrelevant=["owl"]).synonyms == ("jalopy",)
+    assert not any(mentions(prompt, "jalopy") for prompt in made.preserve)
+
+
 def test_irrelevant_words_lie_at_three_distances():
     words = irrelevant_words("car", seed=3, k=9)
     assert len(set(words)) == 9
@@ -123,6 +198,53 @@ def test_without_wordnet_one_sentence_and_words_by_hand_still_work(no_wordnet):
     concept = make_concept("car", synonyms=["auto"], irrelevant=["dog", "tree", "bus"])
     assert concept.synonyms == ("auto",) and len(concept.preserve) > 10
     assert not any(contains(p, "car") or contains(p, "auto") for p in concept.preserve)
+    assert same("glass", "glasses") and not same("mouse", "mice")
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.fixture
+def local_network(monkeypatch: pytest.MonkeyPatch):
+    """Lets NLTK ask a server on this machine, which it takes for an attack otherwise."""
+    monkeypatch.setattr("nltk.pathsec.ENFORCE", False)
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.mark.filterwarnings("ignore:Security Violation")
+def test_wordnet_is_fetched_from_a_real_server(no_wordnet, local_network, wordnet_data: Path, tmp_path: Path):
+    site = tmp_path / "site"
+    site.mkdir()
+    files = list((wordnet_data / "corpora" / "wordnet").iterdir())
+    with zipfile.ZipFile(site / "wordnet.zip", "w") as archive:
+        for file in files:
+            archive.write(file, f"wordnet/{file.name}")
+    packed = (site / "wordnet.zip").read_bytes()
+    with ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=site)) as server:
+        url = f"http://127.0.0.1:{server.server_port}"
+        facts = {
+            "id": "wordnet", "name": "WordNet", "subdir": "corpora", "url": f"{url}/wordnet.zip", "unzip": "0",
+            "size": len(packed), "unzipped_size": sum(file.stat().st_size for file in files),
+            "checksum": hashlib.md5(packed).hexdigest(), "sha256_checksum": hashlib.sha256(packed).hexdigest(),
+        }  # fmt: skip
+        package = " ".join(f'{name}="{value}"' for name, value in facts.items())
+        (site / "index.xml").write_text(f"<nltk_data><packages><package {package}/></packages></nltk_data>")
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        download_wordnet(f"{url}/index.xml")
+        server.shutdown()
+    assert wordnet.available() and senses("dog")[0].lexname == "noun.animal"
+    download_wordnet("http://127.0.0.1:1/index.xml")  # nothing is fetched that is there
+
+
+@pytest.mark.filterwarnings("ignore:Security Violation")
+@pytest.mark.parametrize("index", ["http://127.0.0.1:1/index.xml", "no address"])
+def test_wordnet_cannot_be_fetched(no_wordnet, local_network, capfd, index: str):
+    with pytest.raises(ConceptError, match="could not be fetched: check the internet connection") as caught:
+        download_wordnet(index)
+    assert "\n" not in str(caught.value) and not wordnet.available() and capfd.readouterr() == ("", "")
 
 
 class Encoded:

@@ -1,24 +1,32 @@
-"""What to erase: words (WordNet), kinds and templates, prompts and shuffles, token spans."""
+"""What to erase: words (WordNet, a chat endpoint, by hand), kinds and templates, prompts, token spans, presets."""
 
 from .concept import TEMPLATES, Concept, Kind, make_concept
+from .endpoint import EndpointWords, endpoint_words
+from .presets import Preset, presets
 from .prompts import erase_prompts, preservation_prompts, shuffle, substitute
 from .spans import occurrences, require_span, span_mask, token_spans
-from .wordnet import Sense, WordNetMissing, assemble_wordnet, senses
-from .words import Vocabulary, irrelevant_words, synonyms_of, vocabulary_of
+from .wordnet import Sense, WordNetMissing, assemble_wordnet, download_wordnet, senses
+from .words import Vocabulary, irrelevant_words, phrases_of, synonyms_of, vocabulary_of
 
 __all__ = [
     "TEMPLATES",
     "Concept",
+    "EndpointWords",
     "Kind",
+    "Preset",
     "Sense",
     "Vocabulary",
     "WordNetMissing",
     "assemble_wordnet",
+    "download_wordnet",
+    "endpoint_words",
     "erase_prompts",
     "irrelevant_words",
     "make_concept",
     "occurrences",
+    "phrases_of",
     "preservation_prompts",
+    "presets",
     "require_span",
     "senses",
     "shuffle",

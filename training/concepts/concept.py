@@ -12,7 +12,18 @@ from ..errors import ConceptError
 from . import wordnet
 from .prompts import fill, preservation_prompts, slots_of
 from .spans import occurrences
-from .words import Vocabulary, candidates, common_words, irrelevant_words, related, synonyms_of
+from .words import (
+    Vocabulary,
+    candidates,
+    common_words,
+    irrelevant_words,
+    mentions,
+    once,
+    phrases_of,
+    related,
+    same,
+    synonyms_of,
+)
 
 Kind = Literal["entity", "abstraction", "relationship", "custom"]
 
@@ -34,7 +45,8 @@ class Concept:
     """A concept to be erased. Plain data; `to_dict` and `from_dict` round-trip through JSON.
 
     template: a prompt with {} where the phrase goes; {subject} and {object} stand for unrelated nouns.
-    synonyms: words that mean the same. irrelevant: words that do not, those with no relation first, then far, then mid.
+    synonyms: words that mean the same, other spellings first.
+    irrelevant: words that do not, those with no relation first, then far, then mid.
     preserve: prompts without the concept whose images must not change; empty: made when training starts.
     """
 
@@ -70,6 +82,10 @@ class Concept:
     def names(self) -> tuple[str, ...]:
         """The phrase and its synonyms."""
         return (self.phrase, *self.synonyms)
+
+    def named_in(self, text: str) -> bool:
+        """Whether `text` holds the phrase or a synonym, in singular or plural."""
+        return any(occurrences(text, name) or mentions(text, name) for name in self.names())
 
     def validate(self) -> None:
         """Raises ConceptError with the first thing that is wrong."""
@@ -122,32 +138,30 @@ class Concept:
             raise ConceptError(
                 "No irrelevant words could be chosen that this model's text encoder knows: give some by hand."
             )
-        preserve = self.preserve or _preserve(self, keep, known, vocabulary, seed)
-        return dataclasses.replace(self, synonyms=keep, irrelevant=known, preserve=preserve)
+        fitted = dataclasses.replace(self, synonyms=keep, irrelevant=known)
+        return dataclasses.replace(fitted, preserve=self.preserve or _preserve(fitted, vocabulary, seed))
 
 
-def _preserve(
-    concept: Concept, synonyms: Sequence[str], irrelevant: Sequence[str], vocabulary: Vocabulary | None, seed: int
-) -> tuple[str, ...]:
+def _preserve(concept: Concept, vocabulary: Vocabulary | None, seed: int, sense: int = 1) -> tuple[str, ...]:
     """Preservation prompts for a concept that has none: its irrelevant words and more of the built-in ones."""
-    names = (concept.phrase, *synonyms)
+    phrase, synonyms, irrelevant = concept.phrase, concept.synonyms, concept.irrelevant
     more: tuple[str, ...] = ()
     kind = "entity" if concept.kind == "custom" else concept.kind
     if wordnet.available():
         # at most 3 in 10 of the words the model may know, so that a measure on the others stays meaningful
-        pool = candidates(kind, concept.phrase, synonyms, vocabulary)
+        pool = candidates(kind, phrase, synonyms, vocabulary, sense)
         limit = min(PRESERVED_WORDS, max(len(irrelevant), int(0.3 * len(pool)) if kind == "entity" else len(pool)))
-        more = irrelevant_words(concept.phrase, seed, limit, kind=kind, synonyms=synonyms, vocabulary=vocabulary)
+        more = irrelevant_words(phrase, seed, limit, kind=kind, synonyms=synonyms, vocabulary=vocabulary, sense=sense)
     words = list(dict.fromkeys([*irrelevant, *more]))[: max(len(irrelevant), PRESERVED_WORDS)]
-    nouns = words if kind == "entity" else _nouns(names, vocabulary)
+    nouns = words if kind == "entity" else _nouns(concept, vocabulary, sense)
     prompts = preservation_prompts(words, concept.template, kind, nouns, PRESERVE, seed, vocabulary)
-    return tuple(p for p in prompts if not any(occurrences(p, name) for name in names))
+    return tuple(p for p in prompts if not concept.named_in(p))
 
 
-def _nouns(names: Sequence[str], vocabulary: Vocabulary | None) -> list[str]:
+def _nouns(concept: Concept, vocabulary: Vocabulary | None, sense: int) -> list[str]:
     """Concrete nouns that a prompt about a style or a relation may be about."""
     pool = [w for w in common_words()["concrete"] if vocabulary is None or vocabulary(w)]
-    return [w for w in pool if not related(w, names[0], names[1:])][::3][:PRESERVED_WORDS]
+    return [w for w in pool if not related(w, concept.phrase, concept.synonyms, sense)][::3][:PRESERVED_WORDS]
 
 
 def make_concept(
@@ -160,35 +174,53 @@ def make_concept(
     *,
     preserve: Sequence[str] | None = None,
     vocabulary: Vocabulary | None = None,
+    sense: int = 1,
 ) -> Concept:
     """A complete concept from a phrase; what is None is chosen (WordNet), what is given is kept as it is.
 
-    `vocabulary` says which words the model knows (see `words.vocabulary_of`); chosen words keep to it.
+    `phrase` may hold several spellings, "Coca-Cola | Coke": the first is the concept's phrase, the others are the first
+    of its synonyms. `vocabulary` says which words the model knows (see `words.vocabulary_of`); chosen words keep to it.
+    `sense`: number of the phrase's meaning in `wordnet.senses`; by default the first that can be seen.
     Raises ConceptError; WordNetMissing where WordNet's data are missing and synonyms or irrelevant words are not given.
     """
-    phrase = " ".join(phrase.split())
-    if kind in ("entity", "custom"):
-        phrase = re.sub(r"^(a|an)\s+(?=\w)", "", phrase, flags=re.IGNORECASE)
+    phrase, *spellings = phrases_of(phrase, kind) or ("",)
     chosen = Concept(
         phrase,
         kind,
         TEMPLATES.get(kind, "{}") if template is None or not template.strip() else template,
-        tuple(synonyms or ()),
+        once([*spellings, *(synonyms or ())]),
         tuple(irrelevant or ()),
         tuple(preserve or ()),
     )
     chosen.validate()
+    if sense != 1:
+        wordnet.sense_of(phrase, sense)  # raises where there is none, also when all words are given
     if synonyms is None:
-        chosen = dataclasses.replace(chosen, synonyms=synonyms_of(phrase, vocabulary))
-        chosen = dataclasses.replace(
-            chosen,
-            synonyms=tuple(w for w in chosen.synonyms if w.lower() not in {i.lower() for i in chosen.irrelevant}),
-        )
+        found = [w for w in synonyms_of(phrase, vocabulary, sense) if not any(same(w, i) for i in chosen.irrelevant)]
+        chosen = dataclasses.replace(chosen, synonyms=once([*spellings, *found]))
     if irrelevant is None:
-        words = irrelevant_words(phrase, seed, kind=kind, synonyms=chosen.synonyms, vocabulary=vocabulary)
+        words = irrelevant_words(phrase, seed, kind=kind, synonyms=chosen.synonyms, vocabulary=vocabulary, sense=sense)
         chosen = dataclasses.replace(chosen, irrelevant=words)
+    _check_new(chosen)
     if preserve is None and chosen.irrelevant:
-        prompts = _preserve(chosen, chosen.synonyms, chosen.irrelevant, vocabulary, seed)
-        chosen = dataclasses.replace(chosen, preserve=prompts)
+        chosen = dataclasses.replace(chosen, preserve=_preserve(chosen, vocabulary, seed, sense))
     chosen.validate()
     return chosen
+
+
+def _check_new(concept: Concept) -> None:
+    """Raises ConceptError for what a job file of an earlier version may hold, but a new concept may not."""
+    for name in concept.synonyms:
+        if len(name.split()) > MAX_WORDS:
+            raise ConceptError(f'The synonym "{name[:60]}…" has more than {MAX_WORDS} words: shorten it.')
+    if not occurrences(concept.prompt(), concept.phrase):
+        raise ConceptError(
+            f'The prompt "{concept.prompt()}" does not contain the concept "{concept.phrase}" as words of its own: '
+            "put a space around {} in the template."
+        )
+    for word in concept.irrelevant:
+        if any(same(word, name) for name in concept.names()):
+            raise ConceptError(f'"{word}" is the concept in singular or plural and cannot be an irrelevant word too.')
+    for prompt in concept.preserve:
+        if concept.named_in(prompt):
+            raise ConceptError(f'The preservation prompt "{prompt}" contains the concept: take it out.')

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import io
 import shutil
+import threading
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from ..errors import ConceptError
 
@@ -36,6 +40,22 @@ VISUAL = frozenset(
     f"noun.{name}"
     for name in ("animal", "artifact", "body", "food", "object", "phenomenon", "plant", "person", "shape")
 )
+
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+_lock = threading.RLock()
+
+
+def _one_at_a_time(function: Function) -> Function:
+    """NLTK's reader seeks in one open file: of two threads at once each would read the other's lines."""
+
+    @wraps(function)
+    def alone(*args: Any, **options: Any) -> Any:
+        with _lock:
+            return function(*args, **options)
+
+    return alone  # type: ignore[return-value]
 
 
 class WordNetMissing(ConceptError):
@@ -66,6 +86,27 @@ def assemble_wordnet(nltk_data: Path, source: Path = DEBIAN_FOLDER) -> Path:
     return target
 
 
+@_one_at_a_time
+def download_wordnet(index: str | None = None) -> None:
+    """Fetches WordNet's data (about 11 MB) with NLTK's own downloader into NLTK's data folder, if they are not there.
+
+    Call it only when the user asks for it. `index`: address of an NLTK package index, e.g. a mirror's (default: NLTK's
+    own). Raises ConceptError, offline above all.
+    """
+    if available():
+        return
+    from nltk.downloader import Downloader
+
+    by_hand = "check the internet connection and that NLTK's data folder can be written, or give the words by hand"
+    try:
+        Downloader(index).download("wordnet", quiet=True, raise_on_error=True, print_error_to=io.StringIO())
+    except (OSError, ValueError, SyntaxError) as error:  # XML that cannot be parsed is a SyntaxError
+        reason = " ".join(str(error).split())
+        raise ConceptError(f"WordNet's data could not be fetched: {by_hand} ({reason}).") from error
+    if not available():
+        raise ConceptError(f"WordNet's data were fetched but cannot be found: {by_hand}.")
+
+
 @lru_cache(maxsize=1)
 def _reader() -> Any:
     import nltk
@@ -82,6 +123,7 @@ def _reader() -> Any:
         return WordNetCorpusReader(root, None)
 
 
+@_one_at_a_time
 def available() -> bool:
     """Whether WordNet's data can be found now."""
     try:
@@ -93,8 +135,9 @@ def available() -> bool:
 
 @dataclass(frozen=True)
 class Sense:
-    """One meaning of a phrase: WordNet's name for it, its gloss, its lexicographer file, its words."""
+    """One meaning of a phrase: its number in `senses` (from 1), WordNet's name, gloss, lexicographer file, words."""
 
+    number: int
     name: str
     gloss: str
     lexname: str
@@ -104,43 +147,83 @@ class Sense:
     def visual(self) -> bool:
         return self.lexname in VISUAL
 
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON can hold it; `visual` says whether it can be seen."""
+        return {**dataclasses.asdict(self), "words": list(self.words), "visual": self.visual}
+
 
 def _synsets(phrase: str) -> list[Any]:
-    """Synsets of a phrase, visual nouns first, then other nouns, then the rest; frequency order within each."""
-    found = _reader().synsets("_".join(phrase.lower().split()))
+    """Synsets of a phrase, visual nouns first, then other nouns, then the rest; frequency order within each.
+
+    In each, what WordNet writes with a capital comes last unless the phrase has one: a "crane" is no writer.
+    """
+    key = "_".join(phrase.lower().split())
     rank = {"n": 1, "v": 2, "a": 2, "s": 2, "r": 2}
-    return sorted(found, key=lambda s: 0 if s.lexname() in VISUAL else rank[s.pos()])
+
+    def order(synset: Any) -> tuple[int, bool]:
+        spelled = [name for name in synset.lemma_names() if name.lower() == key]
+        named = phrase == phrase.lower() and bool(spelled) and key not in spelled
+        return 0 if synset.lexname() in VISUAL else rank[synset.pos()], named
+
+    return sorted(_reader().synsets(key), key=order)
 
 
+@_one_at_a_time
 def senses(phrase: str) -> list[Sense]:
     """All senses of `phrase`, those that can be seen first; empty for names and brands that WordNet lacks.
 
     Raises WordNetMissing.
     """
     return [
-        Sense(s.name(), s.definition(), s.lexname(), tuple(n.replace("_", " ") for n in s.lemma_names()))
-        for s in _synsets(phrase)
+        Sense(number, s.name(), s.definition(), s.lexname(), tuple(n.replace("_", " ") for n in s.lemma_names()))
+        for number, s in enumerate(_synsets(phrase), 1)
     ]
 
 
+def sense_of(phrase: str, number: int = 1) -> Sense | None:
+    """The sense of that number in `senses`; None for number 1 of a phrase that WordNet lacks.
+
+    Raises ConceptError for a number that no sense has; WordNetMissing.
+    """
+    found = senses(phrase)
+    if 1 <= number <= len(found):
+        return found[number - 1]
+    if found:
+        raise ConceptError(f'"{phrase}" has {len(found)} senses in WordNet: choose a number from 1 to {len(found)}.')
+    if number != 1:
+        raise ConceptError(f'WordNet does not know "{phrase}": leave the sense at 1 and give the synonyms by hand.')
+    return None
+
+
+def _noun(phrase: str, number: int = 1) -> Any:
+    """The synset of that number if it is a noun (nouns come first), else None."""
+    found = _synsets(phrase)[number - 1 : number]
+    return found[0] if found and found[0].pos() == "n" else None
+
+
+@lru_cache(maxsize=20000)
+@_one_at_a_time
 def base_form(word: str) -> str:
     """`word` without its inflection ("cars" → "car"), lower case; unchanged where WordNet knows none."""
     return (_reader().morphy(word.lower().replace(" ", "_"), "n") or word.lower()).replace("_", " ")
 
 
 @lru_cache(maxsize=20000)
-def similarity(first: str, second: str) -> float | None:
-    """Wu–Palmer similarity in 0..1 of the first senses of two phrases as nouns; None where WordNet lacks one."""
-    a = [s for s in _synsets(first) if s.pos() == "n"]
-    b = [s for s in _synsets(second) if s.pos() == "n"]
-    return a[0].wup_similarity(b[0]) if a and b else None
+@_one_at_a_time
+def similarity(first: str, second: str, sense: int = 1) -> float | None:
+    """Wu–Palmer similarity in 0..1 of two phrases as nouns; None where WordNet lacks one.
+
+    `sense`: which sense of `first`; of `second` it is the first noun.
+    """
+    a, b = _noun(first, sense), _noun(second)
+    return a.wup_similarity(b) if a and b else None
 
 
-def is_kind_of(first: str, second: str) -> bool:
-    """Whether the first noun sense of one phrase is above the other's in WordNet's tree ("puppy" and "dog")."""
-    a = [s for s in _synsets(first) if s.pos() == "n"][:1]
-    b = [s for s in _synsets(second) if s.pos() == "n"][:1]
+@_one_at_a_time
+def is_kind_of(first: str, second: str, sense: int = 1) -> bool:
+    """Whether one phrase is above the other in WordNet's tree ("dog" and "puppy"); `sense` as in `similarity`."""
+    a, b = _noun(first, sense), _noun(second)
     if not a or not b:
         return False
-    above = [{t for path in s.hypernym_paths() for t in path} for s in (a[0], b[0])]
-    return b[0] in above[0] or a[0] in above[1]
+    above = [{t for path in s.hypernym_paths() for t in path} for s in (a, b)]
+    return b in above[0] or a in above[1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -71,18 +71,38 @@ def common_words() -> dict[str, tuple[str, ...]]:
     }
 
 
-def synonyms_of(phrase: str, vocabulary: Vocabulary | None = None) -> tuple[str, ...]:
-    """Other words of WordNet for the phrase's first visual sense (else its first sense), commonest sense first.
+def phrases_of(text: str, kind: str = "entity") -> tuple[str, ...]:
+    """The phrases of one concept in a text like "Coca-Cola | Coca Cola | Coke", each once; empty for an empty text.
+
+    White space is made single, and a thing's article ("a car") is left out: templates bring their own.
+    """
+    phrases = [" ".join(part.split()) for part in text.split("|")]
+    if kind in ("entity", "custom"):
+        phrases = [re.sub(r"^(a|an)\s+(?=\w)", "", phrase, flags=re.IGNORECASE) for phrase in phrases]
+    return once(phrase for phrase in phrases if phrase)
+
+
+def once(words: Iterable[str]) -> tuple[str, ...]:
+    """`words` in their order, each once whatever its capitals."""
+    found: dict[str, str] = {}
+    for word in words:
+        found.setdefault(word.lower(), word)
+    return tuple(found.values())
+
+
+def synonyms_of(phrase: str, vocabulary: Vocabulary | None = None, sense: int = 1) -> tuple[str, ...]:
+    """Other words of WordNet for one sense of the phrase: by default its first visual one (else its first).
 
     Empty for names and brands that WordNet lacks: none is invented. Words that `vocabulary` does not know are left out,
-    and so are those that contain the phrase itself ("true cat" for "cat"). Raises WordNetMissing.
+    and so are those that contain the phrase itself ("true cat" for "cat"). `sense`: its number in `wordnet.senses`.
+    Raises ConceptError for a number that no sense has; WordNetMissing.
     """
-    senses = wordnet.senses(phrase)
-    if not senses:
+    chosen = wordnet.sense_of(phrase, sense)
+    if chosen is None:
         return ()
     plain = " ".join(phrase.lower().split())
     found = []
-    for word in senses[0].words:
+    for word in chosen.words:
         lower = word.lower()
         if lower == plain or contains(lower, plain) or lower in found:
             continue
@@ -96,21 +116,53 @@ def contains(text: str, phrase: str) -> bool:
     return re.search(rf"(?<!\w){re.escape(phrase.lower())}(?!\w)", text.lower()) is not None
 
 
-def related(word: str, phrase: str, synonyms: Collection[str] = ()) -> bool:
+def plurals(word: str) -> set[str]:
+    """What the regular plural of a lower-case word may be ("glass": "glasses", also "glasss", which no text has)."""
+    found = {word + "s", word + "es"}
+    if re.search(r"[^aeiou]y$", word):
+        found.add(word[:-1] + "ies")
+    if word.endswith(("f", "fe")):
+        found.add(word.rstrip("e")[:-1] + "ves")
+    return found
+
+
+def mentions(text: str, phrase: str) -> bool:
+    """Whether `text` has `phrase` as whole words, in any capitals and in either number ("two mice" for "mouse").
+
+    Regular plurals are known by rule, others ("mice") only where WordNet's data are there.
+    """
+    if contains(text, phrase):
+        return True
+    wanted, words = (re.findall(r"\w+(?:[-'’]\w+)*", t.lower()) for t in (phrase, text))
+    if not wanted or wanted != phrase.lower().split():
+        return False  # "c++" has no plural
+    base = wordnet.base_form if wordnet.available() else str
+
+    def alike(a: str, b: str) -> bool:
+        return a == b or a in plurals(b) or b in plurals(a) or base(a) == base(b)
+
+    return any(all(map(alike, wanted, words[i:])) for i in range(len(words) - len(wanted) + 1))
+
+
+def same(first: str, second: str) -> bool:
+    """Whether two words or phrases differ in capitals and number at most ("Mice" and "mouse")."""
+    return mentions(first, second) and mentions(second, first)
+
+
+def related(word: str, phrase: str, synonyms: Collection[str] = (), sense: int = 1) -> bool:
     """Whether `word` names the concept itself: phrase, synonym, inflection, a kind of it or what it is a kind of.
 
-    Without WordNet's data only the spelling is compared.
+    `sense`: which of WordNet's senses `phrase` has. Without WordNet's data only the spelling is compared.
     """
-    names = [phrase, *synonyms]
-    if any(contains(word, name) or contains(name, word) for name in names):
+    names = {**dict.fromkeys(synonyms, 1), phrase: sense}
+    if any(mentions(word, name) or mentions(name, word) for name in names):
         return True
-    stem = word.lower().rstrip("s")
-    if any(stem == name.lower().rstrip("s") for name in names):
-        return True
-    return wordnet.available() and any(wordnet.is_kind_of(word, name) for name in names)
+    return wordnet.available() and any(wordnet.is_kind_of(name, word, number) for name, number in names.items())
 
 
-def candidates(kind: str, phrase: str, synonyms: Collection[str], vocabulary: Vocabulary | None) -> list[str]:
+def candidates(
+    kind: str, phrase: str, synonyms: Collection[str], vocabulary: Vocabulary | None, sense: int = 1
+) -> list[str]:
     """Words an irrelevant word may be drawn from, for a concept of this kind, in a fixed order."""
     lists = common_words()
     pools: dict[str, Sequence[str]] = {
@@ -120,7 +172,7 @@ def candidates(kind: str, phrase: str, synonyms: Collection[str], vocabulary: Vo
         "relationship": RELATIONS,
     }
     keep = [w for w in pools[kind] if vocabulary is None or vocabulary(w)]
-    return [w for w in keep if not related(w, phrase, synonyms)]
+    return [w for w in keep if not related(w, phrase, synonyms, sense)]
 
 
 def irrelevant_words(
@@ -131,19 +183,21 @@ def irrelevant_words(
     kind: str = "entity",
     synonyms: Collection[str] = (),
     vocabulary: Vocabulary | None = None,
+    sense: int = 1,
 ) -> tuple[str, ...]:
     """`k` words that are not the concept, in equal parts with no relation to it, far from it and at middle distance.
 
     Distances are WordNet similarities (Wu–Palmer) over the built-in words: the lowest third of the list, the middle
     third and the highest third. Words come in that order; the same seed gives the same words. A phrase that WordNet
-    lacks gets words drawn from the whole list. Fewer than `k` come back where the vocabulary knows fewer.
+    lacks gets words drawn from the whole list, and so does a `sense` of it that is no noun.
+    Fewer than `k` come back where the vocabulary knows fewer.
     Raises WordNetMissing.
     """
     if not wordnet.available():
         raise wordnet.WordNetMissing()
-    pool = candidates(kind, phrase, synonyms, vocabulary)
+    pool = candidates(kind, phrase, synonyms, vocabulary, sense)
     draw = random.Random(f"{seed}:{phrase.lower()}")
-    near = {w: wordnet.similarity(phrase, w) for w in pool}
+    near = {w: wordnet.similarity(phrase, w, sense) for w in pool}
     known = sorted((w for w in pool if near[w] is not None), key=lambda w: (near[w], w))
     if kind not in ("entity", "custom") or len(known) < max(3, k):
         return tuple(draw.sample(pool, min(k, len(pool))))
