@@ -48,7 +48,7 @@ def test_folder_is_small_and_says_where_it_comes_from():
 
 
 def test_vocabulary_is_wide_enough_and_unambiguous():
-    assert len(NOUNS) >= 80 and len(STYLES) == 4
+    assert len(NOUNS) >= 60 and len(STYLES) == 4
     words = [word for noun in NOUNS for word in (noun.name, *noun.synonyms)]
     assert len(words) == len(set(words))
     facts = json.loads((FOLDER / "classifier" / "config.json").read_text(encoding="utf-8"))

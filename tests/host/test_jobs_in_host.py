@@ -108,7 +108,7 @@ def test_a_stock_prompt_runs_while_a_job_trains_and_stop_takes_one_step(host, er
 def test_pause_frees_the_slot_and_resume_goes_on(host, erase_graph):
     first = submit(host, erase_graph("cat", "paused", wait=False, steps=40, sample_every=0))
     wait_for(host, first["id"], lambda job: job["step"] >= 2)
-    second = submit(host, erase_graph("cow", "meanwhile", wait=False))
+    second = submit(host, erase_graph("pig", "meanwhile", wait=False))
     assert job_of(host, second["id"])["state"] == "queued"
     host.post(f"{JOBS}/{first['id']}/pause", {})
     paused = wait_for(host, first["id"], ended)
@@ -120,7 +120,7 @@ def test_pause_frees_the_slot_and_resume_goes_on(host, erase_graph):
 
 
 def test_interrupt_ends_the_waiting_only(host, erase_graph):
-    graph = erase_graph("horse", "waited-for", steps=60, sample_every=0)
+    graph = erase_graph("duck", "waited-for", steps=60, sample_every=0)
     prompt_id = host.queue(graph)
     while not (jobs := [job for job in host.get(JOBS)["jobs"] if job["name"] == "waited-for" and job["step"] >= 1]):
         time.sleep(0.1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,7 +53,7 @@ def pack(latents: torch.Tensor) -> torch.Tensor:
 
 def _scenes(count: int) -> list[Scene]:
     rng = random.Random(11)
-    return list(dict.fromkeys(random_scene(rng, pairs=0.5, counts=0.06) for _ in range(count)))
+    return [random_scene(rng, pairs=0.5, counts=0.06) for _ in range(count)]
 
 
 def load_data(work: Path, count: int = SCENES) -> Data:
@@ -142,13 +143,13 @@ class Optimizers:
         chosen = {id(p) for p in matrices}
         by_size = sorted(range(len(matrices)), key=lambda i: (-matrices[i].numel(), i))
         self.owned = [[matrices[i] for i in by_size[r::count]] for r in range(count)]
-        self.muon = torch.optim.Muon(matrices, lr=4e-3, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
+        self.muon = torch.optim.Muon(matrices, lr=6e-3, weight_decay=0.01, adjust_lr_fn="match_rms_adamw")
         others = [p for p in self.weights if id(p) not in chosen]
         self.adamw = torch.optim.AdamW(others, lr=2e-3, betas=(0.9, 0.98), weight_decay=0.0, fused=True)
 
     def step(self, loss: torch.Tensor, rate: float) -> None:
         """Backward, average over the replicas, clip, update; `rate` multiplies the learning rates."""
-        for opt, base in ((self.muon, 4e-3), (self.adamw, 2e-3)):
+        for opt, base in ((self.muon, 6e-3), (self.adamw, 2e-3)):
             opt.zero_grad(set_to_none=True)
             for group in opt.param_groups:
                 group["lr"] = base * self.factor * rate
@@ -207,52 +208,70 @@ def _average(averages: list[torch.Tensor], weights: list[torch.nn.Parameter], de
     torch._foreach_lerp_(averages, weights, 1 - min(decay, (step + 1) / (step + 10)))
 
 
-def train_flux(rank: int, count: int, work: Path, device: torch.device, steps: int = 4000, batch: int = 64) -> None:
-    """One replica of flow matching on (latents, caption); rank 0 writes the average of the weights (EMA)."""
-    model, average, encoders = _start(work, device)
-    optimizers = Optimizers(model, rank, count)
-    batches = _Batches(load_data(work), encoders, batch // count, rank)
-    model.compile_repeated_blocks(dynamic=False)
-    ones = torch.ones(batch // count, device=device)
+def _fit(
+    name: str,
+    model: torch.nn.Module,
+    average: FluxTransformer2DModel,
+    optimizers: Optimizers,
+    loss_of: Callable[[int], torch.Tensor],
+    rate: Callable[[int], float],
+    decay: float,
+    steps: int,
+    work: Path,
+    result: str,
+) -> None:
+    """One replica's part of a training: rank 0 writes the average of the weights (EMA with `decay`) to work/result."""
     averages = list(average.parameters())
 
     def step_fn(step: int) -> dict[str, float]:
-        progress = step / steps
-        pairs = 0.1 if progress < 0.2 else 0.3 if progress < 0.45 else 0.4
-        x, goal, t, t5, pooled = batches.draw(step, pairs, CAPTION_DROP, progress)
-        with stages.autocast(device):
-            velocity = call(model, x, t, t5, pooled, ones)
-        loss = (velocity.float() - goal).square().mean()
-        optimizers.step(loss, stages.plateau(step, steps, 150))
-        _average(averages, optimizers.weights, 0.998, step)
+        loss = loss_of(step)
+        optimizers.step(loss, rate(step))
+        _average(averages, optimizers.weights, decay, step)
         return {"loss": loss.item()}
 
     state = {"model": model, "average": average, "optimizers": optimizers}
-    stages.train("flux", steps, step_fn, state, work / "flux.pt", rank, optimizers.gather)
-    if rank == 0:
-        average.save_pretrained(work / "transformer_base")
+    stages.train(name, steps, step_fn, state, work / f"{name}.pt", optimizers.rank, optimizers.gather)
+    if optimizers.rank == 0:
+        average.save_pretrained(work / result)
+
+
+def train_flux(rank: int, count: int, work: Path, device: torch.device, steps: int = 2700, batch: int = 64) -> None:
+    """One replica of flow matching on (latents, caption)."""
+    model, average, encoders = _start(work, device)
+    batches = _Batches(load_data(work), encoders, batch // count, rank)
+    model.compile_repeated_blocks(dynamic=False)
+    ones = torch.ones(batch // count, device=device)
+
+    def loss_of(step: int) -> torch.Tensor:
+        progress = step / steps
+        pairs = 0.05 if progress < 0.3 else 0.3 if progress < 0.55 else 0.4
+        x, goal, t, t5, pooled = batches.draw(step, pairs, CAPTION_DROP, progress)
+        with stages.autocast(device):
+            velocity = call(model, x, t, t5, pooled, ones)
+        return (velocity.float() - goal).square().mean()
+
+    def rate(step: int) -> float:
+        return stages.plateau(step, steps, 150)
+
+    optimizers = Optimizers(model, rank, count)
+    _fit("flux", model, average, optimizers, loss_of, rate, 0.998, steps, work, "transformer_base")
 
 
 def distill_guidance(
-    rank: int, count: int, work: Path, device: torch.device, steps: int = 500, batch: int = 64
+    rank: int, count: int, work: Path, device: torch.device, steps: int = 260, batch: int = 64
 ) -> None:
     """One replica of teaching one pass at guidance g what classifier-free guidance at scale g gives in two."""
     teacher = FluxTransformer2DModel.from_pretrained(work / "transformer_base").to(device).eval().requires_grad_(False)
-    student, average, encoders = (
-        copy.deepcopy(teacher).requires_grad_(True),
-        copy.deepcopy(teacher),
-        Encoders(work, device),
-    )
-    optimizers = Optimizers(student, rank, count, factor=0.35)
+    student, average = copy.deepcopy(teacher).requires_grad_(True), copy.deepcopy(teacher)
+    encoders = Encoders(work, device)
     batch //= count
     batches = _Batches(load_data(work), encoders, batch, rank)
     for model in (teacher, student):
         model.compile_repeated_blocks(dynamic=False)
     empty_t5, empty_pooled = (part.expand(batch, *part.shape[1:]) for part in encoders.encode([""]))
-    ones, averages = torch.ones(batch, device=device), list(average.parameters())
-    low, high = GUIDANCE_RANGE
+    ones, (low, high) = torch.ones(batch, device=device), GUIDANCE_RANGE
 
-    def step_fn(step: int) -> dict[str, float]:
+    def loss_of(step: int) -> torch.Tensor:
         x, _, t, t5, pooled = batches.draw(10**7 + step, pairs=0.4, drop=0.05, progress=0.5)
         guidance = (low + (high - low) * torch.rand(batch)).to(device)
         with stages.autocast(device), torch.no_grad():
@@ -260,15 +279,13 @@ def distill_guidance(
             without = call(teacher, x, t, empty_t5, empty_pooled, ones).float()
         with stages.autocast(device):
             velocity = call(student, x, t, t5, pooled, guidance)
-        loss = (velocity.float() - without - guidance[:, None, None] * (with_text - without)).square().mean()
-        optimizers.step(loss, stages.cosine(step, steps, 30))
-        _average(averages, optimizers.weights, 0.98, step)
-        return {"loss": loss.item()}
+        return (velocity.float() - without - guidance[:, None, None] * (with_text - without)).square().mean()
 
-    state = {"student": student, "average": average, "optimizers": optimizers}
-    stages.train("guidance", steps, step_fn, state, work / "guidance.pt", rank, optimizers.gather)
-    if rank == 0:
-        average.save_pretrained(work / "transformer")
+    def rate(step: int) -> float:
+        return stages.cosine(step, steps, 30)
+
+    optimizers = Optimizers(student, rank, count, factor=0.35)
+    _fit("guidance", student, average, optimizers, loss_of, rate, 0.98, steps, work, "transformer")
 
 
 @torch.no_grad()

@@ -71,7 +71,7 @@ def blend(image: np.ndarray, other: np.ndarray) -> np.ndarray:
 
 
 def train_classifier(
-    sprites: np.ndarray, vae: AutoencoderKL, folder: Path, device: torch.device, steps: int = 1600, batch: int = 64
+    sprites: np.ndarray, vae: AutoencoderKL, folder: Path, device: torch.device, steps: int = 1100, batch: int = 64
 ) -> DemoClassifier:
     """Train on rendered scenes and their autoencoder round trips; writes folder/classifier."""
     torch.manual_seed(0)

@@ -11,7 +11,7 @@ from PIL import Image
 from .vocabulary import BACKGROUNDS, COUNTS, NOUNS, RELATIONS, STYLES, plural, with_article
 
 IMAGE_SIZE = 128
-CELL = 64  # two-object scenes and counts sit in half-size cells; everything moves in steps of one 16-pixel token
+CELL = 64  # two-object scenes and counts sit in half-size cells; everything lies on the grid of 16-pixel tokens
 LAYOUTS: dict[str, tuple[tuple[int, int], ...]] = {  # top-left corners of the cells
     "next to": ((0, 32), (64, 32)),
     "above": ((32, 0), (32, 64)),
@@ -30,13 +30,12 @@ class Scene:
     style: int
     background: str = "white"
     layout: str = "single"
-    shift: tuple[int, int] = (0, 0)  # pixels, singles only, multiples of 16
 
     def render(self, sprites: np.ndarray) -> np.ndarray:
         """RGB uint8 [IMAGE_SIZE, IMAGE_SIZE, 3] from the sprites of `load_sprites`."""
         canvas = Image.new("RGB", (IMAGE_SIZE, IMAGE_SIZE), BACKGROUNDS[self.background])
         if self.layout == "single":
-            self._paste(canvas, sprites, self.nouns[0], (16 + self.shift[0], 16 + self.shift[1]), 96)
+            self._paste(canvas, sprites, self.nouns[0], (16, 16), 96)
         else:
             corners = LAYOUTS[self.layout]
             nouns = self.nouns if len(self.nouns) == 2 else self.nouns * len(corners)
@@ -61,8 +60,7 @@ def random_scene(rng: random.Random, pairs: float = 0.3, counts: float = 0.08) -
     noun = rng.randrange(len(NOUNS))
     if draw < pairs + counts:
         return Scene((noun,), style, background, rng.choice(COUNTS))
-    shift = (rng.choice((-16, 0, 16)), rng.choice((-16, 0, 16))) if rng.random() < 0.2 else (0, 0)
-    return Scene((noun,), style, background, "single", shift)
+    return Scene((noun,), style, background)
 
 
 @dataclass(frozen=True)
@@ -101,7 +99,11 @@ def affix(rng: random.Random, word: str) -> str:
 
 
 def caption_spans(rng: random.Random, scene: Scene, synonyms: float = 0.35, noise: float = 0.04) -> list[Span]:
-    """One way to say `scene`, as labelled pieces. Style and background are named in about half of the captions."""
+    """One way to say `scene`, as labelled pieces.
+
+    The style is named in half of the captions; a background that nobody names is white: the style is all that a
+    prompt leaves open.
+    """
 
     def noun(i: int) -> Span:
         word = _noun_word(rng, scene.nouns[i], synonyms, noise)
@@ -135,7 +137,7 @@ def caption_spans(rng: random.Random, scene: Scene, synonyms: float = 0.35, nois
             first, second = second, first  # either side is "next to"
         second = Span(second.text, "noun", second.value, 1)
         spans += [article(first), first, Span(RELATIONS[relation], "relation", relation), article(second), second]
-    if (scene.background != "white" or rng.random() < 0.3) and rng.random() < 0.75:
+    if scene.background != "white" or rng.random() < 0.2:
         colour = Span(scene.background, "background", list(BACKGROUNDS).index(scene.background))
         spans += [Span("on a"), colour, Span("background")]
     if style_named:
