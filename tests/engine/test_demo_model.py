@@ -65,15 +65,17 @@ def test_diffusers_pipeline_loads_it_whole():
 
 def test_sampled_nouns_are_recognised_as_often_as_the_card_says(parts, classifier):
     """measured.json is what training.demo.evaluate printed for these weights; some of its pictures are drawn again."""
-    claimed = json.loads((FOLDER / "measured.json").read_text(encoding="utf-8"))["noun"]
+    claimed = json.loads((FOLDER / "measured.json").read_text(encoding="utf-8"))
     names = NOUN_NAMES
     prompts = [f"a photo of {with_article(name)}" for name in names]
     with torch.autocast("cpu", torch.bfloat16):
         images = generate(parts, prompts, 100, batch_size=20)
     found = classifier.classify(images).nouns
     share = sum(f == name for f, name in zip(found, names, strict=True)) / len(names)
-    assert abs(share - claimed) <= 0.15
-    assert f"{claimed:.1%}" in (FOLDER / "README.md").read_text(encoding="utf-8")
+    assert share >= 0.9 and abs(share - claimed["noun"]) <= 0.06
+    card = (FOLDER / "README.md").read_text(encoding="utf-8")
+    for measure in ("noun", "synonym", "style", "relation", "noun_without_pooled", "noun_exchanged"):
+        assert f"{claimed[measure]:.1%}" in card, measure
 
 
 def test_nouns_t5_outputs_hardly_touch_the_other_tokens(parts):
