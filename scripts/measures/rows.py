@@ -12,7 +12,7 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ def key_of(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def files_digest(paths: Iterator[Path]) -> str:
+def files_digest(paths: Iterable[Path]) -> str:
     """A hash of the files' bytes, in the order of their names."""
     total = hashlib.sha256()
     for path in sorted(paths):

@@ -35,7 +35,7 @@ def engine_digest() -> str:
     for name in ENGINE:
         path = ROOT / "training" / name
         files += path.rglob("*.py") if path.is_dir() else [path]
-    return files_digest(iter(files))
+    return files_digest(files)
 
 
 class PictureFolder(MutableMapping):
@@ -108,7 +108,8 @@ class Workplace:
         folder = Path(args.source or demo_model_folder()).resolve()
         self.source = FluxSource("diffusers", folder=str(folder))
         self.source.validate()
-        self.model = files_digest(folder.rglob("*.safetensors"))
+        files = [path for path in folder.rglob("*") if path.suffix in (".json", ".safetensors")]
+        self.model = files_digest(path for path in files if path.name != "measured.json")
         self.engine = engine_digest()
         self.folder = CACHE / "bench" / self.model
         self.rows = Rows(args.out / f"{args.name or name}.json", CACHE / "bench" / "locks")
@@ -218,9 +219,10 @@ class Workplace:
     def group(self, phrase: str, seed: int) -> Iterator[Path | None]:
         """The folder for the trainings of one concept and seed, which one process alone works on; None: another does.
 
-        It is removed at the end, and kept when something went wrong, so that a rerun goes on from there.
+        It is removed at the end, and kept when something went wrong, so that a rerun by the same code goes on from
+        there.
         """
-        name = f"{self.rows.path.stem}-{phrase.replace(' ', '_')}-{seed}"
+        name = f"{self.rows.path.stem}-{phrase.replace(' ', '_')}-{seed}-{self.engine}"
         with self.rows.claim(f"{self.model} {phrase} {seed}") as mine:
             if not mine:
                 say(f"{phrase}, seed {seed}: another process is at it")
