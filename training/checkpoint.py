@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,13 @@ from .bank import read_tensors, write_tensors
 from .config import ErasureRequest
 from .errors import CheckpointError
 from .lora.format import LoraWeights
+
+# Settings that do not reach the bank, which is recorded before the first step.
+AFTER_THE_BANK = frozenset({
+    "bilevel", "steps", "rank", "alpha", "targets", "blocks", "lr_erase", "lr_preserve", "weight_decay", "weight_esd",
+    "weight_attn", "weight_lora", "eta", "tau", "batch_erase", "batch_preserve", "refresh_every", "random_strength",
+    "checkpoint_every", "sample_every", "sample_count",
+})  # fmt: skip
 
 KEEP = 2  # the newest, and one more in case the newest's disk block is lost
 
@@ -39,9 +47,16 @@ class Checkpoint:
 
 def request_digest(request: ErasureRequest) -> str:
     """A hash of what decides a training's course: concept and settings (not names, folders and how often to save)."""
-    config = request.config.to_dict()
-    for name in ("checkpoint_every", "sample_every", "sample_count"):
-        config.pop(name)
+    return _digest(request, {"checkpoint_every", "sample_every", "sample_count"})
+
+
+def bank_request_digest(request: ErasureRequest) -> str:
+    """A hash of what decides a training's bank: trainings on the same base that share it can share the bank's file."""
+    return _digest(request, AFTER_THE_BANK)
+
+
+def _digest(request: ErasureRequest, without: Collection[str]) -> str:
+    config = {name: value for name, value in request.config.to_dict().items() if name not in without}
     text = json.dumps([request.concept.to_dict(), config], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import FluxTransformer2DModel
 from PIL import Image
 
+from tests.flux_models import tiny_folder
 from training import checkpoint as checkpoints
 from training import trainer
 from training.concepts import Concept
@@ -49,29 +49,6 @@ CONFIG = ErasureConfig(
     sample_every=3,
     sample_count=1,
 )
-
-
-def tiny_folder(demo_folder: Path, target: Path, seed: int = 0) -> Path:
-    """The demo model with a much smaller random transformer, in diffusers layout."""
-    for part in ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "vae", "scheduler"):
-        shutil.copytree(demo_folder / part, target / part)
-    shutil.copyfile(demo_folder / "model_index.json", target / "model_index.json")
-    text = json.loads((demo_folder / "transformer" / "config.json").read_text())
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = FluxTransformer2DModel(
-            in_channels=64,
-            num_layers=2,
-            num_single_layers=1,
-            attention_head_dim=32,
-            num_attention_heads=2,
-            joint_attention_dim=text["joint_attention_dim"],
-            pooled_projection_dim=text["pooled_projection_dim"],
-            guidance_embeds=True,
-            axes_dims_rope=(8, 12, 12),
-        )
-    model.save_pretrained(target / "transformer")
-    return target
 
 
 @pytest.fixture(scope="module", autouse=True)
