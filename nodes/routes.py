@@ -26,8 +26,8 @@
     POST /wordnet                   fetch WordNet's data, at the user's wish alone; {"wordnet": true} when it is done
 
 A job, a sense and a preset are what their to_dict() gives. Bodies are JSON; forms are refused, since any web site could
-send them. An error is {"error": one sentence} with status 400 (bad input), 404 (unknown job or file), 409 (not possible
-now), 413 or 415.
+send them. An error is {"error": one sentence} with status 400 (bad input), 403 (another web site), 404 (unknown job or
+file), 409 (not possible now), 413 or 415.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, Literal
 
 from aiohttp import web
+from comfy.cli_args import args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from server import PromptServer
 
@@ -210,6 +211,9 @@ def answers(handler: Handler) -> Handler:
 
 async def body_of(request: web.Request) -> dict[str, Any]:
     """The request's JSON object. Raises BadRequest."""
+    # The host compares Origin and Host only on a loopback address; this header is the browser's own word.
+    if request.headers.get("Sec-Fetch-Site") == "cross-site" and not args.enable_cors_header:
+        raise BadRequest("Another web site has sent this: use the page of this server.", 403)
     if request.content_type != "application/json":
         raise BadRequest("Send the body as JSON (Content-Type: application/json).", 415)
     data = await request.content.read(MAX_BODY + 1)
@@ -266,7 +270,7 @@ async def get_events(request: web.Request) -> web.Response:
 async def get_log(request: web.Request) -> web.Response:
     def tail() -> str:
         path = service.store().get(request.match_info["id"]).folder.log_file
-        if not path.exists():
+        if not path.is_file() or path.is_symlink():
             return ""
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - LOG_BYTES))

@@ -42,24 +42,22 @@ class Admission:
         if not check:
             return ""
         try:
-            request = ErasureRequest.from_dict(job.request)
-            free = self._free(request.device)
+            free = self._free(job.request["device"])
             if free is None:
                 return ""
             # What others have not taken yet is as good as gone.
             loading = [other for other in active if other.state.phase not in LOADED]
-            free -= sum(self._need(other) for other in loading if other.request["device"] == request.device)
-            why = "" if self._need(job) <= free else shortage(request, max(free, 0))
+            free -= sum(self._need(other) for other in loading if other.request["device"] == job.request["device"])
+            if self._need(job) <= free:
+                self._told.pop(job.id, None)
+                return ""
+            told, why = self._told.get(job.id, (now - TELL_SECONDS, ""))
+            if now - told >= TELL_SECONDS:
+                why = shortage(ErasureRequest.from_dict(job.request), max(free, 0))
+                self._told[job.id] = (now, why)
+            return why
         except (ErasureError, OSError):
             return ""  # the worker says what is wrong with the model or the request
-        if not why:
-            self._told.pop(job.id, None)
-            return ""
-        told, before = self._told.get(job.id, (-TELL_SECONDS, why))
-        if now - told < TELL_SECONDS:
-            return before
-        self._told[job.id] = (now, why)
-        return why
 
     def started(self, job_id: str) -> None:
         """Forgets a job that has started: when it is resumed the host is asked again."""

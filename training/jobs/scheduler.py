@@ -27,6 +27,7 @@ from .store import Job, JobStore
 
 START_SECONDS = 60  # from the start of a process until it has written its pid
 POLL_SECONDS = 0.3
+LOOK_AHEAD = 10  # queued jobs that may wait for memory before nobody behind them is looked at
 
 Listener = Callable[[str, dict[str, Any]], None]
 
@@ -95,14 +96,17 @@ class Scheduler:
         settings = self.store.settings()
         free = (settings.slots if self.slots is None else self.slots) - len(busy)
         active = [job for job in jobs if job.id in busy]
+        waiting = 0
         for job in self.store.queue(jobs) if free > 0 else ():
             why = self._admission.why_wait(job, active, settings.wait_for_memory)
             if why:
                 self._let_wait(job, why)
+                waiting += 1
             elif self._start(job):
                 active.append(replace(job, state=replace(job.state, phase="")))
-                if len(active) - len(busy) >= free:
-                    return
+                free -= 1
+            if free == 0 or waiting == LOOK_AHEAD:
+                return
 
     def _let_wait(self, job: Job, why: str) -> None:
         """Writes down why a queued job does not start yet; its place in the queue stays."""

@@ -67,7 +67,7 @@ class Job:
         samples: with what must be read from other files too, the samples and what a cheaper retry would change.
         """
         state = {**vars(self.state), "losses": dict(self.state.losses)}
-        for private in ("pid", "process_created"):
+        for private in ("pid", "process_created", "events"):
             del state[private]
         failed, completed = self.state.state in ("failed", "interrupted"), self.state.state == "completed"
         lora = f"{self.name}.safetensors"
@@ -111,7 +111,8 @@ class JobStore:
 
     def get(self, job_id: str) -> Job:
         """Raises JobError for an unknown or malformed id, and for a folder that cannot be read."""
-        if not isinstance(job_id, str) or not _ID.fullmatch(job_id) or not (self.root / job_id).is_dir():
+        known = isinstance(job_id, str) and _ID.fullmatch(job_id) and (self.root / job_id).is_dir()
+        if not known or (self.root / job_id).is_symlink():  # a link may lead anywhere
             raise JobError(f"There is no job {str(job_id)[:80]!r}: it may have been deleted.")
         return self._read(self.root / job_id)
 
@@ -129,7 +130,7 @@ class JobStore:
         problems: dict[str, str] = {}
         with contextlib.suppress(FileNotFoundError), os.scandir(self.root) as entries:
             for entry in entries:
-                if _ID.fullmatch(entry.name):
+                if _ID.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
                     try:
                         jobs.append(self._read(self.root / entry.name))
                     except JobError as error:
@@ -315,8 +316,10 @@ class JobStore:
             record["parent"] = parent
         try:
             JobFolder.create(self.root / job_id, record, fill)
-        except OSError as error:
+        except (OSError, ErasureError) as error:
             shutil.rmtree(self.root / f".new-{job_id}", ignore_errors=True)
+            if isinstance(error, ErasureError):
+                raise
             raise JobError(f"The job cannot be written to disk ({error.strerror}): make room there.") from error
         return self.get(job_id)
 
