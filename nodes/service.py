@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import re
 from dataclasses import replace
 from functools import cache
@@ -16,7 +15,6 @@ from server import PromptServer
 
 from ..training.concepts import Concept
 from ..training.config import ErasureConfig, ErasureRequest
-from ..training.errors import JobError
 from ..training.flux.source import FluxSource
 from ..training.jobs import Job, JobStore, Scheduler
 
@@ -34,7 +32,7 @@ def store() -> JobStore:
 @cache
 def scheduler() -> Scheduler:
     """The scheduler of this host; it works after start()."""
-    return Scheduler(store(), before_start=_free_memory, listener=_tell)
+    return Scheduler(store(), make_room=_free_memory, listener=_tell)
 
 
 def _free_memory(_: Job) -> None:
@@ -57,12 +55,11 @@ def submit(source: FluxSource, concept: Concept, config: ErasureConfig, name: st
     """
     output = folder_paths.get_folder_paths("loras")[0]
     request = ErasureRequest(source, concept, config, name.strip(), str(Path(output).absolute()), device())
-    if not request.name:
-        concept.validate()  # before a name is made of it
-        stem = "erase-" + re.sub(r"[^\w]+", "-", concept.phrase.lower()).strip("-")[:60]
-        candidates = (replace(request, name=stem if i == 1 else f"{stem}-{i}") for i in itertools.count(1))
-        request = next(r for r in candidates if store().find(r) or not store().name_is_taken(r))
-    return store().submit(request)
+    if request.name:
+        return store().submit(request)
+    concept.validate()  # before a name is made of it
+    stem = "erase-" + re.sub(r"[^\w]+", "-", concept.phrase.lower()).strip("-")[:60]
+    return store().submit(replace(request, name=stem), choose_name=True)
 
 
 def device() -> str:
@@ -83,22 +80,37 @@ def unfinished() -> str:
     return " ".join([*(job.id for job in store().list() if lost(job)), *_deleted])
 
 
-def delete(job_id: str) -> None:
-    """Removes a job, but not its LoRA. Raises JobError."""
-    store().delete(job_id)
+def overview() -> dict[str, Any]:
+    """All jobs, newest first, the ids of the queued ones in their order, the queue's settings, and what is broken."""
+    jobs, problems = store().scan()
+    return {
+        "jobs": [job.to_dict(samples=False) for job in reversed(jobs)],
+        "queue": [job.id for job in store().queue(jobs)],
+        "settings": store().settings().to_dict(),
+        "problems": problems,
+    }
+
+
+def delete(job_id: str, lora: bool = False) -> dict[str, Any]:
+    """Removes a job, and its LoRA only where `lora` says so; what JobStore.delete tells. Raises JobError."""
+    told = store().delete(job_id, lora)
     _deleted.append(job_id)
+    return told
 
 
-def act(job_id: str, action: str) -> Job | None:
-    """Does what a button says: pause, resume, cancel or delete (which gives None). Raises JobError."""
+def act(job_id: str, action: str, **options: Any) -> dict[str, Any]:
+    """Does what a button says, `action` being one of routes.ACTIONS with its body's fields. Raises JobError."""
+    if action == "delete":
+        return delete(job_id, **options)
+    if action == "move":
+        return {"queue": store().move(job_id, **options)}
+    if action == "clone":
+        return store().clone(job_id, options["config"], options["name"]).to_dict()
     actions = {
         "pause": store().pause,
         "resume": store().resume,
-        "retry": store().resume,
+        "retry": store().retry,
         "cancel": store().cancel,
         "stop": store().cancel,
-        "delete": delete,
     }
-    if action not in actions:
-        raise JobError(f"Unknown action {action[:40]!r}: use {', '.join(actions)}.")
-    return actions[action](job_id)
+    return actions[action](job_id, **options).to_dict()

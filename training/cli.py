@@ -202,6 +202,8 @@ class Bar:
             self.bar.update()
         elif event["type"] == "phase":
             tqdm.write(f"{event['phase']}: {event['message']}", file=sys.stderr)
+        elif event["type"] == "notice":
+            tqdm.write(event["message"], file=sys.stderr)
 
     def close(self) -> None:
         if self.bar is not None:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from . import __version__
-from .bank import digest, read_tensors, write_tensors
+from .bank import FILE, digest, read_tensors, write_tensors
 from .checkpoint import (
     Checkpoint,
     bank_request_digest,
@@ -38,7 +38,7 @@ from .flux.loading import load_text_encoders, load_transformer, load_vae, pick_d
 from .flux.sampling import decode, initial_noise, sample, sigmas, to_pil
 from .flux.source import FluxSource
 from .flux.text import TextEmbeds
-from .flux.variants import variant_of
+from .flux.variants import training_side, variant_of
 from .lora.adapter import adapter_weights, add_adapter, set_adapter_weights
 from .lora.format import make_metadata, write_lora
 from .methods import Method, MethodFactory, Prompts, make_method
@@ -66,7 +66,7 @@ def run(
 
     `folder` gets bank.safetensors, checkpoints/ and samples/; the LoRA goes to output_folder/name.safetensors, whole or
     not at all. Where `folder` has checkpoints of the same request, training goes on from the newest. `report` gets the
-    events phase, step, sample, checkpoint and completed; `should_stop` is asked before every step.
+    events phase, step, sample, checkpoint, notice and completed; `should_stop` is asked before every step.
     `factory` makes another method than the one that the settings name; its folder must be no other method's.
     Raises Stopped after saving a checkpoint, and ErasureError's subclasses.
     """
@@ -159,14 +159,14 @@ class _Training:
         self.seconds_before = 0.0  # spent in earlier runs of this folder
 
     def run(self) -> dict[str, Any]:
-        checkpoint = latest_checkpoint(self.folder / "checkpoints")
+        checkpoint = latest_checkpoint(self.folder / "checkpoints", self._notice)
         if checkpoint is not None:
             require_same(checkpoint, self.base, self.digest)
             self.seconds_before = float(checkpoint.facts["seconds"])
             if self.device.type == "cpu":  # sums are split over threads: another number of them rounds differently
                 torch.set_num_threads(int(checkpoint.facts["threads"]))
-        self.bank_file = self.folder / "bank.safetensors"
-        concept, method, prompts, embeds, bank = self._encode()
+        self.bank_file = self.folder / FILE
+        concept, method, prompts, embeds, bank = self._encode(checkpoint)
         flow, parameters = adapted_flow(self.request.source, self.config, self.device)
         if bank is None:
             bank = self._collect(method, flow, concept, prompts, embeds)
@@ -206,7 +206,9 @@ class _Training:
 
     # --- before the loop -------------------------------------------------------------------------------------------
 
-    def _encode(self) -> tuple[Concept, Method, Prompts, TextEmbeds, dict[str, Tensor] | None]:
+    def _encode(
+        self, checkpoint: Checkpoint | None
+    ) -> tuple[Concept, Method, Prompts, TextEmbeds, dict[str, Tensor] | None]:
         """The concept fitted to the model's words, its method planned, and prompts encoded or read with the bank."""
         self._phase("encode", "encoding prompts")
         encoders = load_text_encoders(self.request.source, self.device)
@@ -215,18 +217,26 @@ class _Training:
         for text in _sample_prompts(concept):
             prompts.row(text)
         method.plan(prompts, encoders.tokenizer_2, encoders.sequence_length)
-        stored = self._stored_bank()
+        stored = self._stored_bank(checkpoint)
         if stored is not None:
             return concept, method, prompts, TextEmbeds(stored.pop("embeds.t5"), stored.pop("embeds.pooled")), stored
         embeds = encoders.encode(prompts.texts).to("cpu")
         return concept, method, prompts, embeds, None
 
-    def _stored_bank(self) -> dict[str, Tensor] | None:
-        """The bank of an earlier run, on the same base, that asked for the same one; None where there is none."""
+    def _stored_bank(self, checkpoint: Checkpoint | None) -> dict[str, Tensor] | None:
+        """The bank of an earlier run of the same request on the same base; None where there is none."""
         if not self.bank_file.is_file():
             return None
-        tensors, metadata = read_tensors(self.bank_file)
+        try:
+            tensors, metadata = read_tensors(self.bank_file)
+        except CheckpointError:
+            self._notice("The bank of an earlier run cannot be read: it is made again.")
+            return None
         if (metadata.get("base"), metadata.get("request")) != (self.base, self.bank_request):
+            return None
+        points = {name: tensor for name, tensor in tensors.items() if not name.startswith("embeds.")}
+        if checkpoint is not None and checkpoint.facts["bank"] != digest(points):
+            self._notice("The bank of an earlier run is damaged: it is made again.")
             return None
         return tensors
 
@@ -322,6 +332,10 @@ class _Training:
 
     def _phase(self, phase: str, message: str) -> None:
         self.report({"type": "phase", "phase": phase, "message": message})
+
+    def _notice(self, message: str) -> None:
+        """Something that went otherwise than it should have, and what is done about it."""
+        self.report({"type": "notice", "message": message})
 
     def _seconds(self) -> float:
         return self.seconds_before + time.monotonic() - self.started

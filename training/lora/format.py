@@ -84,7 +84,7 @@ def write_lora(
         os.replace(temporary, path)
     except OSError as error:
         full = error.errno == errno.ENOSPC
-        why = "the disk is full, free some space" if full else f"check the folder's permissions ({error})"
+        why = "the disk is full, free some space" if full else f"check the folder's permissions ({error.strerror})"
         raise LoraError(f"The LoRA {path.name} cannot be written: {why}.") from error
     finally:
         if temporary and os.path.exists(temporary):
