@@ -79,7 +79,7 @@ def adapted_flow(
 ) -> tuple[Flow, list[torch.nn.Parameter]]:
     """The source's transformer with a fresh adapter, under the settings of a training, and the adapter's parameters."""
     variant, transformer = variant_of(source), load_transformer(source, device)
-    side = max(1, (config.resolution or min(512, variant.resolution)) // 16)
+    side = training_side(config.resolution, variant)
     flow = Flow(
         transformer,
         sigmas(variant, config.sampling_steps or variant.default_steps, side * side),
