@@ -44,23 +44,30 @@ class MergeReport:
         kept = (cross * (new_a @ a.T)).sum(0) @ member
         merged = float((square * (new_a @ new_a.T)).sum())
         site = input_site(module)
-        blocks = [gram[own, own] for _, own in stack.owners]
-        for index, own in stack.owners:
-            inputs = self.sources[index].inputs
-            if inputs is None or site not in inputs.concept:
+        stored = {i: each.inputs.concept.get(site) for i, each in enumerate(self.sources) if each.inputs is not None}
+        known = [(index, own) for index, own in stack.owners if stored.get(index) is not None]
+        for index, _ in stack.owners:
+            if stored.get(index) is None:
                 self.own[0, index] += inner[index, index]
                 self.kept[0, index] += kept[index]
                 self.merged[0, index] += merged
                 self.others[0, index] += inner[index].abs()
-                continue
-            factor = inputs.concept[site].float()
-            on, new_on = a @ factor.T, new_a @ factor.T  # [ranks, columns]
-            norms = torch.stack([((block @ on[rows]) * on[rows]).sum() for block, (_, rows) in zip(
-                blocks, stack.owners, strict=True)])  # fmt: skip
-            self.others[1, index, [each for each, _ in stack.owners]] += norms
-            self.own[1, index] += ((gram[own, own] @ on[own]) * on[own]).sum()
-            self.kept[1, index] += (cross[:, own] * (new_on @ on[own].T)).sum()
-            self.merged[1, index] += ((square @ new_on) * new_on).sum()
+        if not known:
+            return
+        factors = [stored[index].float() for index, _ in known]
+        # all sources' inputs side by side: [ranks, columns], and which of `known` each column belongs to
+        on, new_on = (matrix @ torch.cat(factors).T for matrix in (a, new_a))
+        column = torch.repeat_interleave(torch.arange(len(known)), torch.tensor([len(factor) for factor in factors]))
+        placed = torch.zeros(len(column), count)
+        placed[torch.arange(len(column)), torch.tensor([index for index, _ in known])[column]] = 1
+        squares = torch.cat([(gram[own, own] @ on[own]) * on[own] for _, own in stack.owners])  # owners are in order
+        acts = placed.T @ squares.T @ member  # [i, j] = ‖w_j ΔW_j F_iᵀ‖²
+        self.others[1] += acts
+        self.own[1] += acts.diagonal()
+        self.merged[1] += ((square @ new_on) * new_on).sum(0) @ placed
+        for (index, own), columns in zip(known, column.bincount().cumsum(0).tolist(), strict=True):
+            part = slice(columns - len(stored[index]), columns)
+            self.kept[1, index] += (cross[:, own] * (new_on[:, part] @ on[own, part].T)).sum()
 
     def to_dict(self, every: Sequence[Source]) -> dict[str, Any]:
         """{"sources": [...], "interference": matrix}; `every` source of the merge, those of weight 0 among them.
