@@ -5,6 +5,7 @@ import { jobs } from "./job_store.mjs";
 import { loadStyle } from "./dom.mjs";
 import { loadTexts } from "./texts.mjs";
 import { attachWords } from "./concept_node.mjs";
+import { attachAdvanced } from "./advanced.mjs";
 
 const PANELS = {
   EraseAnything_Train: attachJobPanel,
@@ -21,6 +22,8 @@ app.registerExtension({
   },
 
   nodeCreated(node) {
+    if (!node.constructor.comfyClass?.startsWith("EraseAnything_")) return;
+    attachAdvanced(node);
     PANELS[node.constructor.comfyClass]?.(node);
   },
 
