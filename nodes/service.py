@@ -19,6 +19,7 @@ from ..training.config import ErasureConfig, ErasureRequest
 from ..training.errors import JobError
 from ..training.flux.source import FluxSource
 from ..training.jobs import Job, JobStore, Scheduler
+from .text import check_phrase
 
 EVENT = "erase_anything.job"  # websocket: {"job": id, "n": number, "time": …, "type": "state" | "step" | …, …}
 
@@ -29,6 +30,11 @@ _deleted: list[str] = []  # in this server's life, as long as the host's cache o
 def store() -> JobStore:
     """The jobs of this host, in a user folder that the host's own routes do not serve."""
     return JobStore(Path(folder_paths.get_system_user_directory("erase_anything")) / "jobs")
+
+
+def words_folder() -> Path:
+    """Where answers of chat endpoints about words are kept: beside the jobs."""
+    return store().root.parent / "words"
 
 
 @cache
@@ -62,6 +68,8 @@ def submit(source: FluxSource, concept: Concept, config: ErasureConfig, name: st
         stem = "erase-" + re.sub(r"[^\w]+", "-", concept.phrase.lower()).strip("-")[:60]
         candidates = (replace(request, name=stem if i == 1 else f"{stem}-{i}") for i in itertools.count(1))
         request = next(r for r in candidates if store().find(r) or not store().name_is_taken(r))
+    request.validate()
+    check_phrase(concept, source)  # here rather than after minutes in the worker
     return store().submit(request)
 
 
