@@ -27,7 +27,7 @@
 
 A job, a sense and a preset are what their to_dict() gives. Bodies are JSON; forms are refused, since any web site could
 send them. An error is {"error": one sentence} with status 400 (bad input), 403 (another web site), 404 (unknown job or
-file), 409 (not possible now), 413 or 415.
+file), 409 (not possible now), 413 or 415; with `"missing": "wordnet"` where it would have worked with WordNet's data.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from comfy.cli_args import args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from server import PromptServer
 
-from ..training.concepts import Concept, download_wordnet, make_concept, phrases_of, presets, senses
+from ..training.concepts import Concept, WordNetMissing, download_wordnet, make_concept, phrases_of, presets, senses
 from ..training.concepts.concept import Kind
 from ..training.config import ErasureConfig
 from ..training.errors import ErasureError, JobError
@@ -200,6 +200,8 @@ def answers(handler: Handler) -> Handler:
         except JobError as error:
             unknown = str(error).startswith("There is no job")
             return web.json_response({"error": str(error)}, status=404 if unknown else 409)
+        except WordNetMissing as error:
+            return web.json_response({"error": str(error), "missing": "wordnet"}, status=400)
         except ErasureError as error:
             return web.json_response({"error": str(error)}, status=400)
         except OSError as error:

@@ -17,6 +17,7 @@ from ..training.concepts import Concept
 from ..training.config import ErasureConfig, ErasureRequest
 from ..training.flux.source import FluxSource
 from ..training.jobs import Job, JobStore, Scheduler
+from .text import check_phrase
 
 EVENT = "erase_anything.job"  # websocket: {"job": id, "n": number, "time": …, "type": "state" | "step" | …, …}
 
@@ -27,6 +28,11 @@ _deleted: list[str] = []  # in this server's life, as long as the host's cache o
 def store() -> JobStore:
     """The jobs of this host, in a user folder that the host's own routes do not serve."""
     return JobStore(Path(folder_paths.get_system_user_directory("erase_anything")) / "jobs")
+
+
+def words_folder() -> Path:
+    """Where answers of chat endpoints about words are kept: beside the jobs."""
+    return store().root.parent / "words"
 
 
 @cache
@@ -55,11 +61,14 @@ def submit(source: FluxSource, concept: Concept, config: ErasureConfig, name: st
     """
     output = folder_paths.get_folder_paths("loras")[0]
     request = ErasureRequest(source, concept, config, name.strip(), str(Path(output).absolute()), device())
-    if request.name:
-        return store().submit(request)
-    concept.validate()  # before a name is made of it
-    stem = "erase-" + re.sub(r"[^\w]+", "-", concept.phrase.lower()).strip("-")[:60]
-    return store().submit(replace(request, name=stem), choose_name=True)
+    named = bool(request.name)
+    if not named:
+        concept.validate()  # before a name is made of it
+        stem = "erase-" + re.sub(r"[^\w]+", "-", concept.phrase.lower()).strip("-")[:60]
+        request = replace(request, name=stem)
+    request.validate()
+    check_phrase(concept, source)  # here rather than after minutes in the worker
+    return store().submit(request, choose_name=not named)
 
 
 def device() -> str:
