@@ -14,7 +14,17 @@ from comfy_api.v0_0_2 import ComfyExtension, io, ui
 
 from ..training.errors import ErasureError
 
-__all__ = ["ComfyExtension", "diffusers_folders", "io", "list_files", "quiet_log", "resolve_file", "ui"]
+__all__ = ["ComfyExtension", "advanced", "diffusers_folders", "io", "list_files", "quiet_log", "resolve_file", "ui"]
+
+
+def advanced(widget: io.Input) -> io.Input:
+    """`widget`, out of sight until the user asks for the advanced ones, and not needed in a prompt.
+
+    ComfyUI 0.3.75 has no argument for it, but passes on what `extra_dict` holds; see web/advanced.mjs for the rest.
+    """
+    widget.optional = True
+    widget.extra_dict = {**widget.extra_dict, "advanced": True}
+    return widget
 
 
 def list_files(kind: str) -> list[str]:

@@ -1,20 +1,33 @@
 """HTTP under /erase_anything/v1: everything that can be done with jobs, for the web page and any other client.
 
-    GET  /jobs                      {"jobs": [job, …]}, newest first
+    GET  /jobs                      {"jobs": [job, …], newest first, "queue": [ids of queued jobs as they will start],
+                                    "settings": see below, "problems": {id: why a job folder cannot be read}}
     POST /jobs                      queue a training (see Submission); the job, or the one of the same request
     GET  /jobs/{id}                 one job, with its samples
     GET  /jobs/{id}/events?since=N  {"events": […]} with numbers above N
     GET  /jobs/{id}/log             {"log": text}, the end of the worker's output
     GET  /jobs/{id}/samples/{file}  a sample picture, by the name its sample event gives
-    POST /jobs/{id}/{action}        pause, resume (or retry), cancel (or stop), delete; the job, or {"deleted": id}
+    POST /jobs/{id}/pause           stop it within one step and free its memory; the job, as from those that follow
+    POST /jobs/{id}/resume          go on from the last checkpoint
+    POST /jobs/{id}/retry           the same, after a failure; with {"cheaper": true} as a new job with the next cheaper
+                                    memory setting (a job's "cheaper" says which, after it ran out of memory)
+    POST /jobs/{id}/cancel          stop it for good (also: stop); its folder stays, and resume still works
+    POST /jobs/{id}/clone           {"config": {setting: value, …}, "name": ""}, all optional: the training again as a
+                                    new job; where nothing differs with the next seed, under a name that is free
+    POST /jobs/{id}/move            {"to": "first" | "up" | "down" | "last" | position from 1}: elsewhere in the queue;
+                                    {"queue": [id, …]}
+    POST /jobs/{id}/delete          {"lora": false}: remove the job; only with {"lora": true} also the LoRA it wrote;
+                                    {"deleted": id, "lora": its file name or null, "lora_deleted": bool}
+    GET  /settings                  {"slots": how many jobs train at once (0 holds the queue), "wait_for_memory": bool}
+    POST /settings                  change some of these; all of them as they are then
     POST /concept                   the words that would be chosen for a concept (see ConceptBody)
     GET  /senses?phrase=TEXT        {"senses": [sense, …]}, its meanings in WordNet, those that can be seen first
     GET  /presets                   {"presets": [preset, …]}, concepts to choose from
     POST /wordnet                   fetch WordNet's data, at the user's wish alone; {"wordnet": true} when it is done
 
 A job, a sense and a preset are what their to_dict() gives. Bodies are JSON; forms are refused, since any web site could
-send them. An error is {"error": one sentence} with status 400 (bad input), 404 (unknown job or file), 409 (not possible
-now), 413 or 415.
+send them. An error is {"error": one sentence} with status 400 (bad input), 403 (another web site), 404 (unknown job or
+file), 409 (not possible now), 413 or 415; with `"missing": "wordnet"` where it would have worked with WordNet's data.
 """
 
 from __future__ import annotations
@@ -24,17 +37,18 @@ import json
 import logging
 import re
 from collections.abc import Awaitable, Callable
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from aiohttp import web
+from comfy.cli_args import args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from server import PromptServer
 
-from ..training.concepts import Concept, download_wordnet, make_concept, phrases_of, presets, senses
+from ..training.concepts import Concept, WordNetMissing, download_wordnet, make_concept, phrases_of, presets, senses
 from ..training.concepts.concept import Kind
 from ..training.config import ErasureConfig
 from ..training.errors import ErasureError, JobError
-from ..training.jobs import Job
+from ..training.jobs import MAX_SLOTS, Job
 from . import service
 from .load import DEMO, choose_source
 
@@ -85,6 +99,64 @@ class Submission(BaseModel):
         return service.submit(source, self.concept.concept(), ErasureConfig.from_dict(self.config), self.name)
 
 
+class Nothing(BaseModel):
+    """The body of an action that needs no more said."""
+
+
+class Clone(BaseModel):
+    """What shall differ: settings of ErasureConfig, the LoRA's name (empty: chosen)."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    config: dict[Text, Any] = Field(default_factory=dict)
+    name: Text = ""
+
+
+class Move(BaseModel):
+    """Where in the queue to."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    to: Annotated[int, Field(ge=1, le=10**6)] | Literal["first", "up", "down", "last"]
+
+
+class Retry(BaseModel):
+    """Whether to use less memory this time."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    cheaper: bool = False
+
+
+class Delete(BaseModel):
+    """Whether the LoRA that the job wrote shall be deleted too."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    lora: bool = False
+
+
+class Settings(BaseModel):
+    """Settings of the queue; those not given stay."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    slots: Annotated[int, Field(ge=0, le=MAX_SLOTS)] | None = None
+    wait_for_memory: bool | None = None
+
+
+ACTIONS: dict[str, type[BaseModel]] = {
+    "pause": Nothing,
+    "resume": Nothing,
+    "retry": Retry,
+    "cancel": Nothing,
+    "stop": Nothing,
+    "clone": Clone,
+    "move": Move,
+    "delete": Delete,
+}
+
+
 class BadRequest(ErasureError):
     """A request that is no JSON, too large, or not what the route takes."""
 
@@ -104,6 +176,8 @@ def register() -> None:
     routes.get(f"{PREFIX}/jobs/{{id}}/log")(answers(get_log))
     routes.get(f"{PREFIX}/jobs/{{id}}/samples/{{file}}")(answers(get_sample))
     routes.post(f"{PREFIX}/jobs/{{id}}/{{action}}")(answers(act))
+    routes.get(f"{PREFIX}/settings")(answers(get_settings))
+    routes.post(f"{PREFIX}/settings")(answers(change_settings))
     routes.post(f"{PREFIX}/concept")(answers(choose_words))
     routes.get(f"{PREFIX}/senses")(answers(list_senses))
     routes.get(f"{PREFIX}/presets")(answers(list_presets))
@@ -126,6 +200,8 @@ def answers(handler: Handler) -> Handler:
         except JobError as error:
             unknown = str(error).startswith("There is no job")
             return web.json_response({"error": str(error)}, status=404 if unknown else 409)
+        except WordNetMissing as error:
+            return web.json_response({"error": str(error), "missing": "wordnet"}, status=400)
         except ErasureError as error:
             return web.json_response({"error": str(error)}, status=400)
         except OSError as error:
@@ -137,6 +213,9 @@ def answers(handler: Handler) -> Handler:
 
 async def body_of(request: web.Request) -> dict[str, Any]:
     """The request's JSON object. Raises BadRequest."""
+    # The host compares Origin and Host only on a loopback address; this header is the browser's own word.
+    if request.headers.get("Sec-Fetch-Site") == "cross-site" and not args.enable_cors_header:
+        raise BadRequest("Another web site has sent this: use the page of this server.", 403)
     if request.content_type != "application/json":
         raise BadRequest("Send the body as JSON (Content-Type: application/json).", 415)
     data = await request.content.read(MAX_BODY + 1)
@@ -169,8 +248,7 @@ async def in_thread(function: Callable[..., Any], *arguments: Any) -> Any:
 
 
 async def list_jobs(_: web.Request) -> web.Response:
-    jobs = await in_thread(lambda: [job.to_dict(samples=False) for job in reversed(service.store().list())])
-    return web.json_response({"jobs": jobs})
+    return web.json_response(await in_thread(service.overview))
 
 
 async def submit(request: web.Request) -> web.Response:
@@ -194,7 +272,7 @@ async def get_events(request: web.Request) -> web.Response:
 async def get_log(request: web.Request) -> web.Response:
     def tail() -> str:
         path = service.store().get(request.match_info["id"]).folder.log_file
-        if not path.exists():
+        if not path.is_file() or path.is_symlink():
             return ""
         with path.open("rb") as file:
             file.seek(max(0, path.stat().st_size - LOG_BYTES))
@@ -215,9 +293,20 @@ async def get_sample(request: web.Request) -> web.StreamResponse:
 
 
 async def act(request: web.Request) -> web.Response:
-    await body_of(request)  # what it says is not needed, but a form is refused
-    job = await in_thread(service.act, request.match_info["id"], request.match_info["action"])
-    return web.json_response({"deleted": request.match_info["id"]} if job is None else await in_thread(job.to_dict))
+    body, action = await body_of(request), request.match_info["action"]
+    if action not in ACTIONS:
+        raise JobError(f"Unknown action {action[:40]!r}: use {', '.join(ACTIONS)}.")
+    options = parsed(ACTIONS[action], body).model_dump()
+    return web.json_response(await in_thread(lambda: service.act(request.match_info["id"], action, **options)))
+
+
+async def get_settings(_: web.Request) -> web.Response:
+    return web.json_response((await in_thread(service.store().settings)).to_dict())
+
+
+async def change_settings(request: web.Request) -> web.Response:
+    changes = parsed(Settings, await body_of(request)).model_dump()
+    return web.json_response((await in_thread(lambda: service.store().configure(**changes))).to_dict())
 
 
 async def choose_words(request: web.Request) -> web.Response:

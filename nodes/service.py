@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import re
 from dataclasses import replace
 from functools import cache
@@ -16,9 +15,9 @@ from server import PromptServer
 
 from ..training.concepts import Concept
 from ..training.config import ErasureConfig, ErasureRequest
-from ..training.errors import JobError
 from ..training.flux.source import FluxSource
 from ..training.jobs import Job, JobStore, Scheduler
+from .text import check_phrase
 
 EVENT = "erase_anything.job"  # websocket: {"job": id, "n": number, "time": …, "type": "state" | "step" | …, …}
 
@@ -31,10 +30,15 @@ def store() -> JobStore:
     return JobStore(Path(folder_paths.get_system_user_directory("erase_anything")) / "jobs")
 
 
+def words_folder() -> Path:
+    """Where answers of chat endpoints about words are kept: beside the jobs."""
+    return store().root.parent / "words"
+
+
 @cache
 def scheduler() -> Scheduler:
     """The scheduler of this host; it works after start()."""
-    return Scheduler(store(), before_start=_free_memory, listener=_tell)
+    return Scheduler(store(), make_room=_free_memory, listener=_tell)
 
 
 def _free_memory(_: Job) -> None:
@@ -57,12 +61,14 @@ def submit(source: FluxSource, concept: Concept, config: ErasureConfig, name: st
     """
     output = folder_paths.get_folder_paths("loras")[0]
     request = ErasureRequest(source, concept, config, name.strip(), str(Path(output).absolute()), device())
-    if not request.name:
+    named = bool(request.name)
+    if not named:
         concept.validate()  # before a name is made of it
         stem = "erase-" + re.sub(r"[^\w]+", "-", concept.phrase.lower()).strip("-")[:60]
-        candidates = (replace(request, name=stem if i == 1 else f"{stem}-{i}") for i in itertools.count(1))
-        request = next(r for r in candidates if store().find(r) or not store().name_is_taken(r))
-    return store().submit(request)
+        request = replace(request, name=stem)
+    request.validate()
+    check_phrase(concept, source)  # here rather than after minutes in the worker
+    return store().submit(request, choose_name=not named)
 
 
 def device() -> str:
@@ -83,22 +89,37 @@ def unfinished() -> str:
     return " ".join([*(job.id for job in store().list() if lost(job)), *_deleted])
 
 
-def delete(job_id: str) -> None:
-    """Removes a job, but not its LoRA. Raises JobError."""
-    store().delete(job_id)
+def overview() -> dict[str, Any]:
+    """All jobs, newest first, the ids of the queued ones in their order, the queue's settings, and what is broken."""
+    jobs, problems = store().scan()
+    return {
+        "jobs": [job.to_dict(samples=False) for job in reversed(jobs)],
+        "queue": [job.id for job in store().queue(jobs)],
+        "settings": store().settings().to_dict(),
+        "problems": problems,
+    }
+
+
+def delete(job_id: str, lora: bool = False) -> dict[str, Any]:
+    """Removes a job, and its LoRA only where `lora` says so; what JobStore.delete tells. Raises JobError."""
+    told = store().delete(job_id, lora)
     _deleted.append(job_id)
+    return told
 
 
-def act(job_id: str, action: str) -> Job | None:
-    """Does what a button says: pause, resume, cancel or delete (which gives None). Raises JobError."""
+def act(job_id: str, action: str, **options: Any) -> dict[str, Any]:
+    """Does what a button says, `action` being one of routes.ACTIONS with its body's fields. Raises JobError."""
+    if action == "delete":
+        return delete(job_id, **options)
+    if action == "move":
+        return {"queue": store().move(job_id, **options)}
+    if action == "clone":
+        return store().clone(job_id, options["config"], options["name"]).to_dict()
     actions = {
         "pause": store().pause,
         "resume": store().resume,
-        "retry": store().resume,
+        "retry": store().retry,
         "cancel": store().cancel,
         "stop": store().cancel,
-        "delete": delete,
     }
-    if action not in actions:
-        raise JobError(f"Unknown action {action[:40]!r}: use {', '.join(actions)}.")
-    return actions[action](job_id)
+    return actions[action](job_id, **options).to_dict()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
 import time
 from typing import Any
 
@@ -12,15 +14,19 @@ from PIL import Image
 
 from ..training.concepts import Concept
 from ..training.config import ErasureConfig
-from ..training.errors import JobError
+from ..training.errors import ConfigError, JobError
 from ..training.flux.source import FluxSource
 from ..training.jobs import Job
 from . import service
-from .compat import io
+from .compat import advanced, io
 from .types import CATEGORY, ConceptType, FluxSourceType, JobType
 
-# Settings a user can tell when to change; the others keep ErasureConfig's defaults (routes, command line take all).
-SHOWN = ("method", "steps", "rank", "targets", "eta", "erase_prompts", "random_strength", "sample_every")
+# Shown at once, in this order: saved workflows hold the values of a node's widgets by position. All other settings
+# follow as advanced ones, in ErasureConfig's order (method, LoRA, rates and weights, data, output).
+SIMPLE = (
+    "method", "steps", "rank", "targets", "eta", "erase_prompts", "random_strength", "sample_every", "seed",
+    "preserve_prompts",
+)  # fmt: skip
 
 # Not called "seed": the frontend would add a control that draws a new one, and so a new training, with every run.
 SEED = "training_seed"
@@ -29,18 +35,65 @@ POLL_SECONDS = 0.25
 LARGEST_INT = 2**53 - 1  # that a browser can hold
 
 
-def setting_input(name: str, input_id: str | None = None) -> io.Input:
+def setting_input(setting: dataclasses.Field[Any]) -> io.Input:
     """A widget for one of ErasureConfig's settings, with its default, range and help text."""
-    setting = next(f for f in dataclasses.fields(ErasureConfig) if f.name == name)
+    input_id = SEED if setting.name == "seed" else setting.name
     meta, common = setting.metadata, {"default": setting.default, "tooltip": setting.metadata["help"]}
-    input_id = input_id or name
+    if isinstance(setting.default, tuple):
+        return io.String.Input(input_id, placeholder="empty: all", **{**common, "default": ""})
     if meta["choices"]:
         return io.Combo.Input(input_id, options=list(meta["choices"]), **common)
     if isinstance(setting.default, bool):
         return io.Boolean.Input(input_id, **common)
+    if isinstance(setting.default, str):
+        return io.String.Input(input_id, placeholder="empty: automatic", **common)
     if isinstance(setting.default, int):
         return io.Int.Input(input_id, min=int(meta["low"]), max=int(min(meta["high"], LARGEST_INT)), **common)
-    return io.Float.Input(input_id, min=meta["low"], max=meta["high"], step=0.05, **common)
+    return io.Float.Input(input_id, min=meta["low"], max=meta["high"], step=step_of(setting.default), **common)
+
+
+def step_of(default: float) -> float:
+    """A hundredth of the default's power of ten: the frontend rounds what is typed to a float widget's step.
+
+    0.001 for a default of 0.5, 0.00001 for 0.001, and 0.0001 where the default is 0 and says nothing.
+    """
+    return 10.0 ** (math.floor(math.log10(abs(default))) - 2) if default else 1e-4
+
+
+def setting_inputs() -> list[io.Input]:
+    """Widgets for all settings: the simple ones, then the advanced ones."""
+    settings = {setting.name: setting for setting in dataclasses.fields(ErasureConfig)}
+    simple = [setting_input(settings.pop(name)) for name in SIMPLE]
+    return [*simple, *(advanced(setting_input(setting)) for setting in settings.values())]
+
+
+def config_of(values: dict[str, Any]) -> ErasureConfig:
+    """The settings that the node's widgets hold; those that a prompt leaves out keep their defaults.
+
+    Raises ConfigError.
+    """
+    tuples = {setting.name for setting in dataclasses.fields(ErasureConfig) if isinstance(setting.default, tuple)}
+    settings = {"seed" if name == SEED else name: value for name, value in values.items()}
+    return ErasureConfig.from_dict(
+        {name: indices_of(name, value) if name in tuples else value for name, value in settings.items()}
+    )
+
+
+def indices_of(name: str, text: str) -> list[int]:
+    """Block numbers from a text like "0, 2, 5-8", each once, in their order; [] for an empty text.
+
+    name: the setting's, for the sentence of the ConfigError that is raised for any other text.
+    """
+    found: set[int] = set()
+    for part in text.split(",") if text.strip() else []:
+        match = re.fullmatch(r"\s*(\d{1,4})\s*(?:-\s*(\d{1,4})\s*)?", part)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if last < first:
+            raise ConfigError(
+                f'The setting {name} must be block numbers like "0, 2, 5-8", or empty, not {text[:60]!r}.'
+            )
+        found |= set(range(first, last + 1))
+    return sorted(found)
 
 
 class TrainErasureLora(io.ComfyNode):
@@ -61,17 +114,14 @@ class TrainErasureLora(io.ComfyNode):
                     "name", default="", placeholder="empty: erase-<phrase>",
                     tooltip="The LoRA's file name, without folders. Give another one to keep an earlier LoRA.",
                 ),
-                *(setting_input(name) for name in SHOWN),
-                setting_input("seed", SEED),
-                setting_input("preserve_prompts"),
+                *setting_inputs(),
             ],
             outputs=[JobType.Output("job", display_name="job")],
         )  # fmt: skip
 
     @classmethod
     def execute(cls, flux: FluxSource, concept: Concept, name: str, **settings: Any) -> io.NodeOutput:
-        settings["seed"] = settings.pop(SEED)
-        job = service.submit(flux, concept, ErasureConfig.from_dict(settings), name)
+        job = service.submit(flux, concept, config_of(settings), name)
         return io.NodeOutput(job.id, ui={"job": [job.id], "text": [f"{job.name}: {job.state.state}"]})
 
     @classmethod

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from functools import cache
 from pathlib import Path
 
@@ -38,6 +40,29 @@ def tiny_transformer(seed: int = 0, dtype: torch.dtype = torch.float32, gain: fl
             if parameter.ndim == 2:
                 parameter.data.mul_(gain)
     return model.to(dtype).eval().requires_grad_(False)
+
+
+def tiny_folder(demo_folder: Path, target: Path, seed: int = 0) -> Path:
+    """The demo model with a much smaller random transformer, in diffusers layout."""
+    for part in ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "vae", "scheduler"):
+        shutil.copytree(demo_folder / part, target / part)
+    shutil.copyfile(demo_folder / "model_index.json", target / "model_index.json")
+    text = json.loads((demo_folder / "transformer" / "config.json").read_text())
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = FluxTransformer2DModel(
+            in_channels=64,
+            num_layers=2,
+            num_single_layers=1,
+            attention_head_dim=32,
+            num_attention_heads=2,
+            joint_attention_dim=text["joint_attention_dim"],
+            pooled_projection_dim=text["pooled_projection_dim"],
+            guidance_embeds=True,
+            axes_dims_rope=(8, 12, 12),
+        )
+    model.save_pretrained(target / "transformer")
+    return target
 
 
 def tiny_inputs(batch: int = 2, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, torch.Tensor, TextEmbeds]:

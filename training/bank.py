@@ -18,6 +18,7 @@ from .flux.sampling import initial_noise
 from .flux.text import TextEmbeds
 
 CHUNK = 32  # samples per forward pass on small models
+FILE = "bank.safetensors"  # in a training's folder
 
 
 def used_steps(levels: Tensor, t_min: float) -> int:
@@ -93,10 +94,15 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
         os.replace(temporary, path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
-            f"The {what} cannot be written to {path.parent}: free some space or check its permissions ({error})."
+            f"The {what} cannot be written: free some space or check the folder's permissions ({reason(error)})."
         ) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def reason(error: Exception) -> str:
+    """Why the system refused, without the paths that it puts around it."""
+    return getattr(error, "strerror", None) or str(error)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

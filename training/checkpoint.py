@@ -5,17 +5,25 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from .bank import read_tensors, write_tensors
+from .bank import FILE, digest, read_tensors, write_bank, write_tensors
 from .config import ErasureRequest
 from .errors import CheckpointError
 from .lora.format import LoraWeights
+
+# Settings that do not reach the bank, which is recorded before the first step.
+AFTER_THE_BANK = frozenset({
+    "bilevel", "steps", "rank", "alpha", "targets", "blocks", "lr_erase", "lr_preserve", "weight_decay", "weight_esd",
+    "weight_attn", "weight_lora", "eta", "tau", "batch_erase", "batch_preserve", "refresh_every", "random_strength",
+    "checkpoint_every", "sample_every", "sample_count",
+})  # fmt: skip
 
 KEEP = 2  # the newest, and one more in case the newest's disk block is lost
 
@@ -39,9 +47,16 @@ class Checkpoint:
 
 def request_digest(request: ErasureRequest) -> str:
     """A hash of what decides a training's course: concept and settings (not names, folders and how often to save)."""
-    config = request.config.to_dict()
-    for name in ("checkpoint_every", "sample_every", "sample_count"):
-        config.pop(name)
+    return _digest(request, {"checkpoint_every", "sample_every", "sample_count"})
+
+
+def bank_request_digest(request: ErasureRequest) -> str:
+    """A hash of what decides a training's bank: trainings on the same base that share it can share the bank's file."""
+    return _digest(request, AFTER_THE_BANK)
+
+
+def _digest(request: ErasureRequest, without: Collection[str]) -> str:
+    config = {name: value for name, value in request.config.to_dict().items() if name not in without}
     text = json.dumps([request.concept.to_dict(), config], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
@@ -88,15 +103,18 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     counts = {level: len(states) for level, states in checkpoint.optimizers.items()}
     facts = {**checkpoint.facts, "step": checkpoint.step, "optimizers": counts}
     path = _path(folder, checkpoint.step)
-    write_tensors(path, tensors, {"facts": json.dumps(facts, sort_keys=True)}, "checkpoint")
+    metadata = {"facts": json.dumps(facts, sort_keys=True), "digest": digest(tensors)}
+    write_tensors(path, tensors, metadata, "checkpoint")
     for step in _steps(folder)[:-KEEP]:
         _path(folder, step).unlink(missing_ok=True)
     return path
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """A checkpoint file. Raises CheckpointError."""
+    """A checkpoint file. Raises CheckpointError, also where single bits of it have changed since it was written."""
     tensors, metadata = read_tensors(path)
+    if metadata.get("digest") != digest(tensors):
+        raise CheckpointError(f"{path.name} is damaged: delete it and start again.")
     try:
         facts = json.loads(metadata["facts"])
         modules = dict.fromkeys(key.split("/")[1] for key in tensors if key.startswith("lora/"))
@@ -112,17 +130,51 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path.name} is not a checkpoint of a training: delete it and start again.") from error
 
 
-def latest_checkpoint(folder: Path) -> Checkpoint | None:
-    """The newest checkpoint that can be read; None where there is none. Raises CheckpointError if none can."""
+def latest_checkpoint(folder: Path, skipped: Callable[[str], None] = lambda sentence: None) -> Checkpoint | None:
+    """The newest checkpoint that can be read; None where there is none. Raises CheckpointError if none can.
+
+    skipped: is told, in one sentence, of newer ones that cannot be read.
+    """
     problem: CheckpointError | None = None
+    damaged: list[str] = []
     for step in reversed(_steps(folder)):
         try:
-            return read_checkpoint(_path(folder, step))
+            found = read_checkpoint(_path(folder, step))
         except CheckpointError as error:
             problem = problem or error
+            damaged.append(str(step))
+            continue
+        if damaged:
+            skipped(f"The checkpoint of step {' and '.join(damaged)} cannot be read: going on from step {found.step}.")
+        return found
     if problem is not None:
         raise problem
     return None
+
+
+BATCHES = ("batch_erase", "batch_preserve")  # may change on the way: bank, adapter and optimisers don't depend on them
+
+
+def carry_over(source: Path, target: Path, old: ErasureRequest, new: ErasureRequest) -> int:
+    """Puts bank and newest checkpoint of a training's folder into another one, for a request with other batch sizes.
+
+    Returns the step from which that goes on; 0 where the requests differ in more, or where there is nothing to take.
+    Raises CheckpointError.
+    """
+    alike = replace(new.config, **{name: getattr(old.config, name) for name in BATCHES})
+    if request_digest(replace(new, config=alike)) != request_digest(old) or new.source != old.source:
+        return 0
+    try:
+        checkpoint = latest_checkpoint(source / "checkpoints")
+        bank, metadata = read_tensors(source / FILE)
+    except CheckpointError:
+        return 0
+    if checkpoint is None:
+        return 0
+    changed = request_digest(new)
+    write_bank(target / FILE, bank, {**metadata, "request": changed})
+    write_checkpoint(target / "checkpoints", replace(checkpoint, facts={**checkpoint.facts, "request": changed}))
+    return checkpoint.step
 
 
 def require_same(checkpoint: Checkpoint, base: str, request: str) -> None:

@@ -5,9 +5,9 @@
     python -m training.cli evaluate --source FOLDER --lora FILE
 
 The last line printed is one JSON object: `lora`; `acc_e`, `acc_g`, `acc_ir` (shares of images, 0..1, in which the
-erased noun is recognised under its name and its synonyms, and other nouns that no preservation prompt held); in `base`
-the same without the LoRA; after a training also `seconds` and what else `trainer.run` returns. Shares are null where
-they cannot be measured: the model has no classifier, it does not name the concept, or there is no synonym.
+erased concept is recognised under its name and its synonyms, and what should stay where no preservation prompt held its
+nouns); in `base` the same without the LoRA; after a training also `seconds` and what else `trainer.run` returns. Shares
+are null where they cannot be measured: the model has no classifier, it does not name the concept, there is no synonym.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16"))
         command.add_argument("--device", default="auto")
     for command in (train, resume, evaluate):
-        command.add_argument("--images", type=int, default=24, help="measured images of the noun, about as many of its "
+        command.add_argument("--images", type=int, default=24, help="measured images of the concept, as many of its "
                              "synonyms; more is more exact")  # fmt: skip
         command.add_argument("--images-per-other", type=int, default=3, help="measured images of each other noun")
     return top
@@ -150,7 +150,7 @@ def measure(source: FluxSource, lora: Path, device: str, args: argparse.Namespac
 
     Raises ErasureError where the file is no erasure LoRA, the model has no classifier or it does not name the concept.
     """
-    from .evaluation import load_classifier, measure_erasure
+    from .evaluation import load_classifier, measure_erasure, require_measurable
     from .flux.loading import load_parts
     from .lora.format import KEY_CONCEPT, read_lora
 
@@ -159,11 +159,7 @@ def measure(source: FluxSource, lora: Path, device: str, args: argparse.Namespac
         raise LoraError(f"{lora.name} does not say which concept it erases: choose a LoRA that this pack has trained.")
     concept = Concept.from_dict(json.loads(metadata[KEY_CONCEPT]))
     classifier = load_classifier(Path(source.folder))
-    if concept.phrase not in classifier.nouns:
-        raise ErasureError(
-            f'This model\'s classifier does not name "{concept.phrase}", so its erasure cannot be measured: it names '
-            "single nouns that the model was trained on."
-        )
+    require_measurable(concept, classifier)
     with tqdm(desc="measure", unit="step") as bar:
 
         def progress(moment: str, done: int, total: int) -> None:
@@ -206,6 +202,8 @@ class Bar:
             self.bar.update()
         elif event["type"] == "phase":
             tqdm.write(f"{event['phase']}: {event['message']}", file=sys.stderr)
+        elif event["type"] == "notice":
+            tqdm.write(event["message"], file=sys.stderr)
 
     def close(self) -> None:
         if self.bar is not None:

@@ -63,7 +63,9 @@ class ErasureConfig:
         choices=("eraseanything", "esd", "concept_ablation", "gem"),
     )
     bilevel: bool = setting(
-        True, "Erase and preserve in turn (eraseanything). Off: one sum of all losses, at the erasing learning rate."
+        True,
+        "Erase and preserve in turn (eraseanything). Off: one sum of all losses, at the erasing learning rate, to "
+        "compare with.",
     )
     anchor: str = setting(
         "",
@@ -72,30 +74,87 @@ class ErasureConfig:
     )
     steps: int = setting(200, "Erase and preserve steps, in pairs. More where the concept still shows.", 1, 100_000)
     rank: int = setting(8, "Rank of the LoRA. Raise it for broad concepts.", 1, 512)
-    alpha: float = setting(8.0, "The LoRA's alpha; its scale is alpha / rank.", 1e-3, 4096)
-    targets: str = setting("text_qk", "Which projections get a LoRA.", choices=tuple(TARGETS))
-    blocks: tuple[int, ...] = setting(
-        (), "Blocks that get a LoRA, double ones first, single ones counted on; empty: all that targets names.", 0, 1000
+    alpha: float = setting(8.0, "The LoRA's alpha; its scale is alpha / rank. Raise it with the rank.", 1e-3, 4096)
+    targets: str = setting(
+        "text_qk",
+        "Which projections get a LoRA. Try a larger set where the concept still shows after more steps.",
+        choices=tuple(TARGETS),
     )
-    capture_blocks: tuple[int, ...] = setting((), "Double blocks whose attention is used; empty: all.", 0, 1000)
-    lr_erase: float = setting(1e-3, "Learning rate of the erasing level.", 0, 1)
-    lr_preserve: float = setting(5e-4, "Learning rate of the preserving level.", 0, 1)
-    weight_decay: float = setting(0.0, "AdamW's weight decay on the LoRA: pulls it towards changing nothing.", 0, 10)
-    weight_esd: float = setting(1.0, "Weight of the erasing velocity loss.", 0, 1e6)
-    weight_attn: float = setting(1.0, "Weight of the concept's attention mass.", 0, 1e6)
-    weight_lora: float = setting(1.0, "Weight of velocity matching on preservation prompts.", 0, 1e6)
-    weight_rsc: float = setting(0.01, "Weight of the reverse self-contrastive loss.", 0, 1e6)
-    eta: float = setting(1.0, "How far beyond the empty prompt the concept is sent.", 0, 20)
-    tau: float = setting(0.07, "Temperature of the contrastive loss.", 1e-3, 10)
-    batch_erase: int = setting(4, "Samples in an erase step.", 1, 256)
-    batch_preserve: int = setting(8, "Samples in a preserve step.", 1, 256)
-    erase_prompts: int = setting(24, "Different prompts with the concept in the bank.", 1, 1000)
-    preserve_prompts: int = setting(64, "How many of the concept's preservation prompts are used.", 0, 10_000)
-    erase_synonyms: bool = setting(True, "Erase the synonyms too.")
-    shuffle: bool = setting(True, "Shuffle the words of a third of the prompts (the phrase stays whole).")
-    sampling_steps: int = setting(0, "Euler steps of the trajectories; 0: the model's default.", 0, 1000)
-    resolution: int = setting(0, "Side of the training images in pixels; 0: the model's own, 512 at most.", 0, 4096)
-    t_min: float = setting(0.5, "Train only on times above this (1 is noise): what is shown is decided there.", 0, 0.99)
+    blocks: tuple[int, ...] = setting(
+        (),
+        "Blocks that get a LoRA, double ones first, single ones counted on; empty: all that targets names. Name some "
+        "for a smaller file.",
+        0,
+        1000,
+    )
+    capture_blocks: tuple[int, ...] = setting(
+        (), "Double blocks whose attention is used; empty: all. Name early ones alone for faster steps.", 0, 1000
+    )
+    lr_erase: float = setting(
+        1e-3, "Learning rate of the erasing level. Lower it where the losses jump, raise it where they stay.", 0, 1
+    )
+    lr_preserve: float = setting(
+        5e-4, "Learning rate of the preserving level. Raise it where other things change too.", 0, 1
+    )
+    weight_decay: float = setting(
+        0.0,
+        "AdamW's weight decay on the LoRA: pulls it towards changing nothing. Raise it where other things change too.",
+        0,
+        10,
+    )
+    weight_esd: float = setting(
+        1.0, "Weight of the erasing velocity loss. Raise it where the concept still shows.", 0, 1e6
+    )
+    weight_attn: float = setting(
+        1.0, "Weight of the concept's attention mass. Raise it where parts of the concept still show.", 0, 1e6
+    )
+    weight_lora: float = setting(
+        1.0, "Weight of velocity matching on preservation prompts. Raise it where other things change too.", 0, 1e6
+    )
+    weight_rsc: float = setting(
+        0.01, "Weight of the reverse self-contrastive loss. Raise it where synonyms still show the concept.", 0, 1e6
+    )
+    eta: float = setting(
+        1.0, "How far beyond the empty prompt the concept is sent. Raise it where the concept still shows.", 0, 20
+    )
+    tau: float = setting(
+        0.07,
+        "Temperature of the contrastive loss. Lower it so that the nearest words count most, raise it so that all do.",
+        1e-3,
+        10,
+    )
+    batch_erase: int = setting(4, "Samples in an erase step. Fewer where memory runs out.", 1, 256)
+    batch_preserve: int = setting(8, "Samples in a preserve step. Fewer where memory runs out.", 1, 256)
+    erase_prompts: int = setting(
+        24, "Different prompts with the concept in the bank. More where it still shows in other wordings.", 1, 1000
+    )
+    preserve_prompts: int = setting(
+        64,
+        "How many of the concept's preservation prompts are used. More where other things change too; fewer start "
+        "sooner.",
+        0,
+        10_000,
+    )
+    erase_synonyms: bool = setting(True, "Erase the synonyms too. Off where one has other meanings that must stay.")
+    shuffle: bool = setting(
+        True, "Shuffle the words of a third of the prompts (the phrase stays whole). Off where word order matters."
+    )
+    sampling_steps: int = setting(
+        0, "Euler steps of the trajectories; 0: the model's default. Fewer start sooner, at some loss.", 0, 1000
+    )
+    resolution: int = setting(
+        0,
+        "Side of the training images in pixels; 0: the model's own, 512 at most. Lower it where memory runs out.",
+        0,
+        4096,
+    )
+    t_min: float = setting(
+        0.5,
+        "Train only on times above this (1 is noise): what is shown is decided there. Lower it where small details "
+        "must go.",
+        0,
+        0.99,
+    )
     refresh_every: int = setting(
         0,
         "Steps after which a quarter of the erasing trajectories is sampled again, with the LoRA on; 0: never. Set it "
@@ -103,12 +162,21 @@ class ErasureConfig:
         0,
         100_000,
     )
-    guidance: float = setting(-1.0, "Guidance fed to the model; -1: the model's default.", -1, 100)
-    random_strength: bool = setting(False, "Train at random strengths, so that the strength slider is proportional.")
-    seed: int = setting(0, "Seed of everything.", 0, 2**63 - 1)
-    checkpoint_every: int = setting(50, "Steps between checkpoints.", 1, 100_000)
-    sample_every: int = setting(100, "Steps between sample images; 0: none.", 0, 100_000)
-    sample_count: int = setting(2, "Seeds per sample image.", 1, 16)
+    guidance: float = setting(
+        -1.0, "Guidance fed to the model; -1: the model's default. Set it where you sample with another.", -1, 100
+    )
+    random_strength: bool = setting(
+        False,
+        "Train at random strengths, so that the strength slider is proportional. On where you want to erase by halves.",
+    )
+    seed: int = setting(0, "Seed of everything. Another number is another training.", 0, 2**63 - 1)
+    checkpoint_every: int = setting(
+        50, "Steps between checkpoints. Fewer where little may be lost when the worker is killed.", 1, 100_000
+    )
+    sample_every: int = setting(
+        100, "Steps between sample images; 0: none. Fewer show more, and take longer.", 0, 100_000
+    )
+    sample_count: int = setting(2, "Seeds per sample image. More show more, and take longer.", 1, 16)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON can hold it."""

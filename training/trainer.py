@@ -19,9 +19,10 @@ import torch
 from torch import Tensor
 
 from . import __version__
-from .bank import digest, read_tensors, write_tensors
+from .bank import FILE, digest, read_tensors, write_tensors
 from .checkpoint import (
     Checkpoint,
+    bank_request_digest,
     latest_checkpoint,
     load_optimizer_state,
     optimizer_state,
@@ -30,16 +31,17 @@ from .checkpoint import (
     write_checkpoint,
 )
 from .concepts import Concept, vocabulary_of
-from .config import TARGETS, ErasureRequest, target_blocks
+from .config import TARGETS, ErasureConfig, ErasureRequest, target_blocks
 from .errors import CheckpointError, ConfigError, ErasureError
 from .flow import Flow, Progress
 from .flux.loading import load_text_encoders, load_transformer, load_vae, pick_device, use_autocast
 from .flux.sampling import decode, initial_noise, sample, sigmas, to_pil
+from .flux.source import FluxSource
 from .flux.text import TextEmbeds
-from .flux.variants import variant_of
+from .flux.variants import training_side, variant_of
 from .lora.adapter import adapter_weights, add_adapter, set_adapter_weights
 from .lora.format import make_metadata, write_lora
-from .methods import Method, Prompts, make_method
+from .methods import Method, MethodFactory, Prompts, make_method
 
 Report = Callable[[dict[str, Any]], None]
 CLIP_NORM = 1.0  # gradient norm of a level's update; a guard, rarely reached
@@ -54,50 +56,118 @@ class TrainingDiverged(ErasureError):
 
 
 def run(
-    request: ErasureRequest, folder: Path, report: Report, should_stop: Callable[[], bool] = lambda: False
+    request: ErasureRequest,
+    folder: Path,
+    report: Report,
+    should_stop: Callable[[], bool] = lambda: False,
+    factory: MethodFactory | None = None,
 ) -> dict[str, Any]:
     """Trains what `request` asks for and returns {"lora", "name", "steps", "seconds", "losses", "concept"}.
 
     `folder` gets bank.safetensors, checkpoints/ and samples/; the LoRA goes to output_folder/name.safetensors, whole or
     not at all. Where `folder` has checkpoints of the same request, training goes on from the newest. `report` gets the
-    events phase, step, sample, checkpoint and completed; `should_stop` is asked before every step.
+    events phase, step, sample, checkpoint, notice and completed; `should_stop` is asked before every step.
+    `factory` makes another method than the one that the settings name; its folder must be no other method's.
     Raises Stopped after saving a checkpoint, and ErasureError's subclasses.
     """
     request.validate()
-    return _Training(request, Path(folder), report, should_stop).run()
+    return _Training(request, Path(folder), report, should_stop, factory or make_method).run()
+
+
+def adapted_flow(
+    source: FluxSource, config: ErasureConfig, device: torch.device
+) -> tuple[Flow, list[torch.nn.Parameter]]:
+    """The source's transformer with a fresh adapter, under the settings of a training, and the adapter's parameters."""
+    variant, transformer = variant_of(source), load_transformer(source, device)
+    side = training_side(config.resolution, variant)
+    flow = Flow(
+        transformer,
+        sigmas(variant, config.sampling_steps or variant.default_steps, side * side),
+        (side, side),
+        variant.default_guidance if config.guidance < 0 else config.guidance,
+        use_autocast(source, device),
+    )
+    blocks = target_blocks(config.targets, config.blocks, flow.double_blocks, flow.single_blocks)
+    targets = TARGETS[config.targets]
+    return flow, add_adapter(transformer, targets, config.rank, config.alpha, config.seed, blocks)
+
+
+def make_optimizers(
+    method: Method, parameters: list[torch.nn.Parameter], config: ErasureConfig
+) -> dict[str, torch.optim.Optimizer]:
+    """AdamW over the adapter for each of the method's levels, by the level's name."""
+    return {
+        level.name: torch.optim.AdamW(
+            parameters, lr=level.learning_rate, weight_decay=config.weight_decay, foreach=False
+        )
+        for level in method.levels()
+    }
+
+
+def update(
+    method: Method,
+    flow: Flow,
+    optimizers: dict[str, torch.optim.Optimizer],
+    generator: torch.Generator,
+    parameters: list[torch.nn.Parameter],
+    step: int,
+) -> dict[str, float]:
+    """Step `step` (from 0): one update of the adapter per level. → the loss terms, unweighted, by name.
+
+    Raises TrainingDiverged, and ConfigError where a loss does not depend on the adapter.
+    """
+    losses: dict[str, float] = {}
+    for level in method.levels():
+        terms = method.losses(level.name, flow, generator)
+        for term in terms:
+            losses[term.name] = float(term.value.detach())
+            if not math.isfinite(losses[term.name]):
+                raise TrainingDiverged(
+                    f'The loss term "{term.name}" is no longer a number after step {step}: lower the '
+                    "learning rates; the last good checkpoint was kept."
+                )
+        optimizers[level.name].zero_grad(set_to_none=True)
+        total = sum(term.weight * term.value for term in terms)
+        if not total.requires_grad:
+            raise ConfigError(
+                f"No {level.name} loss depends on the LoRA: choose other targets, blocks or loss weights."
+            )
+        total.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, CLIP_NORM, foreach=False)
+        optimizers[level.name].step()
+    return losses
 
 
 class _Training:
-    def __init__(self, request: ErasureRequest, folder: Path, report: Report, should_stop: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        request: ErasureRequest,
+        folder: Path,
+        report: Report,
+        should_stop: Callable[[], bool],
+        factory: MethodFactory,
+    ) -> None:
+        self.factory = factory
         self.request, self.config, self.folder = request, request.config, folder
         self.report, self.should_stop = report, should_stop
         self.device = pick_device(request.device)
-        self.variant = variant_of(request.source)
         self.base = request.source.fingerprint()
-        self.digest = request_digest(request)
+        self.digest, self.bank_request = request_digest(request), bank_request_digest(request)
         self.started = time.monotonic()
         self.step = 0
         self.losses: dict[str, float] = {}  # of the last step
         self.seconds_before = 0.0  # spent in earlier runs of this folder
 
     def run(self) -> dict[str, Any]:
-        checkpoint = latest_checkpoint(self.folder / "checkpoints")
+        checkpoint = latest_checkpoint(self.folder / "checkpoints", self._notice)
         if checkpoint is not None:
             require_same(checkpoint, self.base, self.digest)
             self.seconds_before = float(checkpoint.facts["seconds"])
             if self.device.type == "cpu":  # sums are split over threads: another number of them rounds differently
                 torch.set_num_threads(int(checkpoint.facts["threads"]))
-        self.bank_file = self.folder / "bank.safetensors"
-        concept, method, prompts, embeds, bank = self._encode()
-        flow = self._flow()
-        parameters = add_adapter(
-            flow.transformer,
-            TARGETS[self.config.targets],
-            self.config.rank,
-            self.config.alpha,
-            self.config.seed,
-            target_blocks(self.config.targets, self.config.blocks, flow.double_blocks, flow.single_blocks),
-        )
+        self.bank_file = self.folder / FILE
+        concept, method, prompts, embeds, bank = self._encode(checkpoint)
+        flow, parameters = adapted_flow(self.request.source, self.config, self.device)
         if bank is None:
             bank = self._collect(method, flow, concept, prompts, embeds)
         bank_digest = digest(bank)
@@ -105,12 +175,7 @@ class _Training:
             raise CheckpointError("The bank is not the one this training began with: start again in a new folder.")
         self.refreshed = checkpoint.bank if checkpoint is not None else {}
         method.use({**bank, **self.refreshed}, embeds.to(self.device))
-        optimizers = {
-            level.name: torch.optim.AdamW(
-                parameters, lr=level.learning_rate, weight_decay=self.config.weight_decay, foreach=False
-            )
-            for level in method.levels()
-        }
+        optimizers = make_optimizers(method, parameters, self.config)
         generator = torch.Generator("cpu").manual_seed(self.config.seed)
         if checkpoint is not None:
             self.step, self.losses = checkpoint.step, dict(checkpoint.facts["losses"])
@@ -141,42 +206,39 @@ class _Training:
 
     # --- before the loop -------------------------------------------------------------------------------------------
 
-    def _encode(self) -> tuple[Concept, Method, Prompts, TextEmbeds, dict[str, Tensor] | None]:
+    def _encode(
+        self, checkpoint: Checkpoint | None
+    ) -> tuple[Concept, Method, Prompts, TextEmbeds, dict[str, Tensor] | None]:
         """The concept fitted to the model's words, its method planned, and prompts encoded or read with the bank."""
         self._phase("encode", "encoding prompts")
         encoders = load_text_encoders(self.request.source, self.device)
         concept = self.request.concept.fitted(vocabulary_of(encoders.tokenizer_2), self.config.seed)
-        method, prompts = make_method(concept, self.config), Prompts()
+        method, prompts = self.factory(concept, self.config), Prompts()
         for text in _sample_prompts(concept):
             prompts.row(text)
         method.plan(prompts, encoders.tokenizer_2, encoders.sequence_length)
-        stored = self._stored_bank()
+        stored = self._stored_bank(checkpoint)
         if stored is not None:
             return concept, method, prompts, TextEmbeds(stored.pop("embeds.t5"), stored.pop("embeds.pooled")), stored
         embeds = encoders.encode(prompts.texts).to("cpu")
         return concept, method, prompts, embeds, None
 
-    def _stored_bank(self) -> dict[str, Tensor] | None:
+    def _stored_bank(self, checkpoint: Checkpoint | None) -> dict[str, Tensor] | None:
         """The bank of an earlier run of the same request on the same base; None where there is none."""
         if not self.bank_file.is_file():
             return None
-        tensors, metadata = read_tensors(self.bank_file)
-        if (metadata.get("base"), metadata.get("request")) != (self.base, self.digest):
+        try:
+            tensors, metadata = read_tensors(self.bank_file)
+        except CheckpointError:
+            self._notice("The bank of an earlier run cannot be read: it is made again.")
+            return None
+        if (metadata.get("base"), metadata.get("request")) != (self.base, self.bank_request):
+            return None
+        points = {name: tensor for name, tensor in tensors.items() if not name.startswith("embeds.")}
+        if checkpoint is not None and checkpoint.facts["bank"] != digest(points):
+            self._notice("The bank of an earlier run is damaged: it is made again.")
             return None
         return tensors
-
-    def _flow(self) -> Flow:
-        transformer = load_transformer(self.request.source, self.device)
-        steps = self.config.sampling_steps or self.variant.default_steps
-        guidance = self.variant.default_guidance if self.config.guidance < 0 else self.config.guidance
-        side = max(1, (self.config.resolution or min(512, self.variant.resolution)) // 16)
-        return Flow(
-            transformer,
-            sigmas(self.variant, steps, side * side),
-            (side, side),
-            guidance,
-            use_autocast(self.request.source, self.device),
-        )
 
     def _collect(
         self, method: Method, flow: Flow, concept: Concept, prompts: Prompts, embeds: TextEmbeds
@@ -185,7 +247,7 @@ class _Training:
         self._phase("bank", f"sampling {len(prompts.texts)} prompts from the base model")
         bank = method.collect(flow, embeds.to(self.device), self._bank_progress())
         stored = {**bank, "embeds.t5": embeds.t5, "embeds.pooled": embeds.pooled}
-        metadata = {"base": self.base, "request": self.digest, "concept": json.dumps(concept.to_dict())}
+        metadata = {"base": self.base, "request": self.bank_request, "concept": json.dumps(concept.to_dict())}
         write_tensors(self.bank_file, stored, metadata, "training's bank")
         return bank
 
@@ -227,25 +289,7 @@ class _Training:
             except Stopped:
                 save()
                 raise
-            losses: dict[str, float] = {}
-            for level in method.levels():
-                terms = method.losses(level.name, flow, generator)
-                for term in terms:
-                    losses[term.name] = float(term.value.detach())
-                    if not math.isfinite(losses[term.name]):
-                        raise TrainingDiverged(
-                            f'The loss term "{term.name}" is no longer a number after step {self.step}: lower the '
-                            "learning rates; the last good checkpoint was kept."
-                        )
-                optimizers[level.name].zero_grad(set_to_none=True)
-                total = sum(term.weight * term.value for term in terms)
-                if not total.requires_grad:
-                    raise ConfigError(
-                        f"No {level.name} loss depends on the LoRA: choose other targets, blocks or loss weights."
-                    )
-                total.backward()
-                torch.nn.utils.clip_grad_norm_(parameters, CLIP_NORM, foreach=False)
-                optimizers[level.name].step()
+            losses = update(method, flow, optimizers, generator, parameters, self.step)
             self.step, self.losses = self.step + 1, losses
             took = time.monotonic() - began
             average = took if average == 0 else 0.9 * average + 0.1 * took
@@ -288,6 +332,10 @@ class _Training:
 
     def _phase(self, phase: str, message: str) -> None:
         self.report({"type": "phase", "phase": phase, "message": message})
+
+    def _notice(self, message: str) -> None:
+        """Something that went otherwise than it should have, and what is done about it."""
+        self.report({"type": "notice", "message": message})
 
     def _seconds(self) -> float:
         return self.seconds_before + time.monotonic() - self.started

@@ -1,20 +1,24 @@
-// The panel on the Concept node: every word that was chosen, so that nothing happens behind the user's back.
-import { addPanel, element } from "./dom.mjs";
+// The panel on the Concept nodes: every word that was chosen, so that nothing happens behind the user's back.
+import { addPanel, after, element } from "./dom.mjs";
+import { senseList } from "./senses.mjs";
 import { text } from "./texts.mjs";
 
 const SHOWN = 8; // of a kind
 const GROUPS = ["synonyms", "irrelevant", "preserve"];
 
-export function attachWords(node) {
-  const content = element("div", { className: "ea-words" }, element("p", { className: "ea-sentence" }, text("noWords")));
-  addPanel(node, "words", content);
-
-  const { onExecuted } = node;
-  node.onExecuted = function (output) {
-    onExecuted?.apply(this, arguments);
+/** The words alone. `above`: what the panel shows over them. */
+export function attachWords(node, ...above) {
+  const words = element("div", { className: "ea-words" }, element("p", { className: "ea-sentence" }, text("noWords")));
+  addPanel(node, "words", element("div", { className: "ea-concept" }, ...above, words));
+  after(node, "onExecuted", (output) => {
     const concept = output?.concept?.[0];
-    if (concept) content.replaceChildren(...groups(concept));
-  };
+    if (concept) words.replaceChildren(...groups(concept));
+  });
+}
+
+/** The phrase's meanings and, below, the words. */
+export function attachConcept(node) {
+  attachWords(node, senseList(node));
 }
 
 /** One row per kind of word. A kind without words says so; of many prompts the first few are shown, the rest counted. */

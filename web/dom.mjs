@@ -11,6 +11,16 @@ export function element(tag, properties = {}, ...children) {
   return made;
 }
 
+/** Let `then` run after a method of a node or widget, with the same arguments. Others may have hung themselves on it before. */
+export function after(object, method, then) {
+  const before = object[method];
+  object[method] = function (...args) {
+    const result = before?.apply(this, args);
+    then.apply(this, args);
+    return result;
+  };
+}
+
 /** Add the pack's style sheet to the page once. */
 export function loadStyle() {
   document.head.append(element("link", { rel: "stylesheet", href: new URL("./erase_anything.css", import.meta.url).href }));

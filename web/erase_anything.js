@@ -4,11 +4,13 @@ import { attachJobPanel } from "./job_node.mjs";
 import { jobs } from "./job_store.mjs";
 import { loadStyle } from "./dom.mjs";
 import { loadTexts } from "./texts.mjs";
-import { attachWords } from "./concept_node.mjs";
+import { attachConcept, attachWords } from "./concept_node.mjs";
+import { attachAdvanced } from "./advanced.mjs";
 
 const PANELS = {
   EraseAnything_Train: attachJobPanel,
-  EraseAnything_Concept: attachWords,
+  EraseAnything_Concept: attachConcept,
+  EraseAnything_Preset: attachWords,
 };
 
 app.registerExtension({
@@ -21,6 +23,8 @@ app.registerExtension({
   },
 
   nodeCreated(node) {
+    if (!node.constructor.comfyClass?.startsWith("EraseAnything_")) return;
+    attachAdvanced(node);
     PANELS[node.constructor.comfyClass]?.(node);
   },
 

@@ -1,11 +1,15 @@
-// Client of the pack's HTTP routes. The only file that knows their addresses and the shape of their answers.
+// Client of the pack's HTTP routes about jobs. The only file that knows their addresses and the shape of their answers.
 import { api } from "../../scripts/api.js";
 
 const ROOT = "/erase_anything/v1/jobs";
 
-async function answer(response) {
+/** The JSON of an answer; throws the server's sentence, with what is `missing` where something can be fetched. */
+export async function answer(response) {
   const body = await response.json().catch(() => ({}));
-  if (!response.ok) throw new Error(body.error ?? `${response.status} ${response.statusText}`);
+  if (!response.ok) {
+    const error = new Error(body.error ?? `${response.status} ${response.statusText}`);
+    throw Object.assign(error, { missing: body.missing });
+  }
   return body;
 }
 

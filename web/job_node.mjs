@@ -25,7 +25,9 @@ export function attachJobPanel(node) {
   async function findAgain() {
     if (node.properties?.[JOB]) return show(node.properties[JOB]);
     const name = valueOf(node, "name");
-    const phrase = valueOf(node.getInputNode(node.findInputSlot("concept")), "phrase")?.split("|")[0].trim(); // the first spelling
+    const concept = node.getInputNode(node.findInputSlot("concept"));
+    const preset = valueOf(concept, "preset")?.split(" / ").at(-1);
+    const phrase = valueOf(concept, "phrase")?.split("|")[0].trim() ?? preset; // the first spelling
     const mine = name ? (job) => job.name === name : (job) => job.concept === phrase;
     const job = await jobs.newest(mine).catch(() => undefined); // no answer: nothing to show yet
     if (job && !watched) show(job.id);

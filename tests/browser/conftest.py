@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -93,7 +94,14 @@ class Frontend:
 @pytest.fixture(params=list(RENDERERS))
 def frontend(request: pytest.FixtureRequest, browser: Browser, host: Host) -> Iterator[Frontend]:
     """The frontend in each renderer in turn, with an empty memory and without the tour for newcomers."""
-    host.post("/settings", {"Comfy.TutorialCompleted": True, "Comfy.VueNodes.Enabled": RENDERERS[request.param]})
+    with new_frontend(request, browser, host, RENDERERS[request.param]) as made:
+        yield made
+
+
+@contextmanager
+def new_frontend(request: pytest.FixtureRequest, browser: Browser, host: Host, vue: bool = False) -> Iterator[Frontend]:
+    """A host's frontend in one of the renderers; a screenshot stays of it where its test fails."""
+    host.post("/settings", {"Comfy.TutorialCompleted": True, "Comfy.VueNodes.Enabled": vue})
     context = browser.new_context(viewport={"width": 1600, "height": 1000})
     context.set_default_timeout(180_000)  # a busy machine is no failure
     made = Frontend(context.new_page(), host)

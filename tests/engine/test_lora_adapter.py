@@ -219,21 +219,30 @@ def test_weights_that_must_not_be_written(tmp_path: Path) -> None:
 
 
 def test_files_that_are_not_ours_to_read(tmp_path: Path) -> None:
+    """What files of others are read is told in tests/unit/test_lora_dialects.py."""
     path = tmp_path / "x.safetensors"
-    a, b = torch.zeros(2, 4), torch.zeros(4, 2)
-    for tensors, message in (
-        ({"transformer.m.lora_A.weight": a}, "lacks transformer.m.lora_B.weight"),
-        ({"transformer.m.lora_A.weight": a, "transformer.m.lora_B.weight": b, "stray": a.clone()}, r"\(stray\)"),
-        ({"base_model.model.m.lora_A.weight": a, "base_model.model.m.lora_B.weight": b}, "not a Flux LoRA"),
-        ({"transformer.m.lora_A.weight": a, "transformer.m.lora_B.weight": torch.zeros(4, 3)}, "do not multiply"),
-    ):
-        save_file(tensors, path)
-        with pytest.raises(LoraError, match=message):
-            read_lora(path)
-    save_file({"transformer.m.lora_A.weight": a, "transformer.m.lora_B.weight": b}, path)
-    assert read_lora(path)[0]["m"][2] == 2.0  # no alpha: the rank
+    a, b, module = torch.zeros(2, 4), torch.zeros(4, 2), "transformer_blocks.0.attn.to_q"
+    pair = {f"transformer.{module}.lora_A.weight": a, f"transformer.{module}.lora_B.weight": b}
+    save_file(pair | {"stray": a.clone()}, path)
+    with pytest.raises(LoraError, match="'stray'"):
+        read_lora(path)
+    save_file(pair, path)
+    assert read_lora(path)[0][module][2] == 2.0  # no alpha: the rank
     path.write_bytes(b"nothing")
     with pytest.raises(LoraError, match="not a readable"):
         read_lora(path)
     with pytest.raises(LoraError, match="is missing"):
         read_lora(tmp_path / "gone.safetensors")
+
+
+def test_names_that_end_alike_are_told_apart() -> None:
+    """The model's own proj_out and those of single blocks; blocks 1 and 11."""
+    model = tiny_transformer()
+    generator = torch.Generator().manual_seed(0)
+    weights = {
+        "proj_out": (torch.randn(2, 64, generator=generator), torch.randn(16, 2, generator=generator), 2.0),
+        "single_transformer_blocks.1.proj_out": (
+            torch.randn(3, 320, generator=generator), torch.randn(64, 3, generator=generator), 1.0),
+    }  # fmt: skip
+    load_adapter(model, weights)
+    torch.testing.assert_close(flow(model), flow(merged(weights, 1.0)), rtol=1e-4, atol=1e-4)

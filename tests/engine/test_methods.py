@@ -11,6 +11,7 @@ from transformers import AutoTokenizer
 
 from tests.flux_models import tiny_transformer
 from training.bank import digest, read_tensors, record, used_steps, write_tensors
+from training.checkpoint import AFTER_THE_BANK
 from training.concepts import Concept
 from training.config import ErasureConfig
 from training.errors import CheckpointError, ConceptError
@@ -22,6 +23,7 @@ from training.flux.velocity import velocity
 from training.lora.adapter import adapter_parameters, add_adapter
 from training.methods import METHODS, Prompts, Term, losses, make_method
 from training.methods.eraseanything import EraseAnything
+from training.methods.published import PublishedSchedule
 
 LENGTH = 32
 CONCEPT = Concept(
@@ -62,6 +64,26 @@ def ready(tokenizer, flow: Flow, config: ErasureConfig = CONFIG, concept: Concep
     method.use(bank, encoded)
     method.texts = prompts.texts
     return method
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_settings_that_are_said_not_to_reach_the_bank_do_not(tokenizer, name: str):
+    """All of them at once, each at another value; those left out do change it."""
+    other = {
+        "bilevel": False, "steps": 3, "rank": 5, "alpha": 1.0, "targets": "all", "blocks": (0,), "lr_erase": 0.5,
+        "lr_preserve": 0.5, "weight_decay": 0.1, "weight_esd": 3.0, "weight_attn": 0.0, "weight_lora": 0.0, "eta": 3.0,
+        "tau": 1.0, "batch_erase": 1, "batch_preserve": 1, "refresh_every": 2, "random_strength": True,
+        "checkpoint_every": 7, "sample_every": 7, "sample_count": 1,
+    }  # fmt: skip
+    assert set(other) == AFTER_THE_BANK
+    config = dataclasses.replace(CONFIG, method=name)
+    assert all(getattr(config, setting) != value for setting, value in other.items())
+
+    def bank(config: ErasureConfig) -> str:
+        return digest(ready(tokenizer, adapted_flow(), config).bank)
+
+    assert bank(config) == bank(dataclasses.replace(config, **other))
+    assert bank(config) != bank(dataclasses.replace(config, t_min=0.0))
 
 
 def test_used_steps():
@@ -384,3 +406,28 @@ def test_a_refresh_depends_on_step_adapter_and_bank_alone(tokenizer):
     assert digest(method.refresh(flow, 3, done)) == first
     method.bank = before
     assert digest(method.refresh(flow, 6, done)) != first
+
+
+def test_the_published_schedule_costs_what_its_authors_code_does(tokenizer):
+    """142 passes without gradient, and 3 with gradient, in a pair; its losses move the adapter."""
+    flow = dataclasses.replace(adapted_flow(), levels=torch.linspace(1, 0, 29))
+    method, prompts = PublishedSchedule(CONCEPT, CONFIG), Prompts()
+    method.plan(prompts, tokenizer, LENGTH)
+    encoded = embeds(len(prompts.texts))
+    method.use(method.collect(flow, encoded, lambda done, total: None), encoded)
+    passes = {True: 0, False: 0}
+
+    def count(*_: object) -> None:
+        passes[torch.is_grad_enabled()] += 1
+
+    handle = flow.transformer.register_forward_hook(count)
+    generator = torch.Generator().manual_seed(0)
+    terms = [term for level in method.levels() for term in method.losses(level.name, flow, generator)]
+    handle.remove()
+    assert passes == {False: 142, True: 3}
+    assert [term.name for term in terms] == ["esd", "attn", "lora", "rsc"]
+    for term in terms:
+        assert term.value.isfinite()
+        adapter = adapter_parameters(flow.transformer)
+        gradients = torch.autograd.grad(term.value, adapter, allow_unused=True, retain_graph=True)
+        assert any(g is not None and g.abs().max() > 0 for g in gradients), term.name

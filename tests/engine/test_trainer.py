@@ -15,11 +15,12 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import FluxTransformer2DModel
 from PIL import Image
 
+from tests.flux_models import tiny_folder
 from training import checkpoint as checkpoints
 from training import trainer
+from training.bank import read_tensors, write_tensors
 from training.concepts import Concept
 from training.config import ErasureConfig, ErasureRequest
 from training.errors import CheckpointError, ConceptError, ConfigError
@@ -49,29 +50,6 @@ CONFIG = ErasureConfig(
     sample_every=3,
     sample_count=1,
 )
-
-
-def tiny_folder(demo_folder: Path, target: Path, seed: int = 0) -> Path:
-    """The demo model with a much smaller random transformer, in diffusers layout."""
-    for part in ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "vae", "scheduler"):
-        shutil.copytree(demo_folder / part, target / part)
-    shutil.copyfile(demo_folder / "model_index.json", target / "model_index.json")
-    text = json.loads((demo_folder / "transformer" / "config.json").read_text())
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = FluxTransformer2DModel(
-            in_channels=64,
-            num_layers=2,
-            num_single_layers=1,
-            attention_head_dim=32,
-            num_attention_heads=2,
-            joint_attention_dim=text["joint_attention_dim"],
-            pooled_projection_dim=text["pooled_projection_dim"],
-            guidance_embeds=True,
-            axes_dims_rope=(8, 12, 12),
-        )
-    model.save_pretrained(target / "transformer")
-    return target
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -259,13 +237,51 @@ def test_checkpoints_of_another_base_or_concept_are_refused_and_kept(whole, demo
     assert sorted(p.name for p in (tmp_path / "job" / "checkpoints").iterdir()) == before
 
 
-def test_a_damaged_checkpoint_falls_back_to_the_one_before(whole, flux: FluxSource, tmp_path: Path):
+def cut_short(data: bytes) -> bytes:
+    return data[:100]
+
+
+def one_bit_flipped(data: bytes) -> bytes:
+    return data[:-1] + bytes([data[-1] ^ 1])
+
+
+@pytest.mark.parametrize("damage", [cut_short, one_bit_flipped])
+def test_a_damaged_checkpoint_falls_back_to_the_one_before(whole, flux: FluxSource, tmp_path: Path, damage):
     shutil.copytree(whole[0] / "job", tmp_path / "job")
     newest = sorted((tmp_path / "job" / "checkpoints").iterdir())[-1]
-    newest.write_bytes(newest.read_bytes()[:100])
+    newest.write_bytes(damage(newest.read_bytes()))
     result, events = train(flux, tmp_path)
     assert [e["step"] for e in events if e["type"] == "step"] == [5, 6]
+    notices = [e["message"] for e in events if e["type"] == "notice"]
+    assert notices == ["The checkpoint of step 6 cannot be read: going on from step 4."]
     assert_same_lora(result["lora"], whole[1]["lora"])
+
+
+@pytest.mark.parametrize("damage", [cut_short, one_bit_flipped])
+def test_a_damaged_bank_is_made_again(whole, flux: FluxSource, tmp_path: Path, damage):
+    shutil.copytree(whole[0] / "job", tmp_path / "job")
+    sorted((tmp_path / "job" / "checkpoints").iterdir())[-1].unlink()
+    bank = tmp_path / "job" / "bank.safetensors"
+    tensors, metadata = read_tensors(bank)
+    if damage is cut_short:
+        bank.write_bytes(damage(bank.read_bytes()))
+    else:
+        tensors["erase.x"][0, 0, 0] += 1
+        write_tensors(bank, tensors, metadata, "bank")
+    result, events = train(flux, tmp_path)
+    assert [e["step"] for e in events if e["type"] == "step"] == [5, 6]
+    assert next(e["message"] for e in events if e["type"] == "notice").endswith("it is made again.")
+    assert_same_lora(result["lora"], whole[1]["lora"])
+
+
+def test_where_no_checkpoint_can_be_read_nothing_is_overwritten(whole, flux: FluxSource, tmp_path: Path):
+    shutil.copytree(whole[0] / "job", tmp_path / "job")
+    files = sorted((tmp_path / "job" / "checkpoints").iterdir())
+    for file in files:
+        file.write_bytes(b"junk")
+    with pytest.raises(CheckpointError, match=r"step-0*6\.safetensors cannot be read"):
+        train(flux, tmp_path)
+    assert [file.read_bytes() for file in files] == [b"junk"] * len(files)
 
 
 @pytest.mark.parametrize("term", ["esd", "lora"])

@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from scripts import kill_jobs
 from training.concepts import Concept
 from training.config import ErasureConfig, ErasureRequest
 from training.flux.source import demo_source
@@ -68,6 +69,16 @@ def test_a_killed_and_resumed_run_is_bit_identical(store, tmp_path):
     told = [event["step"] for event in killed.folder.events() if event["type"] == "step"]
     assert set(told) == set(range(1, STEPS + 1))
     assert len(told) >= STEPS
+
+
+def test_kills_of_scheduler_and_worker_lose_nothing(tmp_path, demo_folder):
+    """The command that does it ten times each, twice each."""
+    result = kill_jobs.measure(times=2, steps=STEPS, seed=random.randrange(10**6), folder=tmp_path)
+    for name in ("scheduler", "worker"):
+        assert result[name]["identical"], result
+        assert result[name]["events_whole"], result
+    assert (result["scheduler"]["attempts"], result["scheduler"]["workers"]) == (1, 1), result
+    assert result["worker"]["attempts"] == 3, result
 
 
 def test_a_paused_run_is_bit_identical_and_repeats_no_step(store, tmp_path):

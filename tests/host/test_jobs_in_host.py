@@ -241,7 +241,7 @@ def test_a_nearly_full_disk_is_refused(host_folder, demo_folder, erase_graph, sm
     with small_disk("100m") as disk, Host(host_folder, disk / "comfyui") as host:
         with pytest.raises(HostError, match="MB free: make at least 200 MB free and queue this again"):
             host.run(erase_graph("car", "no-room"))
-        assert host.get(JOBS) == {"jobs": []}
+        assert host.get(JOBS)["jobs"] == []
 
 
 def test_a_name_is_chosen_where_none_is_given(host, erase_graph):

@@ -119,6 +119,65 @@ def test_unknown_actions_and_bad_numbers(host, job):
         refused(host, 400, "GET", f"{JOBS}/{job['id']}/events?since={since}")
 
 
+@pytest.fixture
+def held(host):
+    """The queue held, so that jobs stay in it; and a way to submit some."""
+    settings = "/erase_anything/v1/settings"
+    assert host.get(settings) == {"slots": 1, "wait_for_memory": True}
+    assert host.post(settings, {"slots": 0})["slots"] == 0
+    made: list[str] = []
+
+    def submit(name: str) -> str:
+        concept = {"phrase": name, "synonyms": [], "irrelevant": ["house", "tree", "apple"]}
+        made.append(host.post(JOBS, {"concept": concept, "config": {"steps": 2}, "name": name})["id"])
+        return made[-1]
+
+    yield submit
+    for job_id in made:
+        host.post(f"{JOBS}/{job_id}/delete", {})
+    assert host.post(settings, {"slots": 1}) == {"slots": 1, "wait_for_memory": True}
+
+
+def test_the_queue_is_reordered(host, held):
+    first, second, third = (held(name) for name in ("kettle", "teapot", "spoon"))
+    assert host.post(f"{JOBS}/{third}/move", {"to": "up"})["queue"] == [first, third, second]
+    assert host.post(f"{JOBS}/{first}/move", {"to": 3})["queue"] == [third, second, first]
+    assert host.get(JOBS)["queue"] == [third, second, first]
+    for to in ("sideways", 0, None, [1]):
+        assert "to" in refused(host, 400, "POST", f"{JOBS}/{first}/move", {"to": to})
+    assert host.get(JOBS)["queue"] == [third, second, first]
+    host.post(f"{JOBS}/{first}/cancel", {})
+    assert "only a queued job has a place" in refused(host, 409, "POST", f"{JOBS}/{first}/move", {"to": "up"})
+
+
+def test_a_training_is_cloned_with_other_settings_or_the_next_seed(host, held):
+    first = held("ladle")
+    again = host.post(f"{JOBS}/{first}/clone", {})
+    other = host.post(f"{JOBS}/{first}/clone", {"config": {"steps": 3}, "name": "ladle-longer"})
+    try:
+        assert (again["name"], again["parent"], again["state"]) == ("ladle-2", first, "queued")
+        assert (other["name"], other["total"]) == ("ladle-longer", 3)
+        assert "steps" in refused(host, 400, "POST", f"{JOBS}/{first}/clone", {"config": {"steps": 0}})
+        assert "name" in refused(host, 400, "POST", f"{JOBS}/{first}/clone", {"name": "../up"})
+    finally:
+        for job in (again, other):
+            host.post(f"{JOBS}/{job['id']}/delete", {})
+
+
+def test_deleting_tells_of_the_lora(host, held):
+    first = held("whisk")
+    assert "lora" in refused(host, 400, "POST", f"{JOBS}/{first}/delete", {"lora": "yes"})
+    told = host.post(f"{JOBS}/{first}/delete", {"lora": True})
+    assert told == {"deleted": first, "lora": None, "lora_deleted": False}
+    refused(host, 404, "POST", f"{JOBS}/{first}/delete", {})
+
+
+def test_settings_out_of_range_are_refused(host):
+    for body in ({"slots": -1}, {"slots": 17}, {"slots": "1"}, {"slots": True}, {"slot": 1}, {"wait_for_memory": 1}):
+        refused(host, 400, "POST", "/erase_anything/v1/settings", body)
+    assert host.get("/erase_anything/v1/settings") == {"slots": 1, "wait_for_memory": True}
+
+
 def test_words_can_be_asked_for(host):
     words = host.post("/erase_anything/v1/concept", {"phrase": "dog"})
     assert words["phrase"] == "dog"

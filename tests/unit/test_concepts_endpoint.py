@@ -1,79 +1,30 @@
-"""Words from a chat endpoint: a real HTTP server in this process that answers well, badly, slowly or not at all."""
+"""Words from a chat endpoint, a real HTTP server, and what is said where it answers badly."""
 
 from __future__ import annotations
 
 import json
 import logging
-import threading
 import time
 import traceback
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from tests.chat_server import GOOD, KEY, Endpoint, chat_server
 from training.concepts import endpoint_words, make_concept
-from training.concepts.endpoint import API_KEY
+from training.concepts.endpoint import API_HOST, API_KEY
 from training.errors import ConceptError
-
-KEY = "sk-a-very-secret-key-0123456789"
-GOOD = {"synonyms": ["automobile", "motorcar"], "no_relation": ["cheese"], "far": ["lamp"], "mid": ["train"]}
-
-
-class Endpoint(ThreadingHTTPServer):
-    """What `answer(handler)` sends goes to the client; `requests` holds (path, headers, body)."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.requests: list[tuple[str, dict[str, str], Any]] = []
-        self.content: str = json.dumps(GOOD)
-        self.status = 200
-        self.headers: dict[str, str] = {}
-        self.body: bytes | None = None  # instead of a chat answer
-        self.delay = 0.0  # seconds before every byte of the body
-        self.url = f"http://127.0.0.1:{self.server_port}/v1"
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Endpoint
-
-    def do_POST(self) -> None:
-        data = self.rfile.read(int(self.headers["Content-Length"]))
-        self.server.requests.append((self.path, dict(self.headers), json.loads(data)))
-        chat = {"choices": [{"message": {"role": "assistant", "content": self.server.content}}]}
-        body = json.dumps(chat).encode() if self.server.body is None else self.server.body
-        self.send_response(self.server.status)
-        for name, value in {"Content-Length": str(len(body)), **self.server.headers}.items():
-            self.send_header(name, value)
-        self.end_headers()
-        try:
-            for byte in [body] if not self.server.delay else [body[i : i + 1] for i in range(len(body))]:
-                time.sleep(self.server.delay)
-                self.wfile.write(byte)
-        except OSError:
-            pass  # the client has gone: what a test of slowness expects
-
-    do_GET = do_POST
-
-    def log_message(self, *_: Any) -> None:
-        pass
 
 
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Endpoint]:
-    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY", API_HOST):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv(API_KEY, KEY)
-    with Endpoint() as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-        thread.start()
+    with chat_server() as server:
         yield server
-        server.shutdown()
-        thread.join()
 
 
 def ask(server: Endpoint, cache: Path, phrase: str = "car", **options: Any):
@@ -127,6 +78,22 @@ def test_without_a_key_none_is_sent(server: Endpoint, tmp_path: Path, monkeypatc
     monkeypatch.delenv(API_KEY)
     ask(server, tmp_path)
     assert "Authorization" not in server.requests[0][1]
+
+
+def test_the_key_goes_to_its_own_host_alone(server: Endpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def sent(number: int, **options: Any) -> bool:
+        ask(server, tmp_path / str(number), **options)
+        return "Authorization" in server.requests[-1][1]
+
+    assert not sent(1, trusted=False)
+    monkeypatch.setenv(API_HOST, "api.example.com")
+    assert not sent(2) and not sent(3, trusted=False)
+    server.status = 401
+    with pytest.raises(ConceptError, match=f"{API_HOST} to 127.0.0.1"):
+        ask(server, tmp_path / "4", trusted=False)
+    server.status = 200
+    monkeypatch.setenv(API_HOST, "127.0.0.1")
+    assert sent(5) and sent(6, trusted=False)
 
 
 WRONG = {

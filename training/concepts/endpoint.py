@@ -24,7 +24,10 @@ from ..errors import ConceptError
 from .concept import TEMPLATES, Concept
 from .words import mentions, phrases_of
 
-API_KEY = "ERASE_ANYTHING_API_KEY"  # environment variable; the key is read from there and goes into the request alone
+# Environment variables: the key is read from the first and goes into the request alone; the second may name the only
+# host that gets it.
+API_KEY = "ERASE_ANYTHING_API_KEY"
+API_HOST = "ERASE_ANYTHING_API_HOST"
 
 MAX_SYNONYMS = 8
 MAX_EACH = 24  # words of one distance
@@ -67,14 +70,24 @@ class EndpointWords:
 
 
 def endpoint_words(
-    phrase: str, kind: str = "entity", *, base_url: str, model: str, cache: Path, each: int = 1, timeout: float = 60
+    phrase: str,
+    kind: str = "entity",
+    *,
+    base_url: str,
+    model: str,
+    cache: Path,
+    each: int = 1,
+    timeout: float = 60,
+    trusted: bool = True,
 ) -> EndpointWords:
     """Asks a chat model for a concept's synonyms and for `each` (1..24) irrelevant words of every distance.
 
     phrase: the concept, with other spellings as "Coca-Cola | Coke". base_url: what comes before "/chat/completions",
     e.g. "http://localhost:11434/v1". timeout: seconds for the whole answer. cache: a folder for answers, as JSON with
-    the prompt, the model and the date; a question that was answered before is not asked again. An API key, where one
-    is needed, is read from the environment variable ERASE_ANYTHING_API_KEY and written nowhere.
+    the prompt, the model and the date; a question that was answered before is not asked again.
+    An API key, where one is needed, is read from the environment variable ERASE_ANYTHING_API_KEY and written nowhere.
+    It goes only to the host that ERASE_ANYTHING_API_HOST names. Where that is not set, it goes to the host of a
+    `trusted` address: one that the user gave, not a workflow that somebody else may have written.
     Raises ConceptError, one sentence for every way in which this can fail.
     """
     names = phrases_of(phrase, kind) or ("",)
@@ -89,7 +102,7 @@ def endpoint_words(
     file = Path(cache) / f"{hashlib.sha256(json.dumps([url, model, prompt]).encode()).hexdigest()[:32]}.json"
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, ConceptError):  # a broken file is asked for anew
         return _checked(json.loads(file.read_text(encoding="utf-8"))["words"], names, each)
-    words = _checked(_ask(url, model, prompt, timeout), names, each)
+    words = _checked(_ask(url, model, prompt, timeout, trusted), names, each)
     date = datetime.now(timezone.utc).isoformat(timespec="seconds")
     _write(file, {"phrase": phrase, "model": model, "date": date, "prompt": prompt, "words": asdict(words)})
     return words
@@ -110,8 +123,11 @@ def _address(base_url: str) -> str:
     return parts.geturl().rstrip("/") + "/chat/completions"
 
 
-def _key() -> str:
-    """The API key, or "" where there is none. Raises ConceptError where a request could not carry it."""
+def _key(url: str, trusted: bool) -> str:
+    """The API key for this address, or "" where there is none. Raises ConceptError where a request cannot carry it."""
+    host = os.environ.get(API_HOST, "").strip().lower()
+    if not (trusted if not host else host == urlsplit(url).hostname):
+        return ""
     key = os.environ.get(API_KEY, "").strip()
     if not re.fullmatch(r"[!-~]*", key):  # the HTTP library would show it in its error
         raise ConceptError(f"The environment variable {API_KEY} holds no key: it may have no spaces, lines or accents.")
@@ -125,9 +141,9 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         return None
 
 
-def _ask(url: str, model: str, prompt: str, timeout: float) -> Any:
+def _ask(url: str, model: str, prompt: str, timeout: float, trusted: bool) -> Any:
     """The JSON value that the model answers with. Raises ConceptError; its text never holds what the server sent."""
-    key, host = _key(), urlsplit(url).netloc
+    key, host = _key(url, trusted), urlsplit(url).netloc
     headers = {"Content-Type": "application/json", "Accept": "application/json"}
     if key:
         headers["Authorization"] = f"Bearer {key}"
@@ -138,6 +154,11 @@ def _ask(url: str, model: str, prompt: str, timeout: float) -> Any:
         data = _exchange(request, timeout)
     except urllib.error.HTTPError as error:
         error.close()
+        if error.code in (401, 403) and not key and os.environ.get(API_KEY):
+            raise ConceptError(
+                f"The endpoint {host} wants a key, and yours was not sent there: set the environment variable "
+                f"{API_HOST} to {urlsplit(url).hostname} if it is the key's, and start again."
+            ) from None
         raise ConceptError(_refusal(host, error.code)) from None
     except TimeoutError:
         raise late from None

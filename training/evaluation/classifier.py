@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..errors import ErasureError
 
 REGIONS = ("whole", "left", "right", "top", "bottom")
+RELATIONS = ("next to", "above", "below")  # that a verdict can confirm; "below" is "above" the other way round
 LAYOUTS = ("single", "horizontal", "vertical", "three", "four")
 NONE = "none"
 

@@ -1,26 +1,33 @@
-"""How well a LoRA erased a noun from a model that comes with a classifier: Acc_e, Acc_g and Acc_ir before and after."""
+"""How well a concept is erased from a model that comes with a classifier: accuracies before and after, and drift."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, MutableMapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 
-from ..concepts import Concept, occurrences
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..concepts import Concept, occurrences, span_mask, token_spans
 from ..flux.loading import FluxParts
 from ..flux.sampling import generate
 from ..lora.adapter import load_adapter, set_adapter_scale
 from ..lora.format import LoraWeights
+from .attacks import ATTACKS
 from .classifier import DemoClassifier
+from .probes import Probe, probes
 
-FIRST_SEED = 50_000  # of the measured images; the bank trains on seeds from 1,000,000 on
-
-Seen = dict[tuple[str, int], str]  # (prompt, seed) → the noun that the classifier saw
+Pictures = MutableMapping[tuple[str, int], Tensor]  # (prompt, seed) → RGB uint8 [3, H, W]
+MeasureProgress = Callable[[str, int, int], None]  # ("before" or "after", Euler steps done, in all)
+MAX_PSNR = 100.0  # of equal pictures, whose ratio has no bound
 
 
 @dataclass(frozen=True)
 class Share:
-    """Shares of images in which the wanted noun is recognised, 0..1, with the base and with the LoRA at strength 1."""
+    """Shares of images in which what was asked for is recognised, 0..1, with the base and after the erasure."""
 
     before: float
     after: float
@@ -28,45 +35,44 @@ class Share:
 
 
 @dataclass(frozen=True)
+class Drift:
+    """How far images of prompts without the concept move from the base's at equal seeds; means over `images`.
+
+    perceptual: `perceptual_distance`, 0..2; psnr: dB, MAX_PSNR at most.
+    """
+
+    perceptual: float
+    psnr: float
+    images: int
+
+
+@dataclass(frozen=True)
 class ErasureScore:
-    """acc_e: the erased noun. acc_g: its synonyms. acc_ir: nouns that no preservation prompt held; acc_ir_seen: those
-    that one did."""
+    """acc_e: the concept. acc_g: its synonyms. acc_ir: what should stay, where no preservation prompt held its nouns;
+    acc_ir_seen: where one did. attacks: the concept under each of ATTACKS. parts, drift: see `probes` and `Drift`."""
 
     acc_e: Share
     acc_g: Share
     acc_ir: Share
     acc_ir_seen: Share
+    attacks: dict[str, Share] = field(default_factory=dict)
+    parts: dict[str, Share] = field(default_factory=dict)
+    drift: Drift | None = None
 
-    def to_dict(self) -> dict[str, dict[str, float | int]]:
+    def to_dict(self) -> dict[str, dict]:
         return dataclasses.asdict(self)
 
 
-@dataclass(frozen=True)
-class _Image:
-    """One picture to measure: which share it counts in, the noun it should show, its prompt and seed."""
-
-    share: str
-    noun: str
-    prompt: str
-    seed: int
+def perceptual_distance(first: Tensor, second: Tensor) -> Tensor:
+    """LPIPS' form without its learnt weights (Zhang et al., CVPR 2018, Eq. 1, one layer): mean over positions of
+    ‖f̂ − ĝ‖², f̂ and ĝ scaled to unit length over channels. Feature maps [B, C, h, w] → [B], 0..2 for features ≥ 0."""
+    return (F.normalize(first, dim=1) - F.normalize(second, dim=1)).square().sum(1).mean((1, 2))
 
 
-def _images(concept: Concept, classifier: DemoClassifier, images: int, images_per_other: int) -> list[_Image]:
-    kept = "\n".join(concept.preserve)
-    synonyms = list(dict.fromkeys([*concept.synonyms, *classifier.synonyms.get(concept.phrase, ())]))
-    own = {concept.phrase, *synonyms}
-    wanted = [("acc_e", concept.phrase, concept.phrase, images)]
-    wanted += [("acc_g", concept.phrase, synonym, -(-images // len(synonyms))) for synonym in synonyms]
-    for noun in classifier.nouns:
-        if noun not in own:
-            names = (noun, *classifier.synonyms.get(noun, ()))  # seen under any of its names
-            seen = any(occurrences(kept, name) for name in names)
-            wanted.append(("acc_ir_seen" if seen else "acc_ir", noun, noun, images_per_other))
-    return [
-        _Image(share, noun, concept.prompt(word), FIRST_SEED + number)
-        for share, noun, word, count in wanted
-        for number in range(count)
-    ]
+def psnr(first: Tensor, second: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB of images [B, 3, H, W] in 0..1, MAX_PSNR at most. → [B]."""
+    error = (first - second).square().flatten(1).mean(1)
+    return (-10 * torch.log10(error.clamp_min(10 ** (-MAX_PSNR / 10)))).clamp_max(MAX_PSNR)
 
 
 def measure_erasure(
@@ -77,40 +83,123 @@ def measure_erasure(
     *,
     images: int = 24,
     images_per_other: int = 3,
+    images_per_attack: int = 0,
     batch_size: int = 32,
-    base: Seen | None = None,
-    progress: Callable[[str, int, int], None] = lambda moment, done, total: None,
+    base: Pictures | None = None,
+    progress: MeasureProgress = lambda moment, done, total: None,
 ) -> ErasureScore:
-    """Generate from fixed seeds, in one pass a step at the default guidance, and let the classifier judge.
+    """Measure a LoRA: generate from fixed seeds, in one pass a step at the default guidance; the classifier judges.
 
-    `images`: how many for the noun and as many, or a little more, for its synonyms (the concept's and the model's own);
-    `images_per_other`: for every other noun. `base`: what was seen in the base's images so far; it is filled, so that
-    the next concept's measurement on the same model repeats none. The adapter stays in `parts.transformer`, at
-    strength 1.
+    How many images of what: see `probes`. `base`: the base's images so far; it is filled, so that the next measurement
+    on the same model repeats none. The adapter stays in `parts.transformer`, at strength 1.
+    Raises ErasureError where the classifier does not name the concept.
     """
-    rows = _images(concept, classifier, images, images_per_other)
-    seen: dict[str, Seen] = {"before": {} if base is None else base, "after": {}}
+    wanted = probes(concept, classifier, images, images_per_other, images_per_attack)
     load_adapter(parts.transformer, weights)
-    for moment, scale in (("before", 0.0), ("after", 1.0)):
-        set_adapter_scale(parts.transformer, scale)
-        missing = list(dict.fromkeys((i.prompt, i.seed) for i in rows if (i.prompt, i.seed) not in seen[moment]))
-        if missing:
-            with parts.computing():
-                pictures = generate(
-                    parts,
-                    [prompt for prompt, _ in missing],
-                    [seed for _, seed in missing],
-                    batch_size=batch_size,
-                    callback=lambda done, total, moment=moment: progress(moment, done, total),
-                )
-            seen[moment].update(zip(missing, classifier.classify(pictures).nouns, strict=True))
+    base = {} if base is None else base
+    set_adapter_scale(parts.transformer, 0.0)
+    paint(parts, wanted, base, batch_size, partial(progress, "before"))
+    set_adapter_scale(parts.transformer, 1.0)
+    after: Pictures = {}
+    paint(parts, wanted, after, batch_size, partial(progress, "after"))
+    return judge(classifier, concept, wanted, base, after)
 
-    def share(name: str) -> Share:
-        counted = [i for i in rows if i.share == name]
-        before, after = (
-            sum(seen[moment][i.prompt, i.seed] == i.noun for i in counted) / max(1, len(counted))
-            for moment in ("before", "after")
+
+def measure_deletion(
+    parts: FluxParts,
+    classifier: DemoClassifier,
+    concept: Concept,
+    *,
+    images: int = 24,
+    images_per_other: int = 3,
+    images_per_attack: int = 0,
+    batch_size: int = 32,
+    base: Pictures | None = None,
+    progress: MeasureProgress = lambda moment, done, total: None,
+) -> ErasureScore:
+    """Measure attention deletion, which trains nothing: no attention to the phrase's tokens, wherever it is written as
+    it is (see `flux.attention.attention_deletion`). Arguments and errors as `measure_erasure`."""
+    wanted = probes(concept, classifier, images, images_per_other, images_per_attack)
+    base = {} if base is None else base
+    paint(parts, wanted, base, batch_size, partial(progress, "before"))
+    touched = [probe for probe in wanted if occurrences(probe.prompt, concept.phrase)]
+    after: Pictures = {}
+    paint(parts, touched, after, batch_size, partial(progress, "after"), deleted=concept.phrase)
+    for probe in wanted:  # without the phrase nothing is deleted
+        after.setdefault((probe.prompt, probe.seed), base[probe.prompt, probe.seed])
+    return judge(classifier, concept, wanted, base, after)
+
+
+def paint(
+    parts: FluxParts,
+    wanted: Iterable[Probe],
+    pictures: Pictures,
+    batch_size: int = 32,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    deleted: str = "",
+) -> None:
+    """Generate those pictures of `wanted` that `pictures` lacks, by the transformer as it is, into `pictures`.
+
+    deleted: a phrase whose tokens get no attention; progress(done, total) counts Euler steps.
+    """
+    missing = [key for key in dict.fromkeys((probe.prompt, probe.seed) for probe in wanted) if key not in pictures]
+    batches = [missing[start : start + batch_size] for start in range(0, len(missing), batch_size)]
+    for number, batch in enumerate(batches):  # one by one, so that pictures on a disk survive an interruption
+        prompts, seeds = [prompt for prompt, _ in batch], [seed for _, seed in batch]
+
+        def tell(done: int, total: int, before: int = number) -> None:
+            progress(before * total + done, len(batches) * total)
+
+        with parts.computing():
+            made = generate(
+                parts,
+                prompts,
+                seeds,
+                batch_size=len(batch),
+                callback=tell,
+                deleted=_span_masks(parts, prompts, deleted) if deleted else None,
+            )
+        for key, picture in zip(batch, made.mul(255).round().byte(), strict=True):
+            pictures[key] = picture
+
+
+def _span_masks(parts: FluxParts, prompts: Sequence[str], phrase: str) -> Tensor:
+    """[n, L]: 1 at the phrase's tokens in each prompt."""
+    length = parts.text.sequence_length
+    spans = [token_spans(parts.text.tokenizer_2, prompt, phrase, length) for prompt in prompts]
+    return torch.stack([span_mask(found, length) for found in spans]).float()
+
+
+@torch.no_grad()
+def judge(
+    classifier: DemoClassifier, concept: Concept, wanted: Sequence[Probe], before: Pictures, after: Pictures
+) -> ErasureScore:
+    """The score of two sets of pictures that hold all that is `wanted`."""
+    keys = list(dict.fromkeys((probe.prompt, probe.seed) for probe in wanted))
+    place = {key: number for number, key in enumerate(keys)}
+    stacks = [torch.stack([pictures[key] for key in keys]).float() / 255 for pictures in (before, after)]
+    verdicts = [classifier.classify(stack) for stack in stacks]
+
+    def share(counted: list[Probe]) -> Share:
+        count = max(1, len(counted))
+        first, second = (
+            sum(probe.content.shown(verdict, place[probe.prompt, probe.seed]) for probe in counted) / count
+            for verdict in verdicts
         )
-        return Share(round(before, 4), round(after, 4), len(counted))
+        return Share(round(first, 4), round(second, 4), len(counted))
 
-    return ErasureScore(*(share(field.name) for field in dataclasses.fields(ErasureScore)))
+    def drift() -> Drift | None:
+        kept = [p for p in wanted if p.share.startswith("acc_ir") and not occurrences(p.prompt, concept.phrase)]
+        chosen = list(dict.fromkeys(place[probe.prompt, probe.seed] for probe in kept))
+        if not chosen:
+            return None
+        first, second = (stack[chosen] for stack in stacks)
+        pairs = zip(first.split(64), second.split(64), strict=True)
+        far = torch.cat([perceptual_distance(classifier.features(a), classifier.features(b)) for a, b in pairs])
+        return Drift(round(float(far.mean()), 4), round(float(psnr(first, second).mean()), 2), len(chosen))
+
+    main = {name: share([p for p in wanted if p.share == name]) for name in ("acc_e", "acc_g", "acc_ir", "acc_ir_seen")}
+    attacks = {name: share(found) for name in ATTACKS if (found := [p for p in wanted if p.share == name])}
+    names = dict.fromkeys(probe.part for probe in wanted if probe.part)
+    finer = {name: share([p for p in wanted if p.part == name]) for name in names}
+    return ErasureScore(**main, attacks=attacks, parts=finer, drift=drift())

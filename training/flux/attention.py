@@ -75,11 +75,7 @@ class AttentionCapture:
     def start(self, transformer: FluxTransformer2DModel, text_length: int) -> dict[str, AttentionRecorder]:
         """Prepare a pass: the joint_attention_kwargs to give to the transformer. Ends with finish()."""
         indices = self.resolve(transformer)
-        # The processors stay: they compute what diffusers' own do, and a checkpointed block needs them in the backward
-        # pass.
-        for index, block in enumerate([*transformer.transformer_blocks, *transformer.single_transformer_blocks]):
-            if not isinstance(block.attn.processor, RecordingProcessor):
-                block.attn.processor = RecordingProcessor(index)
+        _install_processors(transformer)
         self._recorder = AttentionRecorder(self.tokens, text_length, frozenset(indices), {})
         return {"recorder": self._recorder}
 
@@ -87,6 +83,23 @@ class AttentionCapture:
         """Take the columns over from the pass."""
         found = self._recorder.found
         self.columns = [found[i] if self.tokens.ndim == 3 else found[i].squeeze(2) for i in self.resolve(transformer)]
+
+
+def attention_deletion(transformer: FluxTransformer2DModel, deleted: Tensor) -> dict[str, Tensor]:
+    """Prepare a pass in which image queries pay no attention to the text tokens of `deleted` [B, L] (1: deleted), in
+    the double blocks: the joint_attention_kwargs to give to the transformer.
+
+    A[:, span] = 0 after the softmax, not renormalised (EraseAnything, Section 3): training-free erasure.
+    """
+    _install_processors(transformer)
+    return {"deleted": deleted}
+
+
+def _install_processors(transformer: FluxTransformer2DModel) -> None:
+    # They stay: they compute what diffusers' own do, and a checkpointed block needs them in the backward pass.
+    for index, block in enumerate([*transformer.transformer_blocks, *transformer.single_transformer_blocks]):
+        if not isinstance(block.attn.processor, RecordingProcessor):
+            block.attn.processor = RecordingProcessor(index)
 
 
 @dataclass
@@ -106,7 +119,10 @@ class AttentionRecorder:
 
 
 class RecordingProcessor:
-    """Flux's attention; if a recorder asks for this block, also the columns (queries, keys after RMS norm and RoPE)."""
+    """Flux's attention; if a recorder asks for this block, also the columns (queries, keys after RMS norm and RoPE).
+
+    deleted: see `attention_deletion`.
+    """
 
     def __init__(self, index: int) -> None:
         self.index = index
@@ -114,7 +130,7 @@ class RecordingProcessor:
     def __call__(
         self, attn: torch.nn.Module, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None, image_rotary_emb: tuple[Tensor, Tensor] | None = None,
-        recorder: AttentionRecorder | None = None,
+        recorder: AttentionRecorder | None = None, deleted: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
         def heads(x: Tensor) -> Tensor:
             return x.unflatten(-1, (-1, attn.head_dim))
@@ -133,7 +149,16 @@ class RecordingProcessor:
         query, key, value = (x.transpose(1, 2) for x in (query, key, value))  # [B, heads, text + image, head_dim]
         if recorder is not None and self.index in recorder.indices:
             recorder.record(self.index, query, key)
-        out = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask)
+        if joint and deleted is not None:
+            # A[:, span] = 0 after the softmax is the same as values of zero there
+            length = encoder_hidden_states.shape[1]
+            kept = value.clone()
+            kept[:, :, :length] *= 1 - deleted.to(value)[:, None, :, None]
+            text_out = F.scaled_dot_product_attention(query[:, :, :length], key, value, attn_mask=attention_mask)
+            image_out = F.scaled_dot_product_attention(query[:, :, length:], key, kept, attn_mask=attention_mask)
+            out = torch.cat([text_out, image_out], dim=2)
+        else:
+            out = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask)
         out = out.transpose(1, 2).flatten(2).to(query.dtype)
         if not joint:
             return out

@@ -44,6 +44,71 @@ _STACKED = {
     "txt_attn.qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
     "linear1": ("attn.to_q", "attn.to_k", "attn.to_v", "proj_mlp"),
 }
+_SWAPPED = ("final_layer.adaLN_modulation.1", "norm_out.linear")  # shift, scale there; scale, shift in diffusers
+# (inputs, outputs) of diffusers' linear layers as multiples of the hidden size; None: a width of its own
+_WIDTHS: dict[str, dict[str, tuple[int | None, int | None]]] = {
+    "": {
+        "x_embedder": (None, 1), "context_embedder": (None, 1), "proj_out": (1, None), "norm_out.linear": (1, 2),
+        **{f"time_text_embed.{name}_embedder.linear_1": (None, 1) for name in ("timestep", "text", "guidance")},
+        **{f"time_text_embed.{name}_embedder.linear_2": (1, 1) for name in ("timestep", "text", "guidance")},
+    },
+    "transformer_blocks": {
+        **{f"attn.{name}": (1, 1) for name in ("to_q", "to_k", "to_v", "to_out.0")},
+        **{f"attn.{name}": (1, 1) for name in ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")},
+        **{f"{name}.net.0.proj": (1, 4) for name in ("ff", "ff_context")},
+        **{f"{name}.net.2": (4, 1) for name in ("ff", "ff_context")},
+        "norm1.linear": (1, 6), "norm1_context.linear": (1, 6),
+    },
+    "single_transformer_blocks": {
+        **{f"attn.{name}": (1, 1) for name in ("to_q", "to_k", "to_v")},
+        "proj_mlp": (1, 4), "proj_out": (5, 1), "norm.linear": (1, 3),
+    },
+}  # fmt: skip
+_STREAMS = {"double_blocks": "transformer_blocks", "single_blocks": "single_transformer_blocks"}
+# names inside blocks and outside of them, native and diffusers', with dots: what a name with underscores stands for
+NATIVE_LINEARS = {
+    "": (*_WHOLE, _SWAPPED[0]),
+    "double_blocks": (*_DOUBLE, "img_attn.qkv", "txt_attn.qkv"),
+    "single_blocks": (*_SINGLE, "linear1"),
+}
+DIFFUSERS_LINEARS = {stream: tuple(names) for stream, names in _WIDTHS.items()}
+
+
+def linear_widths(module: str) -> tuple[int | None, int | None] | None:
+    """(inputs, outputs) of a linear layer in diffusers' naming as multiples of the hidden size, None where the width is
+    one of its own; None if no Flux has such a layer."""
+    stream, index, rest = _split(module)
+    if stream in _WIDTHS:
+        return _WIDTHS[stream].get(rest) if index.isdecimal() else None
+    return _WIDTHS[""].get(module)
+
+
+def diffusers_parts(module: str, rows: int, hidden: int) -> dict[str, list[slice]] | None:
+    """Which of diffusers' linear layers a native one holds, each with its rows there (of `rows`), in diffusers' order.
+
+    module: native name without prefix and without ".weight". None if no Flux has such a layer.
+    """
+    stream, index, rest = _split(module)
+    if module == _SWAPPED[0]:
+        return {_SWAPPED[1]: [slice(rows // 2, rows), slice(0, rows // 2)]}
+    if stream not in _STREAMS:
+        return {_WHOLE[module]: [slice(0, rows)]} if module in _WHOLE else None
+    block = f"{_STREAMS[stream]}.{index}"
+    if rest in _STACKED and rest in NATIVE_LINEARS[stream]:
+        parts = _STACKED[rest]
+        # all are `hidden` wide but the last of a single block: its MLP
+        ends = [hidden, 2 * hidden, 3 * hidden, *[rows] * (len(parts) - 3)]
+        starts = [0, *ends]
+        return {f"{block}.{part}": [slice(a, b)] for part, a, b in zip(parts, starts, ends, strict=False)}
+    renamed = (_DOUBLE if stream == "double_blocks" else _SINGLE).get(rest)
+    return None if renamed is None else {f"{block}.{renamed}": [slice(0, rows)]}
+
+
+def _split(module: str) -> tuple[str, str, str]:
+    """'double_blocks.3.img_attn.qkv' → ('double_blocks', '3', 'img_attn.qkv')."""
+    stream, _, rest = module.partition(".")
+    index, _, rest = rest.partition(".")
+    return stream, index, rest
 
 
 def native_to_diffusers(state: Mapping[str, Tensor], hidden: int) -> dict[str, Tensor]:
@@ -54,24 +119,12 @@ def native_to_diffusers(state: Mapping[str, Tensor], hidden: int) -> dict[str, T
     out: dict[str, Tensor] = {}
     for name, tensor in state.items():
         module, _, end = name.rpartition(".")
-        stream, _, rest = module.partition(".")
-        index, _, rest = rest.partition(".")
-        if module == "final_layer.adaLN_modulation.1":
-            shift, scale = tensor.chunk(2)  # diffusers' AdaLayerNormContinuous has scale first
-            out[f"norm_out.linear.{end}"] = torch.cat([scale, shift])
-        elif stream not in ("double_blocks", "single_blocks"):
-            out[f"{_WHOLE.get(module, module)}.{end}"] = tensor
-        else:
-            block = f"{'' if stream == 'double_blocks' else 'single_'}transformer_blocks.{index}"
-            if rest in _STACKED:
-                parts = _STACKED[rest]
-                # all are `hidden` wide but the last of a single block: its MLP
-                widths = [hidden] * 3 + [tensor.shape[0] - 3 * hidden] * (len(parts) - 3)
-                for part, piece in zip(parts, tensor.split(widths), strict=True):
-                    out[f"{block}.{part}.{end}"] = piece
-            elif rest in _NORMS:
-                out[f"{block}.{_NORMS[rest]}.weight"] = tensor
-            else:
-                renamed = (_DOUBLE if stream == "double_blocks" else _SINGLE).get(rest, rest)
-                out[f"{block}.{renamed}.{end}"] = tensor
+        stream, index, rest = _split(module)
+        if rest in _NORMS and stream in _STREAMS:
+            out[f"{_STREAMS[stream]}.{index}.{_NORMS[rest]}.weight"] = tensor
+            continue
+        parts = diffusers_parts(module, len(tensor), hidden) if tensor.ndim else None
+        for part, rows in (parts or {module: []}).items():
+            pieces = [tensor[piece] for piece in rows]
+            out[f"{part}.{end}"] = torch.cat(pieces) if len(pieces) > 1 else (pieces or [tensor])[0]
     return out

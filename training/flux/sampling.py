@@ -58,17 +58,18 @@ def initial_noise(seeds: int | Sequence[int], grid: tuple[int, int], channels: i
 def sample(
     transformer: FluxTransformer2DModel, embeds: TextEmbeds, noise: Tensor, levels: Tensor, guidance: float,
     grid: tuple[int, int], *, stop_at: int | None = None, callback: StepCallback | None = None,
+    deleted: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """Euler steps along `levels` (see sigmas()) from packed noise [B, N, 64]; the latents after stop_at steps (all by
     default).
 
-    The latents stay in the noise's dtype, on the transformer's device.
+    The latents stay in the noise's dtype, on the transformer's device. `deleted`: as `velocity` takes it.
     """
     latents = noise.to(next(transformer.parameters()).device)
     embeds = embeds.to(latents.device)
     levels = levels.tolist()
     for step in range(len(levels) - 1 if stop_at is None else stop_at):
-        flow = velocity(transformer, latents, levels[step], embeds, guidance, grid)
+        flow = velocity(transformer, latents, levels[step], embeds, guidance, grid, deleted=deleted)
         if callback is not None:
             callback(step, levels[step], latents, flow)
         latents = latents + (levels[step + 1] - levels[step]) * flow
@@ -93,12 +94,12 @@ def to_pil(images: Tensor) -> list[Image.Image]:
 def generate(
     parts: FluxParts, prompts: str | Sequence[str], seeds: int | Sequence[int], *, steps: int | None = None,
     guidance: float | None = None, grid: tuple[int, int] | None = None, batch_size: int = 8,
-    callback: Callable[[int, int], None] | None = None,
+    callback: Callable[[int, int], None] | None = None, deleted: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """Images [n, 3, H, W] in 0..1 for n prompts and as many seeds (one of either serves all), at the variant's
     defaults.
 
-    callback(done, total) counts Euler steps over all batches.
+    callback(done, total) counts Euler steps over all batches. `deleted`: as `velocity` takes it, [n, L].
     """
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     seeds = [seeds] if isinstance(seeds, int) else list(seeds)
@@ -120,7 +121,8 @@ def generate(
 
         noise = initial_noise(seeds[chunk], grid, parts.transformer.config.in_channels // 4)
         latents = sample(
-            parts.transformer, parts.text.encode(prompts[chunk]), noise, levels, guidance, grid, callback=count_step
-        )
+            parts.transformer, parts.text.encode(prompts[chunk]), noise, levels, guidance, grid, callback=count_step,
+            deleted=None if deleted is None else deleted[chunk],
+        )  # fmt: skip
         images.append(decode(parts.vae, latents, grid))
     return torch.cat(images)

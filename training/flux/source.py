@@ -47,6 +47,13 @@ _FINGERPRINT_TENSORS = (
 def read_header(path: str | Path) -> dict[str, tuple[int, ...]]:
     """Tensor shapes of a safetensors file by name, from its header; SourceError if it is missing, cut short or not
     one."""
+    header, _ = read_whole_header(path)
+    return {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
+
+
+def read_whole_header(path: str | Path) -> tuple[dict[str, Any], int]:
+    """(the header of a safetensors file: name → dtype, shape, data_offsets, and "__metadata__"; where its tensors
+    start). Raises SourceError as `read_header`."""
     path = Path(path)
     try:
         size = path.stat().st_size
@@ -55,9 +62,10 @@ def read_header(path: str | Path) -> dict[str, tuple[int, ...]]:
             if not 2 <= length <= min(size - 8, 100_000_000):
                 raise ValueError
             header = json.loads(file.read(length))
-        header.pop("__metadata__", None)
-        shapes = {name: tuple(entry["shape"]) for name, entry in header.items()}
-        end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        entries = [entry for name, entry in header.items() if name != "__metadata__"]
+        if not all(isinstance(entry["dtype"], str) and isinstance(entry["shape"], list) for entry in entries):
+            raise ValueError
+        end = max((entry["data_offsets"][1] for entry in entries), default=0)
     except FileNotFoundError:
         raise SourceError(f"The file {path.name} is missing: put it back or choose another one.") from None
     except OSError as error:
@@ -68,7 +76,7 @@ def read_header(path: str | Path) -> dict[str, tuple[int, ...]]:
         raise SourceError(
             f"The file {path.name} is incomplete ({size} of {8 + length + end} bytes): download it again."
         )
-    return shapes
+    return header, 8 + length
 
 
 def read_json(path: Path) -> dict[str, Any]:

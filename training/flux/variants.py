@@ -43,6 +43,11 @@ FLUX_EMOJI = FluxVariant(
 _FULL_HIDDEN_SIZE = 3072
 
 
+def training_side(resolution: int, variant: FluxVariant) -> int:
+    """Image tokens per side of a training at `resolution` pixels; 0: at the variant's own, 512 pixels at most."""
+    return max(1, (resolution or min(512, variant.resolution)) // 16)
+
+
 def variant_of(source: FluxSource) -> FluxVariant:
     """The variant of a source; a small model takes text length, resolution and shift from its own folder."""
     config = source.transformer_config()

@@ -9,7 +9,7 @@ import torch
 from diffusers import FluxTransformer2DModel
 from torch import Tensor
 
-from .attention import AttentionCapture
+from .attention import AttentionCapture, attention_deletion
 from .text import TextEmbeds
 
 
@@ -29,19 +29,25 @@ def position_ids(grid: tuple[int, int], device: torch.device) -> Tensor:
 def velocity(
     transformer: FluxTransformer2DModel, latents: Tensor, t: Tensor | float, embeds: TextEmbeds, guidance: float,
     grid: tuple[int, int], *, capture: AttentionCapture | None = None, stop_after_block: int | None = None,
+    deleted: Tensor | None = None,
 ) -> Tensor | None:  # fmt: skip
     """v(x_t, c, t), an estimate of noise - image.
 
     latents: x_t packed, [B, N, 64] with N = rows * columns of `grid`; t: float or [B] in [0, 1], 1 is noise; embeds: B
     or 1 prompts; guidance: fed to the guidance embedding where the model has one. capture records attention on the way;
-    stop_after_block (counted as in AttentionCapture) ends the pass there and returns None. Returns [B, N, 64] in the
-    dtype of `latents`. Gradients, autocast and the adapter's state are the caller's.
+    stop_after_block (counted as in AttentionCapture) ends the pass there and returns None. deleted: [B, L] text tokens
+    (1: deleted) that image queries pay no attention to in double blocks (see `attention_deletion`). Returns
+    [B, N, 64] in the dtype of `latents`. Gradients, autocast and the adapter's state are the caller's.
     """
     batch, device = latents.shape[0], latents.device
     dtype = next(transformer.x_embedder.parameters()).dtype
     embeds = embeds.to(device=device, dtype=dtype).expand(batch)
     t = torch.as_tensor(t, dtype=torch.float32, device=device).expand(batch)
-    out = None
+    out, extra = None, {}
+    if capture is not None:
+        extra |= capture.start(transformer, embeds.t5.shape[1])
+    if deleted is not None:
+        extra |= attention_deletion(transformer, deleted.to(device))
     stopping = nullcontext() if stop_after_block is None else _stop_after(transformer, stop_after_block)
     with suppress(_Stopped), _exact_time(transformer, t), stopping:
         out = transformer(
@@ -52,7 +58,7 @@ def velocity(
             guidance=torch.full_like(t, guidance) if transformer.config.guidance_embeds else None,
             img_ids=position_ids(grid, device),
             txt_ids=torch.zeros(embeds.t5.shape[1], 3, device=device),
-            joint_attention_kwargs=None if capture is None else capture.start(transformer, embeds.t5.shape[1]),
+            joint_attention_kwargs=extra or None,
             return_dict=False,
         )[0]
     if capture is not None:

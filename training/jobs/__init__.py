@@ -2,7 +2,20 @@
 
 from .folder import ACTIVE, OPEN, STATES, JobFolder, JobState
 from .processes import worker_command
+from .queue import MAX_SLOTS, QueueSettings
 from .scheduler import Scheduler
 from .store import Job, JobStore
 
-__all__ = ["ACTIVE", "OPEN", "STATES", "Job", "JobFolder", "JobState", "JobStore", "Scheduler", "worker_command"]
+__all__ = [
+    "ACTIVE",
+    "MAX_SLOTS",
+    "OPEN",
+    "STATES",
+    "Job",
+    "JobFolder",
+    "JobState",
+    "JobStore",
+    "QueueSettings",
+    "Scheduler",
+    "worker_command",
+]

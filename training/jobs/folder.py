@@ -14,12 +14,14 @@ Whoever holds the lock is the only writer of state.json and events.jsonl. Any nu
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +32,18 @@ from ..errors import JobError
 STATES = ("queued", "starting", "running", "paused", "completed", "failed", "cancelled", "interrupted")
 ACTIVE = ("starting", "running")  # a worker is (or should be) alive
 OPEN = ("queued", "starting", "running", "paused", "interrupted")  # may still write the LoRA
+ENDED = ("paused", "completed", "failed", "cancelled", "interrupted")  # no worker, and none comes by itself
 STOP_WISHES = ("pause", "cancel")
 VERSION = 1  # of this folder layout
 
 _RESERVE_BYTES = 64 * 1024
+_LOST_EVENTS = 1000  # at most so many are written between two states
+
+Fill = Callable[[Path], None]  # puts more files into a job folder before it appears
+
+
+class OtherVersion(JobError):
+    """A job folder that another version of this pack has written."""
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -65,6 +75,11 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file's contents, in hexadecimal."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 @dataclass(frozen=True)
 class JobState:
     """Where a job stands. `since` and `beat` are Unix times in seconds; `pid` and `process_created` name the worker."""
@@ -76,16 +91,17 @@ class JobState:
     seconds_per_step: float | None = None
     losses: dict[str, float] = field(default_factory=dict)
     phase: str = ""
-    message: str = ""  # what is going on, or why it ended, as one sentence
+    message: str = ""  # what is going on, or why it ended or waits, as one sentence
+    problem: str = ""  # "memory" where it failed for want of memory
     pid: int | None = None
     process_created: float | None = None
     attempt: int = 1
+    events: int = 0  # number of the last event when this was written
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> JobState:
         """From JSON; fields of a newer version are ignored. Raises KeyError, TypeError for what is no state."""
-        known = {f.name for f in fields(cls)}
-        return cls(**{name: value for name, value in data.items() if name in known})
+        return cls(**{name: value for name, value in data.items() if name in cls.__dataclass_fields__})
 
 
 class JobFolder:
@@ -93,24 +109,31 @@ class JobFolder:
 
     def __init__(self, path: Path):
         self.path = Path(path)
-        self.job_file = self.path / "job.json"
-        self.state_file = self.path / "state.json"
-        self.events_file = self.path / "events.jsonl"
-        self.stop_file = self.path / "stop"
-        self.heartbeat_file = self.path / "heartbeat"
-        self.log_file = self.path / "log.txt"
-        self.result_file = self.path / "result.json"
-        self.samples = self.path / "samples"
         self._last: int | None = None  # number of the last event, known only while the lock is held
 
+    # Made when first needed: a list of a thousand jobs asks for few of them.
+    job_file = cached_property(lambda self: self.path / "job.json")
+    state_file = cached_property(lambda self: self.path / "state.json")
+    events_file = cached_property(lambda self: self.path / "events.jsonl")
+    stop_file = cached_property(lambda self: self.path / "stop")
+    heartbeat_file = cached_property(lambda self: self.path / "heartbeat")
+    log_file = cached_property(lambda self: self.path / "log.txt")
+    result_file = cached_property(lambda self: self.path / "result.json")
+    samples = cached_property(lambda self: self.path / "samples")
+
     @staticmethod
-    def create(path: Path, job: dict[str, Any]) -> JobFolder:
-        """Writes a new folder with everything in it, under another name first: it appears complete or not at all."""
+    def create(path: Path, job: dict[str, Any], fill: Fill | None = None) -> JobFolder:
+        """Writes a new folder with everything in it, under another name first: it appears complete or not at all.
+
+        fill: puts more into it.
+        """
         scratch = path.with_name(f".new-{path.name}")
         folder = JobFolder(scratch)
         for name in ("checkpoints", "samples"):
             (scratch / name).mkdir(parents=True)
         write_json(folder.job_file, {"version": VERSION, **job})
+        if fill is not None:
+            fill(scratch)
         (scratch / "reserve").write_bytes(b"\0" * _RESERVE_BYTES)
         folder.write_state(JobState("queued", time.time(), total=int(job.get("total", 0))))
         os.replace(scratch, path)
@@ -119,10 +142,10 @@ class JobFolder:
     def request(self) -> dict[str, Any]:
         """job.json. Raises JobError when it is broken or from a newer version."""
         job = read_json(self.job_file)
+        if job is not None and job.get("version", VERSION) != VERSION:
+            raise OtherVersion(f"The job {self.path.name} was made by another version of this pack: update the pack.")
         if job is None or "request" not in job:
             raise JobError(f"The job {self.path.name} has no readable job.json: delete the job and queue it again.")
-        if job.get("version") != VERSION:
-            raise JobError(f"The job {self.path.name} was made by another version of this pack: update the pack.")
         return job
 
     def state(self) -> JobState:
@@ -148,6 +171,7 @@ class JobFolder:
 
     def write_state(self, state: JobState) -> None:
         """Replaces state.json. Only while the lock is held. On a full disk the reserve is given back first."""
+        state = replace(state, events=max(state.events, self._last or 0))
         try:
             write_json(self.state_file, asdict(state))
         except OSError:
@@ -156,6 +180,7 @@ class JobFolder:
 
     def change(self, new: str, message: str = "", **changes: Any) -> JobState:
         """Writes a new state and then tells it as an event. Only while the lock is held."""
+        changes = {"problem": "", **changes}
         state = replace(self.state(), state=new, since=time.time(), message=message, **changes)
         self.write_state(state)
         self.append({"type": "state", "state": new, "message": message})
@@ -164,11 +189,21 @@ class JobFolder:
     def append(self, event: dict[str, Any]) -> dict[str, Any]:
         """Appends one event with the next number `n` and the time; returns it. Only while the lock is held."""
         if self._last is None:
-            self._last = max((known["n"] for known in self.events()), default=0)
+            self._last = self._last_number()
         event = {"n": self._last + 1, "time": time.time(), **event}
         append_line(self.events_file, event)
         self._last += 1
         return event
+
+    def _last_number(self) -> int:
+        """The number of the last event; far behind it where the log has lost its end, so that none is given twice."""
+        last, known = max((event["n"] for event in self.events()), default=0), self.state().events
+        if last >= known:
+            return last
+        lost = f"The event log has lost events {last + 1} to {known}: what was reported then can no longer be shown."
+        note = {"n": known + _LOST_EVENTS, "time": time.time(), "type": "notice", "message": lost}
+        append_line(self.events_file, note)
+        return known + _LOST_EVENTS
 
     def events(self, since: int = 0) -> list[dict[str, Any]]:
         """Events with a number above `since`, in order. Lines cut short by a crash are left out."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import sys
 import threading
 import time
@@ -16,7 +17,8 @@ from typing import Any
 
 from ..config import ErasureRequest
 from ..errors import ErasureError, JobError
-from .folder import JobFolder, JobState, write_json
+from ..memory import cheaper
+from .folder import JobFolder, JobState, sha256_of, write_json
 from .processes import own_identity
 
 BEAT_SECONDS = 2
@@ -71,12 +73,14 @@ def _run_locked(folder: JobFolder, run: Run, stopped: type[Exception]) -> int:
         return ALREADY_TRAINED
     over = threading.Event()
     threading.Thread(target=_beat, args=(folder.heartbeat_file, over), daemon=True).start()
-    folder.change("running", "Reading the model.", **own_identity())
-    report = Reporter(folder)
+    folder.change("running", "Reading the model.", phase="", **own_identity())
+    report, problem = Reporter(folder), ""
     try:
         request = ErasureRequest.from_dict(folder.request()["request"])
         result = run(request, folder.path, report, lambda: folder.wish() is not None)
-        write_json(folder.result_file, result)
+        lora = Path(request.output_folder) / f"{request.name}.safetensors"
+        # Tells later whether the file is still the one that was written here.
+        write_json(folder.result_file, {**result, "sha256": sha256_of(lora)})
         new, message, status = "completed", "", 0
     except stopped:
         wish = folder.wish() or "pause"
@@ -84,21 +88,57 @@ def _run_locked(folder: JobFolder, run: Run, stopped: type[Exception]) -> int:
         message, status = f"{new.capitalize()} at step {report.state.step}.", 0
     except Exception as error:
         traceback.print_exc()
+        for known in chain_of(error):  # what the training held is let go of, so that there is room to write this down
+            traceback.clear_frames(known.__traceback__)
         new, message, status = "failed", sentence_of(error, report.state), 1
+        if is_out_of_memory(error):
+            problem, message = "memory", out_of_memory(folder, report.state)
     over.set()
     report.write()
-    folder.change(new, message)
+    folder.change(new, message, problem=problem)
     return status
+
+
+def chain_of(error: BaseException) -> list[BaseException]:
+    """An error and those that it was raised from."""
+    chain = [error]
+    while (cause := chain[-1].__cause__ or chain[-1].__context__) is not None and cause not in chain:
+        chain.append(cause)
+    return chain
+
+
+# What PyTorch's allocators and kernels say, each in its own words.
+_OUT_OF_MEMORY = re.compile(
+    r"out of memory|can(?:'t|not) allocate memory|not enough memory|CUBLAS_STATUS_ALLOC_FAILED|bad_alloc", re.IGNORECASE
+)
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory was missing, on the device or in the computer, even if it was told as another error."""
+    return any(
+        isinstance(known, MemoryError)
+        or (isinstance(known, OSError) and known.errno == errno.ENOMEM)
+        or (isinstance(known, RuntimeError) and _OUT_OF_MEMORY.search(str(known)) is not None)
+        for known in chain_of(error)
+    )
+
+
+def out_of_memory(folder: JobFolder, state: JobState) -> str:
+    """Where memory was missing, what is kept and what would help, as one sentence."""
+    saved = [event["step"] for event in folder.events() if event["type"] == "checkpoint"]
+    kept = f" (the checkpoint of step {saved[-1]} is kept)" if saved else ""
+    try:
+        found = cheaper(ErasureRequest.from_dict(folder.request()["request"]), state.phase)
+    except (ErasureError, MemoryError):
+        found = None
+    change = f"retry with {found[1]}, or " if found else ""
+    return f"Out of memory at step {state.step}{kept}: {change}close other programs and resume."
 
 
 def sentence_of(error: Exception, state: JobState) -> str:
     """Why a training failed, as one sentence that says what to do."""
-    import torch
-
     if isinstance(error, ErasureError):
         return str(error)
-    if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError):
-        return f"Out of memory at step {state.step}: close other programs or choose a lower precision, then resume."
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         return f"No disk space is left at step {state.step}: free some and resume, nothing before it is lost."
     if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):

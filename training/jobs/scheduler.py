@@ -12,6 +12,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,14 @@ import psutil
 from filelock import FileLock, Timeout
 
 from ..errors import JobError
-from .folder import ACTIVE, parse_events
+from .admission import Admission
+from .folder import ACTIVE, ENDED, parse_events
 from .processes import end_tree, start_detached, worker_command, worker_of
 from .store import Job, JobStore
 
 START_SECONDS = 60  # from the start of a process until it has written its pid
 POLL_SECONDS = 0.3
+LOOK_AHEAD = 10  # queued jobs that may wait for memory before nobody behind them is looked at
 
 Listener = Callable[[str, dict[str, Any]], None]
 
@@ -32,25 +35,26 @@ Listener = Callable[[str, dict[str, Any]], None]
 class Scheduler:
     """Works in a thread of its own between start() and close(); workers go on without it.
 
-    slots: how many jobs train at once. command: how a job folder becomes a process. before_start: called before a
-    worker is started (the host frees memory there). listener: called with (job id, event) for each event written since
-    the scheduler began, in order, from the scheduler's thread. patience: seconds until a worker that was asked to stop
-    and did not is terminated.
+    slots: how many jobs train at once; None: as the store's settings say, which may change at any time. command: how a
+    job folder becomes a process. make_room: asks the host to free memory for a job (see Admission).
+    listener: called with (job id, event) for each event written since the scheduler began, in order, from the
+    scheduler's thread. patience: seconds until a worker that was asked to stop and did not is terminated.
     """
 
     def __init__(
         self,
         store: JobStore,
-        slots: int = 1,
+        slots: int | None = None,
         command: Callable[[Path], list[str]] = worker_command,
-        before_start: Callable[[Job], None] | None = None,
+        make_room: Callable[[Job], None] | None = None,
         listener: Listener | None = None,
         patience: float = 60,
     ):
         self.store, self.slots, self.patience = store, slots, patience
-        self._command, self._before_start, self._listener = command, before_start, listener
+        self._command, self._admission, self._listener = command, Admission(make_room), listener
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._positions: dict[str, int] | None = None  # bytes of events.jsonl that were relayed, by job
+        self._silent: dict[str, float] = {}  # ended jobs whose events were all relayed, with the time of their end
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._lock: FileLock | None = None
@@ -84,10 +88,33 @@ class Scheduler:
             busy = {job.id for job in jobs if job.state.state in ACTIVE and self._is_alive(job)}
             # A worker that has said its last word still holds memory until its process is gone.
             busy |= {job_id for job_id, child in self._children.items() if child.poll() is None}
-            free = self.slots - len(busy)
-            for job in [job for job in jobs if job.state.state == "queued"][: max(free, 0)]:
-                self._start(job)
+            self._fill_slots(jobs, busy)
         self._relay(jobs)
+
+    def _fill_slots(self, jobs: list[Job], busy: set[str]) -> None:
+        """Starts queued jobs; one that must wait for memory lets those behind it pass."""
+        settings = self.store.settings()
+        free = (settings.slots if self.slots is None else self.slots) - len(busy)
+        active = [job for job in jobs if job.id in busy]
+        waiting = 0
+        for job in self.store.queue(jobs) if free > 0 else ():
+            why = self._admission.why_wait(job, active, settings.wait_for_memory)
+            if why:
+                self._let_wait(job, why)
+                waiting += 1
+            elif self._start(job):
+                active.append(replace(job, state=replace(job.state, phase="")))
+                free -= 1
+            if free == 0 or waiting == LOOK_AHEAD:
+                return
+
+    def _let_wait(self, job: Job, why: str) -> None:
+        """Writes down why a queued job does not start yet; its place in the queue stays."""
+        with contextlib.suppress(JobError), job.folder.locked(timeout=0.5):
+            state = job.folder.state()
+            if state.state == "queued" and state.message != why:
+                job.folder.write_state(replace(state, message=why))
+                job.folder.append({"type": "state", "state": "queued", "message": why})
 
     def _owns_store(self) -> bool:
         if self._lock is None:
@@ -136,41 +163,54 @@ class Scheduler:
                     "checkpoint, or read its log.txt.",
                 )
 
-    def _start(self, job: Job) -> None:
+    def _start(self, job: Job) -> bool:
+        """Starts a worker; whether there is one now."""
         with contextlib.suppress(JobError), job.folder.locked(timeout=0.5):
             if job.folder.state().state != "queued":
-                return  # cancelled or paused after we looked
-            if self._before_start is not None:
-                self._before_start(job)
+                return False  # cancelled or paused after we looked
             job.folder.stop_file.unlink(missing_ok=True)
-            job.folder.change("starting", "Starting the training process.", pid=None, process_created=None)
+            nobody = {"pid": None, "process_created": None, "phase": ""}
+            job.folder.change("starting", "Starting the training process.", **nobody)
+            self._admission.started(job.id)
             try:
                 # The worker waits for the lock that we still hold.
                 self._children[job.id] = start_detached(self._command(job.folder.path), job.folder.log_file)
+                return True
             except OSError as error:
                 job.folder.change("failed", f"The training process could not be started ({error.strerror}): resume it.")
+        return False
 
     def _relay(self, jobs: list[Job]) -> None:
         first = self._positions is None
-        positions = {} if self._positions is None else self._positions
+        positions = self._positions or {}
+        self._positions = {job.id: positions[job.id] for job in jobs if job.id in positions}
         for job in jobs:
-            path = job.folder.events_file
-            try:
-                size = path.stat().st_size
-            except OSError:
+            if self._silent.get(job.id) == job.state.since:
                 continue
-            start = positions.setdefault(job.id, size if first else 0)
-            if size <= start:
-                continue
-            with path.open("rb") as file:
-                file.seek(start)
-                data = file.read(size - start)
-            whole = data[: data.rfind(b"\n") + 1]
-            positions[job.id] = start + len(whole)
-            if self._listener is not None:
-                for event in parse_events(whole):
-                    self._listener(job.id, event)
-        self._positions = positions
+            known = self._positions.get(job.id)
+            start, end = self._read_on(job, None if known is None and first else known or 0)
+            self._positions[job.id] = end
+            # Its last event comes right after its last state; nothing more until it is queued again.
+            if start == end and job.state.state in ENDED and time.time() - job.state.since > 10:
+                self._silent[job.id] = job.state.since
+
+    def _read_on(self, job: Job, start: int | None) -> tuple[int, int]:
+        """Tells the events behind byte `start` (None: those still to come); the bytes (from, to) that were read."""
+        path = job.folder.events_file
+        try:
+            size = path.stat().st_size
+        except OSError:
+            size = 0
+        if start is None or size <= start:  # nothing new, or the log has lost its end
+            return size, size
+        with path.open("rb") as file:
+            file.seek(start)
+            data = file.read(size - start)
+        whole = data[: data.rfind(b"\n") + 1]
+        if self._listener is not None:
+            for event in parse_events(whole):
+                self._listener(job.id, event)
+        return start, start + len(whole)
 
 
 def _modified(path: Path) -> float:

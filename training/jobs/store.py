@@ -1,22 +1,31 @@
-"""All jobs of one user folder: submit, list, pause, resume, cancel, delete. A change is on disk before it is told."""
+"""All jobs of one user folder: submit, list, order, pause, resume, cancel, clone, delete.
+
+A change is on disk before it is told.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import itertools
 import json
 import os
 import re
 import shutil
 import time
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
-from ..config import ErasureRequest
-from ..errors import JobError
-from .folder import ACTIVE, OPEN, JobFolder, JobState
+from .. import memory
+from ..config import ErasureConfig, ErasureRequest
+from ..errors import ErasureError, JobError
+from .folder import ACTIVE, OPEN, Fill, JobFolder, JobState, OtherVersion, read_json, sha256_of
+from .queue import QueueFile, QueueSettings, moved
 
 _ID = re.compile(r"[0-9]{8}-[0-9]{6}-[a-z0-9-]{1,60}")
 
@@ -34,6 +43,7 @@ class Job:
     digest: str
     created: float
     state: JobState
+    parent: str | None = None  # id of the job that this one was cloned from
     stopping: str | None = None  # "pause" or "cancel" while the worker has not stopped yet
 
     @property
@@ -52,11 +62,15 @@ class Job:
         return [event for file, event in found.items() if (self.folder.samples / Path(file).name).is_file()]
 
     def to_dict(self, samples: bool = True) -> dict[str, Any]:
-        """What the web page and other clients are told; no path of this machine is in it."""
-        state = asdict(self.state)
-        for private in ("pid", "process_created"):
+        """What the web page and other clients are told; no path of this machine is in it.
+
+        samples: with what must be read from other files too, the samples and what a cheaper retry would change.
+        """
+        state = {**vars(self.state), "losses": dict(self.state.losses)}
+        for private in ("pid", "process_created", "events"):
             del state[private]
-        failed = self.state.state in ("failed", "interrupted")
+        failed, completed = self.state.state in ("failed", "interrupted"), self.state.state == "completed"
+        lora = f"{self.name}.safetensors"
         told = {
             "id": self.id,
             "name": self.name,
@@ -65,11 +79,25 @@ class Job:
             "stopping": self.stopping,
             **state,
             "error": self.state.message if failed else None,
-            "lora": self.lora.name if self.state.state == "completed" else None,
+            "lora": lora if completed else None,
+            # not through Path: a list of a thousand jobs would take twice as long
+            "lora_exists": completed and os.path.isfile(os.path.join(self.request["output_folder"], lora)),
+            "parent": self.parent,
         }
         if samples:
             told["samples"] = self.samples()
+            told["cheaper"] = self.cheaper()
         return told
+
+    def cheaper(self) -> str | None:
+        """What retrying with the next cheaper memory setting would change; None where it did not fail for that."""
+        if self.state.problem != "memory":
+            return None
+        try:
+            found = memory.cheaper(ErasureRequest.from_dict(self.request), self.state.phase)
+        except ErasureError:  # the model is gone
+            return None
+        return found and found[1]
 
 
 class JobStore:
@@ -83,43 +111,44 @@ class JobStore:
 
     def get(self, job_id: str) -> Job:
         """Raises JobError for an unknown or malformed id, and for a folder that cannot be read."""
-        if not isinstance(job_id, str) or not _ID.fullmatch(job_id) or not (self.root / job_id).is_dir():
+        known = isinstance(job_id, str) and _ID.fullmatch(job_id) and (self.root / job_id).is_dir()
+        if not known or (self.root / job_id).is_symlink():  # a link may lead anywhere
             raise JobError(f"There is no job {str(job_id)[:80]!r}: it may have been deleted.")
         return self._read(self.root / job_id)
 
     def list(self) -> list[Job]:
-        """All jobs that can be read, oldest first (the order in which they are trained)."""
-        if not self.root.is_dir():
-            return []
-        jobs = []
-        for entry in sorted(entry.name for entry in os.scandir(self.root)):
-            if _ID.fullmatch(entry):
-                try:
-                    jobs.append(self._read(self.root / entry))
-                except JobError:
-                    continue  # broken or of another version: left alone, never overwritten; get() says what is wrong
-        return sorted(jobs, key=lambda job: (job.created, job.id))
+        """All jobs that can be read, oldest first; problems() says what is wrong with the others."""
+        return self.scan()[0]
+
+    def problems(self) -> dict[str, str]:
+        """What is wrong with the jobs that list() leaves out, one sentence each, by id."""
+        return self.scan()[1]
+
+    def scan(self) -> tuple[list[Job], dict[str, str]]:
+        """(list(), problems()) in one go."""
+        jobs: list[Job] = []
+        problems: dict[str, str] = {}
+        with contextlib.suppress(FileNotFoundError), os.scandir(self.root) as entries:
+            for entry in entries:
+                if _ID.fullmatch(entry.name) and entry.is_dir(follow_symlinks=False):
+                    try:
+                        jobs.append(self._read(self.root / entry.name))
+                    except JobError as error:
+                        problems[entry.name] = str(error)
+        return sorted(jobs, key=lambda job: (job.created, job.id)), problems
 
     def _read(self, path: Path) -> Job:
-        folder = JobFolder(path)
         try:
-            status = folder.state_file.stat()
+            status = os.stat(f"{path}{os.sep}state.json")
         except OSError:
+            JobFolder(path).request()  # one of another version may have no such file
             raise JobError(f"The job {path.name} has no state.json: delete the job and queue it again.") from None
         stamp = (status.st_mtime_ns, status.st_ino)
         known = self._cache.get(path.name)
         if known is None or known[0] != stamp:
-            job = folder.request()
-            try:
-                read = Job(path.name, folder, job["request"], job["digest"], float(job["created"]), folder.state())
-                told = (read.name, read.request["output_folder"], read.request["concept"]["phrase"])
-                if not all(isinstance(text, str) for text in told):
-                    raise TypeError
-            except (KeyError, TypeError, ValueError):
-                raise JobError(f"The job {path.name} is incomplete: delete the job and queue it again.") from None
-            known = self._cache[path.name] = (stamp, read)
+            known = self._cache[path.name] = (stamp, _job_in(JobFolder(path)))
         job = known[1]
-        return replace(job, stopping=folder.wish()) if job.state.state in ACTIVE else job
+        return replace(job, stopping=job.folder.wish()) if job.state.state in ACTIVE else job
 
     def find(self, request: ErasureRequest) -> Job | None:
         """The job that was made from the same request, or None."""
@@ -140,35 +169,159 @@ class JobStore:
             return f'A LoRA called "{request.name}" exists already: choose another name, or delete that file first.'
         return None
 
+    # The queue
+
+    @property
+    def _queue_file(self) -> Path:
+        return self.root / "queue.json"
+
+    def settings(self) -> QueueSettings:
+        """How the queue is worked off; kept on disk."""
+        return QueueFile.read(self._queue_file).settings
+
+    def configure(self, **changes: Any) -> QueueSettings:
+        """Changes settings of the queue (see QueueSettings; None changes nothing). Raises JobError."""
+        with self._locked():
+            queue = QueueFile.read(self._queue_file)
+            queue = replace(queue, settings=queue.settings.changed(**changes))
+            queue.write(self._queue_file)
+            return queue.settings
+
+    def queue(self, jobs: Sequence[Job] | None = None) -> list[Job]:
+        """The queued ones of `jobs` (default: of all) in the order in which they start.
+
+        First those that were ordered by hand, then the others by the time at which they were queued; a job that was
+        stopped and resumed is queued anew.
+        """
+        file = QueueFile.read(self._queue_file)
+        place = {job_id: number for number, job_id in enumerate(file.order)}
+
+        def key(job: Job) -> tuple[float, float, float, str]:
+            ordered = job.id in place and job.state.since <= file.ordered
+            return (place[job.id] if ordered else len(place), job.state.since, job.created, job.id)
+
+        waiting = [job for job in (self.list() if jobs is None else jobs) if job.state.state == "queued"]
+        return sorted(waiting, key=key)
+
+    def move(self, job_id: str, to: str | int) -> list[str]:
+        """Puts a queued job elsewhere in the queue ("first", "up", "down", "last", or a position from 1).
+
+        Returns the ids of all queued jobs in their new order. Raises JobError.
+        """
+        with self._locked():
+            order = [job.id for job in self.queue()]
+            if job_id not in order:
+                state = self.get(job_id).state.state
+                raise JobError(f"The job is {state}: only a queued job has a place in the queue.")
+            order = moved(order, job_id, to)
+            QueueFile.read(self._queue_file).reordered(order).write(self._queue_file)
+            return order
+
     # Changing
 
-    def submit(self, request: ErasureRequest) -> Job:
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        """Makes this process (and thread) the only one that adds jobs or changes the queue. Raises JobError."""
+        lock = FileLock(self.root / ".lock", timeout=30)
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except Timeout:
+            raise JobError("Another program is changing the jobs: try again in a moment.") from None
+        except OSError as error:
+            raise JobError(f"The folder of the jobs cannot be written ({error.strerror}): check it.") from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def submit(self, request: ErasureRequest, choose_name: bool = False) -> Job:
         """Queues a request; the same request twice gives the existing job, which goes on if it had ended unfinished.
 
+        choose_name: the request's name is only a beginning, a number is appended where it is taken by something else.
         Raises ErasureError's subclasses: a request that is not valid, a LoRA name that is taken, a folder that cannot
         be written, a disk that is nearly full. Nothing is written then.
         """
         request.validate()
-        self.root.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.root / ".lock", timeout=30):
-            job = self.find(request)
-            if job is not None:
-                if job.state.state == "completed" and not job.lora.exists():
-                    return self._requeue(job, fresh=True)
-                return self.resume(job.id) if job.state.state in ("failed", "cancelled", "interrupted") else job
-            taken = self.name_is_taken(request)
-            if taken:
-                raise JobError(taken)
-            self._require_room(Path(request.output_folder))
-            digest, now = digest_of(request), time.time()
-            job_id = f"{time.strftime('%Y%m%d-%H%M%S', time.localtime(now))}-{_slug(request.name)}-{digest[:8]}"
-            record = {"request": request.to_dict(), "digest": digest, "created": now, "total": request.config.steps}
-            try:
-                JobFolder.create(self.root / job_id, record)
-            except OSError as error:
-                shutil.rmtree(self.root / f".new-{job_id}", ignore_errors=True)
-                raise JobError(f"The job cannot be written to disk ({error.strerror}): make room there.") from error
-            return self.get(job_id)
+        with self._locked():
+            if choose_name:
+                request = self._with_free_name(request)
+            return self._submit(request)
+
+    def clone(self, job_id: str, settings: dict[str, Any] | None = None, name: str = "") -> Job:
+        """Queues the training of a job again as a new one, with other settings (those of ErasureConfig).
+
+        Where they change nothing ("train again") it gets the next seed that no such training has. An empty `name` is
+        chosen: the job's own with a number that is free. Raises ErasureError's subclasses.
+        """
+        request = ErasureRequest.from_dict(self.get(job_id).request)
+        config = ErasureConfig.from_dict({**request.config.to_dict(), **(settings or {})})
+        with self._locked():
+            if config == request.config:
+                config = replace(config, seed=self._next_seed(request))
+            chosen = replace(request, config=config, name=name.strip() or request.name)
+            chosen.validate()
+            if not name.strip():
+                chosen = self._with_free_name(chosen, fresh=True)
+            return self._submit(chosen, parent=job_id)
+
+    def _next_seed(self, request: ErasureRequest) -> int:
+        """The seed after the highest one that a job has which differs from `request` in name and seed alone."""
+
+        def training(data: dict[str, Any]) -> dict[str, Any]:
+            return {**data, "name": None, "config": {**data["config"], "seed": None}}
+
+        same = training(request.to_dict())
+        seeds = [job.request["config"]["seed"] for job in self.list() if training(job.request) == same]
+        return (max([request.config.seed, *seeds]) + 1) % 2**63
+
+    def _with_free_name(self, request: ErasureRequest, fresh: bool = False) -> ErasureRequest:
+        """The request under its own name or, where that is taken, the same name with a number.
+
+        Taken are names of LoRAs that exist and of jobs that may still write theirs; with `fresh` those of all jobs. A
+        name under which the same request was submitted before is the one.
+        """
+        jobs = self.list()
+        digests = {job.digest for job in jobs}
+        real = cache(os.path.realpath)  # asked for each of a thousand jobs, most have the same folder
+        used = {
+            (real(job.request["output_folder"]), job.name.casefold())
+            for job in jobs
+            if fresh or job.state.state in OPEN
+        }
+        stem = re.sub(r"-\d{1,2}$", "", request.name) if fresh else request.name
+        for number in itertools.count(1):
+            named = replace(request, name=stem if number == 1 else f"{stem}-{number}")
+            target = Path(named.output_folder) / f"{named.name}.safetensors"
+            if digest_of(named) in digests or not (
+                (real(named.output_folder), named.name.casefold()) in used or target.exists()
+            ):
+                return named
+        raise AssertionError("unreachable")
+
+    def _submit(self, request: ErasureRequest, parent: str | None = None, fill: Fill | None = None) -> Job:
+        job = self.find(request)
+        if job is not None:
+            if job.state.state == "completed" and not job.lora.exists():
+                return self._requeue(job, fresh=True)
+            return self.resume(job.id) if job.state.state in ("failed", "cancelled", "interrupted") else job
+        taken = self.name_is_taken(request)
+        if taken:
+            raise JobError(taken)
+        self._require_room(Path(request.output_folder))
+        digest, now = digest_of(request), time.time()
+        job_id = f"{time.strftime('%Y%m%d-%H%M%S', time.localtime(now))}-{_slug(request.name)}-{digest[:8]}"
+        record = {"request": request.to_dict(), "digest": digest, "created": now, "total": request.config.steps}
+        if parent is not None:
+            record["parent"] = parent
+        try:
+            JobFolder.create(self.root / job_id, record, fill)
+        except (OSError, ErasureError) as error:
+            shutil.rmtree(self.root / f".new-{job_id}", ignore_errors=True)
+            if isinstance(error, ErasureError):
+                raise
+            raise JobError(f"The job cannot be written to disk ({error.strerror}): make room there.") from error
+        return self.get(job_id)
 
     def _require_room(self, output: Path) -> None:
         try:
@@ -218,6 +371,34 @@ class JobStore:
             raise JobError(taken)
         return self._requeue(job)
 
+    def retry(self, job_id: str, cheaper: bool = False) -> Job:
+        """Like resume(); with `cheaper` as a new job with the next cheaper memory setting (see memory.cheaper).
+
+        Where only batches become smaller that one goes on from the last checkpoint, otherwise it starts anew. The old
+        job stays as it is. Raises JobError, also where no cheaper setting is left.
+        """
+        if not cheaper:
+            return self.resume(job_id)
+        job = self.get(job_id)
+        if job.state.state not in ("failed", "interrupted", "cancelled"):
+            raise JobError(f"The job is {job.state.state}: only one that has failed can be retried.")
+        request = ErasureRequest.from_dict(job.request)
+        found = memory.cheaper(request, job.state.phase)
+        if found is None:
+            raise JobError("No cheaper setting is left: close other programs and resume, or use a smaller model.")
+        new = found[0]
+        new.validate()
+
+        def keep_checkpoint(folder: Path) -> None:
+            from ..checkpoint import carry_over
+
+            carry_over(job.folder.path, folder, request, new)
+
+        if job.state.state == "interrupted":  # it could still be resumed, and then both would write one LoRA
+            self.cancel(job_id)
+        with self._locked():
+            return self._submit(new, job_id, keep_checkpoint)
+
     def name_is_taken_by_other(self, job: Job) -> str | None:
         """Like name_is_taken(), for a job that exists already: it may not overwrite what another job has written."""
         for other in self.list():
@@ -247,17 +428,71 @@ class JobStore:
                 job.folder.change(new, message)
         return self.get(job.id)
 
-    def delete(self, job_id: str) -> None:
-        """Removes a job's folder; its LoRA stays. Raises JobError while it is being trained."""
-        job = self.get(job_id)
-        if job.state.state in ACTIVE:
+    def delete(self, job_id: str, lora: bool = False) -> dict[str, Any]:
+        """Removes a job's folder; its LoRA only where `lora` says so.
+
+        Returns {"deleted": id, "lora": the LoRA's file name or None where there was none, "lora_deleted": bool}. Raises
+        JobError while it is being trained, for a job of a newer version, and for a LoRA that is not the one the job has
+        written; nothing is deleted then.
+        """
+        job, told = self._deletable(job_id), {"deleted": job_id, "lora": None, "lora_deleted": False}
+        folder = JobFolder(self.root / job_id)
+        if job is not None and job.state.state in ACTIVE:
             raise JobError("The job is being trained: cancel it before deleting it.")
-        with job.folder.locked():
+        with folder.locked():
             pass  # no worker is alive
+        if job is not None and job.state.state == "completed" and job.lora.is_file():
+            told["lora"] = job.lora.name
+            if lora:
+                if not _wrote(folder, job.lora):
+                    raise JobError(
+                        f"The LoRA {job.lora.name} has been replaced since this job wrote it: delete the job without "
+                        "its LoRA, and the file yourself if you want to."
+                    )
+                job.lora.unlink()
+                told["lora_deleted"] = True
         grave = self.root / f".deleted-{job_id}-{time.time_ns()}"
-        os.replace(job.folder.path, grave)
+        os.replace(folder.path, grave)
         self._cache.pop(job_id, None)
         shutil.rmtree(grave, ignore_errors=True)
+        return told
+
+    def _deletable(self, job_id: str) -> Job | None:
+        """The job, or None for a folder that is broken; raises JobError for one that another version must read."""
+        try:
+            return self.get(job_id)
+        except OtherVersion:
+            raise
+        except JobError:
+            if job_id not in self.problems():
+                raise
+            return None
+
+
+def _job_in(folder: JobFolder) -> Job:
+    """Reads a job. Raises JobError."""
+    record = folder.request()
+    try:
+        job = Job(
+            folder.path.name,
+            folder,
+            record["request"],
+            record["digest"],
+            float(record["created"]),
+            folder.state(),
+            record.get("parent"),
+        )
+        told = (job.name, job.request["output_folder"], job.request["concept"]["phrase"], job.digest)
+        if not all(isinstance(text, str) for text in told):
+            raise TypeError
+    except (KeyError, TypeError, ValueError):
+        raise JobError(f"The job {folder.path.name} is incomplete: delete the job and queue it again.") from None
+    return job
+
+
+def _wrote(folder: JobFolder, lora: Path) -> bool:
+    """Whether a LoRA file is the one that the job's worker has written."""
+    return (read_json(folder.result_file) or {}).get("sha256") == sha256_of(lora)
 
 
 def digest_of(request: ErasureRequest) -> str:
@@ -267,7 +502,11 @@ def digest_of(request: ErasureRequest) -> str:
 
 def same_file(first: Path, second: Path) -> bool:
     """Whether two paths name one file, also on file systems that ignore case."""
-    return os.path.normcase(first.resolve()).casefold() == os.path.normcase(second.resolve()).casefold()
+    return _key(first) == _key(second)
+
+
+def _key(path: Path) -> str:
+    return os.path.normcase(os.path.realpath(path)).casefold()
 
 
 def _slug(name: str) -> str:

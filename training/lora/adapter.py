@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -71,9 +72,12 @@ def load_adapter(transformer: FluxTransformer2DModel, weights: LoraWeights) -> N
             raise LoraError(
                 f"The LoRA was made for another Flux (its {name} does not fit): choose the model it was trained on."
             )
+    # peft takes names as ends of names, and a single block's "proj_out" ends as the model's own does: ^ means all of it
+    exact = {name: re.escape(name) for name in weights}
     _inject(transformer, LoraConfig(
-        target_modules=list(weights), rank_pattern={name: a.shape[0] for name, (a, _, _) in weights.items()},
-        alpha_pattern={name: alpha for name, (_, _, alpha) in weights.items()},
+        target_modules="|".join(exact.values()),
+        rank_pattern={f"^{exact[name]}": a.shape[0] for name, (a, _, _) in weights.items()},
+        alpha_pattern={f"^{exact[name]}": alpha for name, (_, _, alpha) in weights.items()},
     ))  # fmt: skip
     set_adapter_weights(transformer, weights)
 

@@ -1,0 +1,127 @@
+"""The commands that train and judge concepts × seeds × variants: `erasure` compares methods, `ablation` settings."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from scripts.environment import say
+
+from .page import conclude
+from .workplace import Workplace, seeds_of
+
+# Settings of each method beside the pack's defaults; None: attention deletion, which trains nothing.
+METHODS: dict[str, dict[str, Any] | None] = {
+    "eraseanything": {},
+    "multi_objective": {"bilevel": False},
+    "esd": {"method": "esd"},
+    "concept_ablation": {"method": "concept_ablation"},
+    "gem": {"method": "gem"},
+    "attention_deletion": None,
+}
+
+# One factor at a time around the defaults. "irrelevant" is no setting: it is how many irrelevant words a concept has.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "defaults": {},
+    # the paper's Table 4
+    "esd + attn": {"weight_lora": 0.0, "weight_rsc": 0.0},
+    "esd + lora": {"weight_attn": 0.0, "weight_rsc": 0.0},
+    "esd + rsc": {"weight_attn": 0.0, "weight_lora": 0.0},
+    "attn + rsc": {"weight_esd": 0.0, "weight_lora": 0.0},
+    "without esd": {"weight_esd": 0.0},
+    "without attn": {"weight_attn": 0.0},
+    "without lora": {"weight_lora": 0.0},
+    "without rsc": {"weight_rsc": 0.0},
+    "multi-objective": {"bilevel": False},
+    **{f"targets {name}": {"targets": name} for name in (
+        "text_qk", "text_qkv", "text_kv", "both_qk", "all", "single_qk", "every_qk"
+    )},
+    **{f"rank {rank}": {"rank": rank, "alpha": float(rank)} for rank in (2, 4, 8, 16, 32)},
+    **{f"eta {eta:g}": {"eta": eta} for eta in (0.0, 0.5, 1.0, 2.0, 4.0)},
+    **{f"K {count}": {"irrelevant": count} for count in (1, 3, 6, 12)},
+    "first half of the blocks": {"blocks": "first"},
+    "second half of the blocks": {"blocks": "second"},
+    "attention of the first block": {"capture_blocks": "first"},
+    "attention of the last block": {"capture_blocks": "last"},
+    **{f"refresh every {steps}": {"refresh_every": steps} for steps in (20, 50, 100)},
+    **{f"{count} preservation prompts": {"preserve_prompts": count} for count in (0, 8, 24, 64)},
+    **{f"lr_preserve {rate:g}": {"lr_preserve": rate} for rate in (1e-4, 5e-4, 1e-3, 2e-3)},
+    **{f"lr_erase {rate:g}": {"lr_erase": rate} for rate in (5e-4, 1e-3, 2e-3)},
+    **{f"t_min {t:g}": {"t_min": t} for t in (0.0, 0.25, 0.5, 0.75)},
+    "random strength": {"random_strength": True},
+    "erase the phrase alone": {"erase_synonyms": False},
+    "no shuffled prompts": {"shuffle": False},
+}  # fmt: skip
+
+
+def resolved(overrides: dict[str, Any], double: int) -> dict[str, Any]:
+    """`overrides` with halves and ends of the model's `double` double blocks written as indices."""
+    half = (double + 1) // 2
+    blocks = {"first": list(range(half)), "second": list(range(half, double))}
+    ends = {"first": [0], "last": [double - 1]}
+    names = {"blocks": blocks, "capture_blocks": ends}
+    return {k: names[k][v] if k in names and isinstance(v, str) else v for k, v in overrides.items()}
+
+
+def chosen(names: str, known: dict[str, Any]) -> list[str]:
+    """Names out of a comma-separated list, all of `known` where it is empty; SystemExit for one that is not known."""
+    wanted = [name.strip() for name in names.split(",") if name.strip()] or list(known)
+    unknown = [name for name in wanted if name not in known]
+    if unknown:
+        raise SystemExit(f"Unknown: {', '.join(unknown)}. Choose from: {', '.join(known)}.")
+    return wanted
+
+
+def _fill(place: Workplace, column: str, variants: dict[str, dict[str, Any] | None]) -> None:
+    """Makes the rows that are missing; the variants of one concept and seed one after the other, on one bank."""
+    args, double = place.args, place.source.transformer_config()["num_layers"]
+    missing = 0
+    for phrase in args.concepts.split(","):
+        for seed in seeds_of(args.seeds):
+            plans, planned = {}, set()
+            for name, overrides in variants.items():
+                overrides = None if overrides is None else resolved(overrides, double)
+                concept = place.concept(phrase, seed, (overrides or {}).pop("irrelevant", 0))
+                config = None if overrides is None else place.config(overrides, seed)
+                key = place.key(phrase, seed, name if config is None else config.to_dict(), concept)
+                # what is the default now, or the same by another name, is no variant
+                if key not in planned:
+                    planned.add(key)
+                    plans[name] = (key, concept, config)
+            if all(place.done(key) for key, _, _ in plans.values()):
+                continue
+            with place.group(phrase, seed) as folder:
+                if folder is None:
+                    missing += 1
+                    continue
+                for name, (key, concept, config) in plans.items():
+                    if not place.done(key):
+                        slot = {column: name, "concept": phrase, "seed": seed}
+                        show(place.measured(slot, key, folder, concept, config), name)
+    if missing:
+        say(f"{missing} concepts and seeds were left to other processes: run this again when they have ended")
+
+
+def show(row: dict[str, Any], name: str) -> None:
+    """One line of progress."""
+    shares = (row[share] for share in ("acc_e", "acc_g", "acc_ir", "acc_ir_seen"))
+    cells = "  ".join(f"{s['before']:.3f}→{s['after']:.3f}" if s["images"] else "      –      " for s in shares)
+    worst = max((share["after"] for share in row["attacks"].values()), default=0)
+    took = f"{row.get('seconds', 0):6.1f} s + {row['measure_seconds']:.0f} s"
+    print(f"{name:28s} {row['concept']:10s} {row['seed']:2d}  {cells}  attacks ≤ {worst:.2f}  {took}", flush=True)
+
+
+def erasure(args: argparse.Namespace) -> None:
+    """Acc_e, Acc_g, attacks, Acc_ir and drift for concepts × seeds × methods, attention deletion among them."""
+    place = Workplace(args, "erasure")
+    _fill(place, "method", {name: METHODS[name] for name in chosen(args.methods, METHODS)})
+    conclude(place.rows, "erasure")
+
+
+def ablation(args: argparse.Namespace) -> None:
+    """The same measures with one setting changed at a time around the defaults."""
+    place = Workplace(args, "ablation")
+    names = chosen(args.variants, VARIANTS)
+    names = ["defaults", *(name for name in names if name != "defaults")]
+    _fill(place, "variant", {name: VARIANTS[name] for name in names})
+    conclude(place.rows, "ablation")

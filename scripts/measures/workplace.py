@@ -1,0 +1,334 @@
+"""What the benchmarks share: the model and its base pictures, concepts, trainings that resume and share their bank."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, MutableMapping
+from contextlib import contextmanager
+from functools import cache, cached_property
+from pathlib import Path
+from typing import Any
+
+from scripts.environment import CACHE, ROOT, say
+
+from .rows import Row, Rows, files_digest, key_of
+
+NOUNS = ("car", "penguin", "rose", "guitar", "castle", "pizza", "robot", "butterfly")
+STYLES = ("twemoji", "fluent")
+RELATIONS = ("above",)
+
+ENGINE = ("concepts", "evaluation", "flux", "lora", "methods", "bank.py", "config.py", "flow.py", "trainer.py")
+
+
+def seeds_of(text: str) -> list[int]:
+    """ "3" means the seeds 0, 1, 2; "0,2" those two."""
+    return [int(part) for part in text.split(",") if part] if "," in text else list(range(int(text)))
+
+
+def engine_digest() -> str:
+    """A hash of the code that training and measuring run on; rows tell by it whether they are of one state."""
+    files: list[Path] = []
+    for name in ENGINE:
+        path = ROOT / "training" / name
+        files += path.rglob("*.py") if path.is_dir() else [path]
+    return files_digest(files)
+
+
+class PictureFolder(MutableMapping):
+    """(prompt, seed) → RGB uint8 [3, H, W], kept as PNG files: the base's pictures serve every run on a model."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def _path(self, key: tuple[str, int]) -> Path:
+        return self.folder / f"{key_of({'prompt': key[0], 'seed': key[1]})}.png"
+
+    def __contains__(self, key: object) -> bool:
+        return self._path(key).is_file()
+
+    def __getitem__(self, key: tuple[str, int]) -> Any:
+        import numpy as np
+        import torch
+        from PIL import Image
+
+        path = self._path(key)
+        if not path.is_file():
+            raise KeyError(key)
+        with Image.open(path) as image:
+            return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
+
+    def __setitem__(self, key: tuple[str, int], picture: Any) -> None:
+        import os
+        import tempfile
+
+        from PIL import Image
+
+        self.folder.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(suffix=".part", dir=self.folder)
+        with os.fdopen(handle, "wb") as file:
+            Image.fromarray(picture.permute(1, 2, 0).numpy()).save(file, format="PNG")
+        os.replace(temporary, self._path(key))
+
+    def __delitem__(self, key: tuple[str, int]) -> None:
+        self._path(key).unlink()
+
+    def __iter__(self) -> Iterator[tuple[str, int]]:
+        raise TypeError("The pictures' names are hashes: ask for one by its prompt and seed.")
+
+    def __len__(self) -> int:
+        return len(list(self.folder.glob("*.png")))
+
+
+@dataclasses.dataclass
+class Trained:
+    """A LoRA that was trained for a row. seconds, cpu_seconds: of this training, a shared bank's included."""
+
+    weights: dict[str, Any]
+    concept: Any
+    seconds: float
+    cpu_seconds: float
+    bank_seconds: float
+
+
+class Workplace:
+    """One benchmark command at work on one model."""
+
+    def __init__(self, args: argparse.Namespace, name: str) -> None:
+        import torch
+
+        from training.flux.source import FluxSource, demo_model_folder
+
+        if args.threads:
+            torch.set_num_threads(args.threads)
+        self.args, self.threads = args, torch.get_num_threads()
+        folder = Path(args.source or demo_model_folder()).resolve()
+        self.source = FluxSource("diffusers", folder=str(folder))
+        self.source.validate()
+        files = [path for path in folder.rglob("*") if path.suffix in (".json", ".safetensors")]
+        self.model = files_digest(path for path in files if path.name != "measured.json")
+        self.engine = engine_digest()
+        self.folder = CACHE / "bench" / self.model
+        self.rows = Rows(args.out / f"{args.name or name}.json", CACHE / "bench" / "locks")
+        self.settings = {}
+        for item in args.set:
+            setting, _, value = item.partition("=")
+            try:
+                self.settings[setting] = json.loads(value)
+            except ValueError:
+                self.settings[setting] = value
+
+    # --- the model -------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def classifier(self):
+        """The model's own classifier."""
+        from training.evaluation import load_classifier
+
+        return load_classifier(Path(self.source.folder))
+
+    @cached_property
+    def _parts(self):
+        from training.flux.loading import load_parts
+
+        return load_parts(self.source, self.args.device)
+
+    def parts(self):
+        """The whole model with a transformer that has no adapter yet."""
+        from training.flux.loading import load_transformer
+        from training.lora.adapter import adapter_parameters
+
+        if adapter_parameters(self._parts.transformer):
+            self._parts.transformer = load_transformer(self.source, self.args.device)
+        return self._parts
+
+    @cached_property
+    def base(self) -> PictureFolder:
+        """The base's pictures; their arithmetic is a part of their place, as it changes pixels."""
+        arithmetic = "bf16" if self._parts.autocast else str(next(self._parts.transformer.parameters()).dtype)[6:]
+        device = next(self._parts.transformer.parameters()).device.type
+        return PictureFolder(self.folder / f"base-{device}-{arithmetic}")
+
+    @cached_property
+    def vocabulary(self):
+        """Which words the model's text encoder knows."""
+        from transformers import AutoTokenizer
+
+        from training.concepts import vocabulary_of
+
+        return vocabulary_of(AutoTokenizer.from_pretrained(Path(self.source.folder) / "tokenizer_2"))
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many images are measured of what, as `evaluation.probes` takes them."""
+        args = self.args
+        return {
+            "images": args.images,
+            "images_per_other": args.images_per_other,
+            "images_per_attack": args.images_per_attack,
+        }
+
+    # --- concepts and trainings ------------------------------------------------------------------------------------
+
+    def kind(self, phrase: str) -> str:
+        """The kind of a concept that the classifier can name."""
+        from training.evaluation.classifier import RELATIONS as NAMED
+
+        if phrase in self.classifier.styles:
+            return "abstraction"
+        return "relationship" if phrase in NAMED else "entity"
+
+    @cache  # noqa: B019 (there is one workplace in a process)
+    def concept(self, phrase: str, seed: int, irrelevant: int = 0):
+        """The concept as the pack chooses its words by itself.
+
+        A style's irrelevant words are the model's other styles but one, which is held out (another one for each seed):
+        what the pack would choose from are styles of real art. irrelevant: how many words, where it is not 0.
+        """
+        from training.concepts import irrelevant_words, make_concept
+
+        kind, options = self.kind(phrase), {"seed": seed, "vocabulary": self.vocabulary}
+        if kind == "abstraction":
+            others = [style for style in self.classifier.styles if style != phrase]
+            held_out = seed % len(others)
+            return make_concept(phrase, kind, irrelevant=others[:held_out] + others[held_out + 1 :], **options)
+        concept = make_concept(phrase, kind, **options)
+        if not irrelevant:
+            return concept
+        words = irrelevant_words(
+            phrase, seed, irrelevant, kind=kind, synonyms=concept.synonyms, vocabulary=self.vocabulary
+        )
+        return make_concept(phrase, kind, synonyms=concept.synonyms, irrelevant=words, **options)
+
+    def key(self, phrase: str, seed: int, variant: Any, concept: Any, **more: Any) -> str:
+        """The key of a row: model, concept with its words, all settings, image counts."""
+        return key_of({
+            "model": self.model, "concept": concept.to_dict(), "seed": seed, "variant": variant, **self.counts, **more,
+        })  # fmt: skip
+
+    def config(self, overrides: dict[str, Any], seed: int):
+        """The pack's defaults with --set and then `overrides`; no sample images."""
+        from training.config import ErasureConfig
+
+        return ErasureConfig.from_dict({**self.settings, **overrides, "seed": seed, "sample_every": 0})
+
+    @contextmanager
+    def group(self, phrase: str, seed: int) -> Iterator[Path | None]:
+        """The folder for the trainings of one concept and seed, which one process alone works on; None: another does.
+
+        It is removed at the end, and kept when something went wrong, so that a rerun by the same code goes on from
+        there.
+        """
+        name = f"{self.rows.path.stem}-{phrase.replace(' ', '_')}-{seed}-{self.engine}"
+        with self.rows.claim(f"{self.model} {phrase} {seed}") as mine:
+            if not mine:
+                say(f"{phrase}, seed {seed}: another process is at it")
+                yield None
+                return
+            folder = self.folder / "work" / name
+            yield folder
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def train(self, concept: Any, config: Any, folder: Path, factory: Callable | None = None) -> Trained:
+        """Trains below `folder`; goes on where it was interrupted, and takes over a bank that is already there.
+
+        factory: see `trainer.run`; such a training needs a folder of its own.
+        """
+        from training.checkpoint import bank_request_digest, request_digest
+        from training.concepts import Concept
+        from training.config import ErasureRequest
+        from training.lora.format import read_lora
+        from training.trainer import run
+
+        request = ErasureRequest(self.source, concept, config, "lora", str(folder), self.args.device)
+        work = folder / request_digest(request)
+        bank = folder / f"bank-{bank_request_digest(request)}"
+        facts = bank.with_suffix(".json")
+        shared = bank.is_file() and facts.is_file() and not (work / "bank.safetensors").exists()
+        work.mkdir(parents=True, exist_ok=True)
+        if shared:
+            _link(bank, work / "bank.safetensors")
+        clock, cpu = time.monotonic(), time.process_time()
+        moments: dict[str, float] = {}
+
+        def report(event: dict[str, Any]) -> None:
+            if event["type"] == "phase":
+                moments.setdefault(event["phase"], time.monotonic() - clock)
+
+        request = dataclasses.replace(request, output_folder=str(work))
+        result = run(request, work, report, factory=factory)
+        cpu = time.process_time() - cpu
+        took = {"seconds": 0.0, "cpu_seconds": 0.0}
+        if shared:
+            took = json.loads(facts.read_text(encoding="utf-8"))
+        elif "bank" in moments:
+            share = (moments["train"] - moments["bank"]) / max(1e-9, time.monotonic() - clock)
+            took = {"seconds": moments["train"] - moments["bank"], "cpu_seconds": share * cpu}
+            _link(work / "bank.safetensors", bank)
+            facts.write_text(json.dumps(took), encoding="utf-8")
+        return Trained(
+            read_lora(Path(result["lora"]))[0],
+            Concept.from_dict(result["concept"]),
+            round(result["seconds"] + (took["seconds"] if shared else 0), 1),
+            round(cpu + (took["cpu_seconds"] if shared else 0), 1),
+            round(took["seconds"], 1),
+        )
+
+    def measured(
+        self,
+        slot: dict[str, Any],
+        key: str,
+        folder: Path,
+        concept: Any,
+        config: Any | None,
+        factory: Callable | None = None,
+    ) -> Row:
+        """Trains (nothing where `config` is None: attention deletion), measures, and keeps the row."""
+        from training.evaluation import measure_deletion, measure_erasure
+
+        trained = self.train(concept, config, folder, factory) if config is not None else None
+        parts = self.parts()
+        options = {**self.counts, "base": self.base}
+        began, cpu = time.monotonic(), time.process_time()
+        if trained is None:
+            score = measure_deletion(parts, self.classifier, concept, **options)
+        else:
+            score = measure_erasure(parts, self.classifier, trained.concept, trained.weights, **options)
+        times = {"measure_seconds": time.monotonic() - began, "measure_cpu_seconds": time.process_time() - cpu}
+        if trained is not None:
+            times |= {
+                "seconds": trained.seconds, "cpu_seconds": trained.cpu_seconds, "bank_seconds": trained.bank_seconds
+            }  # fmt: skip
+        facts = {
+            "kind": concept.kind,
+            "synonyms": len(concept.synonyms),
+            "irrelevant": list(concept.irrelevant),
+            "config": None if config is None else config.to_dict(),
+            "counts": self.counts,
+        }
+        return self.keep(key, slot, {**facts, **score.to_dict(), **{n: round(t, 1) for n, t in times.items()}})
+
+    def done(self, key: str) -> bool:
+        """Whether there is a row with this key, with --fresh one that today's code has made."""
+        return any(
+            row["key"] == key and (not self.args.fresh or row["engine"] == self.engine) for row in self.rows.all()
+        )
+
+    def keep(self, key: str, slot: dict[str, Any], row: dict[str, Any]) -> Row:
+        """Keeps a row, with what it was made by."""
+        made = {"model": self.model, "engine": self.engine, "threads": self.threads}
+        return self.rows.put(key, slot, {**made, **row})
+
+
+def _link(source: Path, target: Path) -> None:
+    """`source` at `target` too, without a copy where the disk allows it."""
+    import os
+
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

@@ -1,0 +1,79 @@
+"""The benchmark commands from end to end, on the demo model with a tiny random transformer in its place."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from scripts import bench
+from scripts.measures import page, workplace
+from tests.flux_models import tiny_folder
+
+SETTINGS = [
+    "--set", "steps=2", "--set", "erase_prompts=2", "--set", "preserve_prompts=2", "--set", "t_min=0.8",
+    "--set", "rank=2", "--concepts", "car", "--seeds", "1", "--images", "2", "--images-per-other", "0",
+    "--images-per-attack", "1",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def flux(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tiny_folder(demo_folder, tmp_path_factory.mktemp("tiny-flux"))
+    shutil.copytree(demo_folder / "classifier", folder / "classifier")
+    return folder
+
+
+@pytest.fixture
+def run(flux: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Runs a command; → its rows."""
+    monkeypatch.setattr(workplace, "CACHE", tmp_path / "cache")
+
+    def run(command: str, *arguments: str) -> list[dict]:
+        where = ["--source", str(flux), "--device", "cpu", "--out", str(tmp_path)]
+        args = bench.parser().parse_args([command, *where, *SETTINGS, *arguments])
+        args.run(args)
+        return json.loads((tmp_path / f"{command}.json").read_text(encoding="utf-8"))["rows"]
+
+    return run
+
+
+def test_methods_are_trained_and_measured_once(run, tmp_path: Path):
+    rows = run("erasure", "--methods", "eraseanything,multi_objective,attention_deletion")
+    by_method = {row["method"]: row for row in rows}
+    assert list(by_method) == ["eraseanything", "multi_objective", "attention_deletion"]
+    trained = by_method["eraseanything"]
+    assert trained["bank_seconds"] == by_method["multi_objective"]["bank_seconds"] > 0  # they share one
+    assert trained["cpu_seconds"] > 0 and trained["config"]["steps"] == 2 and "seconds" not in rows[2]
+    assert {share["images"] for share in trained["attacks"].values()} == {1} and trained["acc_e"]["images"] == 2
+    assert not list(tmp_path.glob("cache/bench/*/work/*"))
+    assert list(tmp_path.glob("cache/bench/*/base-*/*.png"))
+    again = run("erasure", "--methods", "eraseanything,multi_objective,attention_deletion")
+    assert again == rows
+
+
+def test_one_setting_at_a_time(run):
+    rows = run("ablation", "--variants", "rank 4")
+    assert [(row["variant"], row["config"]["rank"]) for row in rows] == [("defaults", 2), ("rank 4", 4)]
+
+
+def test_strength_has_eleven_rates_and_changes_nothing_at_zero(run):
+    (row,) = run("strength")
+    assert row["strengths"] == [n / 10 for n in range(11)] and len(row["rates"]) == 11
+    assert row["same_at_zero"] is True and row["spearman"] == page.spearman(row["strengths"], row["rates"])
+
+
+def test_cost_counts_the_authors_schedule_against_ours(run, tmp_path: Path):
+    pairs, *trainings = run("cost", "--repeats", "2", "--pairs", "1")
+    flops = pairs["pair_flops"]
+    # 142 passes and 3 with backward against 2 with backward, one of which also makes a short pass for L_rsc
+    assert 25 < flops[page.AUTHORS] / flops["ours, batch 1"] < 50
+    assert flops["ours"] > flops["ours, batch 1"] and pairs["bank_flops"][page.AUTHORS] == 0
+    assert [len(seconds) for seconds in pairs["pair_seconds"].values()] == [2, 2, 2]
+    assert [row["schedule"] for row in trainings] == ["ours", "ours, batch 1", page.AUTHORS]
+    assert len({row["config"]["steps"] for row in trainings}) == 1
+    args = bench.parser().parse_args(["page", "--out", str(tmp_path)])
+    args.run(args)
+    assert "## Cost" in (tmp_path / "README.md").read_text(encoding="utf-8")

@@ -1,0 +1,193 @@
+"""The memory estimate against what PyTorch keeps and what processes really take, and running out of memory for real."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from diffusers import FluxTransformer2DModel
+
+from training.concepts import Concept
+from training.config import TARGETS, ErasureConfig, ErasureRequest, target_blocks
+from training.errors import JobError
+from training.flux.source import demo_source
+from training.flux.text import TextEmbeds
+from training.flux.velocity import velocity
+from training.jobs import Job, JobStore, Scheduler
+from training.lora.adapter import add_adapter
+from training.memory import GB, adapter_parameters, cheaper, estimate_memory, kept, shortage
+
+ROOT = Path(__file__).parents[2]
+STARVED_WORKER = Path(__file__).with_name("starved_worker.py")
+CONCEPT = Concept("car", irrelevant=("house", "tree", "apple"), preserve=("a photo of a house", "a photo of a tree"))
+
+
+def request(loras: Path, precision: str = "fp32", **settings: int) -> ErasureRequest:
+    short = {"steps": 5, "rank": 4, "erase_prompts": 2, "sampling_steps": 2, "sample_every": 0, "checkpoint_every": 1}
+    config = ErasureConfig(**{**short, **settings})
+    return ErasureRequest(demo_source(precision), CONCEPT, config, "erase-car", str(loras), "cpu")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_is_kept_for_the_backward_pass(dtype):
+    double, single, heads, side, text, batch = 3, 2, 2, 8, 32, 2
+    model = FluxTransformer2DModel(
+        patch_size=1, in_channels=64, num_layers=double, num_single_layers=single, attention_head_dim=128,
+        num_attention_heads=heads, joint_attention_dim=64, pooled_projection_dim=32, guidance_embeds=True,
+    ).to(dtype).requires_grad_(False)  # fmt: skip
+    config = ErasureConfig(method="esd", batch_erase=batch, rank=4)
+    blocks = target_blocks(config.targets, (), double, single)
+    parameters = add_adapter(model, TARGETS[config.targets], config.rank, 4.0, 0, blocks)
+    geometry = {**model.config, "num_attention_heads": heads}
+    assert sum(p.numel() for p in parameters) == adapter_parameters(config, geometry)
+    weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    found: dict[int, torch.UntypedStorage] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            found[storage.data_ptr()] = storage
+        return tensor
+
+    embeds = TextEmbeds(torch.randn(batch, text, 64), torch.randn(batch, 32))
+    autocast = torch.autocast("cpu", torch.bfloat16, enabled=dtype == torch.bfloat16)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor), autocast:
+        velocity(model, torch.randn(batch, side * side, 64), 0.7, embeds, 3.5, (side, side))
+    unit = (side * side + text) * heads * 128 * dtype.itemsize
+    measured = sum(storage.nbytes() for storage in found.values()) / unit
+    assert 0.75 < measured / kept(config, geometry) < 1.1
+
+
+@pytest.mark.parametrize("targets", list(TARGETS))
+def test_adapter_parameters_are_counted_exactly(targets):
+    model = FluxTransformer2DModel(
+        num_layers=2, num_single_layers=3, attention_head_dim=16, num_attention_heads=2, joint_attention_dim=8,
+        pooled_projection_dim=8, axes_dims_rope=(4, 6, 6),
+    )  # fmt: skip
+    config = ErasureConfig(targets=targets, rank=3)
+    parameters = add_adapter(model, TARGETS[targets], 3, 3.0, 0, target_blocks(targets, (), 2, 3))
+    assert sum(p.numel() for p in parameters) == adapter_parameters(config, dict(model.config))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak is read from /proc")
+def test_the_estimate_fits_what_a_training_takes(demo_folder, tmp_path):
+    """Two trainings that differ in their batches: the difference is free of what Python and its libraries take."""
+    peaks, estimates = [], []
+    for batch in (2, 24):
+        wanted = request(tmp_path / str(batch), steps=1, batch_erase=batch, batch_preserve=batch, checkpoint_every=100)
+        code = (
+            "import json, sys, torch; from pathlib import Path; from training import trainer;"
+            "from training.config import ErasureRequest; torch.set_num_threads(1);"
+            "request = ErasureRequest.from_dict(json.loads(sys.argv[1]));"
+            "trainer.run(request, Path(sys.argv[2]), lambda event: None);"
+            "print([line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')][0])"
+        )
+        command = [sys.executable, "-c", code, json.dumps(wanted.to_dict()), str(tmp_path / f"job-{batch}")]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        peaks.append(int(done.stdout.split()[-1]) * 1024)
+        estimates.append(estimate_memory(wanted).need)
+    took, expected = peaks[1] - peaks[0], estimates[1] - estimates[0]
+    assert 0.6 < took / expected < 1.4, (peaks, estimates)
+    assert 0.7 < peaks[1] / estimates[1] < 1.3, (peaks, estimates)
+
+
+def test_more_of_anything_needs_more(demo_folder, tmp_path):
+    plain = estimate_memory(request(tmp_path))
+    for settings in ({"batch_preserve": 64}, {"resolution": 256}, {"rank": 256}):
+        assert estimate_memory(request(tmp_path, **settings)).phases["train"] > plain.phases["train"]
+    pictures = estimate_memory(request(tmp_path, sample_every=1, sample_count=16)).phases["samples"]
+    assert pictures > estimate_memory(request(tmp_path, sample_every=1, sample_count=1)).phases["samples"]
+    assert estimate_memory(request(tmp_path, "bf16")).phases["encode"] < plain.phases["encode"]
+
+
+def test_cheaper_settings_come_in_order_and_end(demo_folder, tmp_path):
+    wanted, told, needs = request(tmp_path, batch_erase=4, batch_preserve=8), [], []
+    while True:
+        needs.append(estimate_memory(wanted).phases["train"])
+        found = cheaper(wanted)
+        if found is None:
+            break
+        wanted, what = found
+        told.append(what)
+    assert told[:3] == [
+        "smaller batches (erase 4 → 2, preserve 8 → 4)",
+        "smaller batches (erase 2 → 1, preserve 4 → 2)",
+        "smaller batches (preserve 2 → 1)",
+    ]
+    assert told[3] == "a lower resolution (128 → 96 pixels)"
+    assert told[-1] == "bf16 weights"
+    assert needs == sorted(needs, reverse=True)
+    assert cheaper(wanted, "samples") is None
+    rendering = request(tmp_path, sample_every=2, sample_count=2)
+    assert cheaper(rendering, "samples")[1] == "one sample image instead of 2 at a time"
+
+
+def test_a_shortage_says_how_much_is_missing_and_what_would_help(demo_folder, tmp_path):
+    wanted = request(tmp_path, batch_erase=256, batch_preserve=256)
+    need = estimate_memory(wanted).need
+    assert shortage(wanted, need) == ""
+    sentence = shortage(wanted, need - GB)
+    assert sentence.startswith("Waiting: 1.0 GB of memory are missing (the training needs about")
+    assert sentence.endswith("or train with batch_erase 128, batch_preserve 128.")
+    assert "no setting makes it fit" in shortage(wanted, 1000)
+
+
+@pytest.fixture
+def store(tmp_path: Path, demo_folder: Path):
+    store = JobStore(tmp_path / "jobs")
+    yield store
+    for job in store.list():
+        if job.state.pid and psutil.pid_exists(job.state.pid):
+            psutil.Process(job.state.pid).kill()
+
+
+def trained(store: JobStore, job: Job, **options: object) -> Job:
+    """The job when its worker has ended."""
+    scheduler = Scheduler(store, **options)
+    scheduler.start()
+    try:
+        while store.get(job.id).state.state in ("queued", "starting", "running"):
+            time.sleep(0.05)
+    finally:
+        scheduler.close()
+    return store.get(job.id)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a limit on the address space makes memory run out")
+def test_running_out_of_memory_keeps_the_checkpoint_and_retries_with_less(store, tmp_path):
+    job = store.submit(request(tmp_path / "loras", batch_erase=8, batch_preserve=32))
+    failed = trained(store, job, command=lambda folder: [sys.executable, str(STARVED_WORKER), str(folder)])
+    log = failed.folder.log_file.read_text()
+    assert failed.state.state == "failed", log
+    assert "allocate memory" in log  # the allocator's own words
+    less = "smaller batches (erase 8 → 4, preserve 32 → 16)"
+    assert failed.state.message == (
+        f"Out of memory at step 2 (the checkpoint of step 2 is kept): retry with {less}, or close other programs and "
+        "resume."
+    )
+    assert failed.to_dict()["cheaper"] == less
+    again = store.retry(job.id, cheaper=True)
+    assert store.retry(job.id, cheaper=True).id == again.id
+    assert again.parent == job.id
+    assert (again.request["config"]["batch_erase"], again.request["config"]["batch_preserve"]) == (4, 16)
+    with pytest.raises(JobError, match="Another job already writes the LoRA"):
+        store.retry(job.id)
+    done = trained(store, again)
+    assert done.state.state == "completed", done.folder.log_file.read_text()
+    assert [e["step"] for e in done.folder.events() if e["type"] == "step"] == [3, 4, 5]  # it went on
+    assert done.lora.is_file()
+    assert store.get(job.id).state.state == "failed"  # as it was
+
+
+def test_the_peak_phase_is_what_is_made_cheaper(demo_folder, tmp_path):
+    wanted = request(tmp_path, batch_erase=1, batch_preserve=1, sample_every=1, sample_count=16)
+    assert estimate_memory(wanted).peak == "samples"
+    assert shortage(wanted, estimate_memory(wanted).need - 1).endswith("train with sample_count 1.")
+    assert replace(wanted, config=replace(wanted.config, sample_count=1)) == cheaper(wanted, "samples")[0]

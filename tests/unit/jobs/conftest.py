@@ -1,0 +1,37 @@
+"""A store, requests and a scheduler whose workers only count."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.job_parts import command, counting_request
+from training.config import ErasureRequest
+from training.jobs import JobStore, Scheduler
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[JobStore]:
+    store = JobStore(tmp_path / "jobs")
+    store.configure(wait_for_memory=False)  # counting needs none, however full this machine is
+    yield store
+    for job in store.list():
+        if job.state.pid and psutil.pid_exists(job.state.pid):
+            psutil.Process(job.state.pid).kill()
+
+
+@pytest.fixture
+def request_for(tmp_path: Path) -> Callable[..., ErasureRequest]:
+    return partial(counting_request, tmp_path / "loras")
+
+
+@pytest.fixture
+def scheduler(store: JobStore) -> Iterator[Scheduler]:
+    scheduler = Scheduler(store, command=command, patience=1)
+    scheduler.start()
+    yield scheduler
+    scheduler.close()

@@ -1,0 +1,324 @@
+"""The benchmarks' bookkeeping: rows that survive, resume and are shared by processes; summaries, bars and the page."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from scripts import bench
+from scripts.environment import ROOT
+from scripts.measures import page, table, workplace
+from scripts.measures.rows import Rows, key_of
+from scripts.measures.workplace import PictureFolder, Workplace, seeds_of
+from training.config import ErasureConfig
+
+
+def share(before: float, after: float, images: int = 10) -> dict:
+    return {"before": before, "after": after, "images": images}
+
+
+def row(method: str, concept: str, seed: int, acc_e: float, attack: float = 0.1, acc_ir: float = 0.95, **more) -> dict:
+    return {
+        "key": f"{method}-{concept}-{seed}", "method": method, "concept": concept, "seed": seed, "kind": "entity",
+        "acc_e": share(1.0, acc_e), "acc_g": share(0.9, 0.05), "acc_ir": share(0.96, acc_ir),
+        "acc_ir_seen": share(0.97, 0.97), "attacks": {"prefix": share(0.95, attack)}, "parts": {},
+        "drift": {"perceptual": 0.1, "psnr": 20.0, "images": 10}, "seconds": 100.0 + seed, "model": "m", "engine": "e",
+        "threads": 2, "counts": {"images": 10}, **more,
+    }  # fmt: skip
+
+
+ROWS = [
+    row("eraseanything", "car", 0, 0.0),
+    row("eraseanything", "car", 1, 0.2),
+    row("eraseanything", "owl", 0, 0.02),
+    row("esd", "car", 0, 0.0, attack=0.3, acc_ir=0.5),
+    row("gem", "car", 0, 0.0, attack=0.02, acc_ir=0.99),
+]
+
+
+def result(name: str, rows: list[dict]) -> dict:
+    machine = {"cores": 2, "machine": "x86_64", "gpu": None, "torch": "2"}
+    return {"name": name, "date": "2026-01-01", "command": f"scripts/bench.py {name}", "machine": machine, "rows": rows}
+
+
+def test_keys_depend_on_every_setting_and_not_on_their_order():
+    assert key_of({"a": 1, "b": [1, 2]}) == key_of({"b": [1, 2], "a": 1})
+    keys = {key_of(s) for s in ({"a": 1, "b": [1, 2]}, {"a": 1, "b": [2, 1]}, {"a": 1.5, "b": [1, 2]}, {"a": 1})}
+    assert len(keys) == 4
+
+
+def test_a_row_takes_the_place_of_the_older_one_in_its_slot(tmp_path: Path):
+    rows = Rows(tmp_path / "out" / "erasure.json", tmp_path / "locks")
+    assert rows.all() == []
+    rows.put("a", {"method": "esd", "seed": 0}, {"acc_e": 0.5})
+    rows.put("b", {"method": "esd", "seed": 1}, {"acc_e": 0.6})
+    rows.put("c", {"method": "esd", "seed": 0}, {"acc_e": 0.7})
+    assert [r["key"] for r in rows.all()] == ["b", "c"]
+    rows.summarise({"esd": 1})
+    text = rows.path.read_text(encoding="utf-8")
+    whole = json.loads(text)
+    assert whole["summary"] == {"esd": 1} and whole["rows"] == rows.all()
+    assert whole["date"] and whole["command"] and whole["machine"]["cores"]
+    assert sum('"key"' in line for line in text.splitlines()) == 2  # one row a line
+
+
+def test_processes_that_write_at_once_lose_nothing(tmp_path: Path):
+    code = (
+        "import sys; from pathlib import Path; from scripts.measures.rows import Rows\n"
+        "rows = Rows(Path(sys.argv[1]) / 'x.json', Path(sys.argv[1]) / 'locks')\n"
+        "for n in range(15): rows.put(f'{sys.argv[2]}{n}', {'who': sys.argv[2], 'n': n}, {})"
+    )
+    commands = [[sys.executable, "-c", code, str(tmp_path), who] for who in "ab"]
+    processes = [subprocess.Popen(command, cwd=ROOT) for command in commands]
+    assert [process.wait(120) for process in processes] == [0, 0]
+    assert len(Rows(tmp_path / "x.json", tmp_path / "locks").all()) == 30
+
+
+def test_what_one_process_works_on_no_other_does_until_it_has_ended(tmp_path: Path):
+    code = (
+        "import sys; from pathlib import Path; from scripts.measures.rows import Rows\n"
+        "rows = Rows(Path(sys.argv[1]) / 'x.json', Path(sys.argv[1]) / 'locks')\n"
+        "with rows.claim('car 0') as mine, rows.claim('car 1') as other:\n"
+        "    print(mine, other, flush=True); sys.stdin.read()"
+    )
+    rows = Rows(tmp_path / "x.json", tmp_path / "locks")
+    with rows.claim("car 1") as here:
+        assert here
+        process = subprocess.Popen(
+            [sys.executable, "-c", code, str(tmp_path)],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        assert process.stdout.readline().split() == ["True", "False"]
+        with rows.claim("car 0") as mine:
+            assert not mine
+        process.kill()
+        process.communicate()
+        with rows.claim("car 0") as mine:  # the claim of a killed process is free
+            assert mine
+
+
+def test_pictures_on_disk_are_those_that_were_put_there(tmp_path: Path):
+    pictures = PictureFolder(tmp_path / "base")
+    image = torch.randint(256, (3, 16, 16), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    pictures["a cat", 5] = image
+    assert ("a cat", 5) in pictures and ("a cat", 6) not in pictures and len(pictures) == 1
+    assert torch.equal(PictureFolder(tmp_path / "base")["a cat", 5], image)
+    with pytest.raises(KeyError):
+        pictures["a dog", 5]
+
+
+class DryRun(Workplace):
+    """A workplace that writes down what it would train and measure, which takes minutes each."""
+
+    def measured(self, slot: dict, key: str, folder, concept, config, factory=None) -> dict:
+        self.made.append((slot, concept, config))
+        facts = row("", "", 0, 0.5, measure_seconds=1.0, engine=self.engine)
+        return self.rows.put(key, slot, {n: v for n, v in facts.items() if n not in ("key", *slot)})
+
+
+@pytest.fixture
+def dry_run(demo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple]]:
+    """Runs `table._fill` for a command line, without its measurements; → what would have been made."""
+    monkeypatch.setattr(workplace, "CACHE", tmp_path / "cache")
+
+    def run(column: str, variants: dict, *arguments: str) -> list[tuple]:
+        args = bench.parser().parse_args(["erasure", "--source", str(demo_folder), "--out", str(tmp_path), *arguments])
+        place = DryRun(args, "erasure")
+        place.made = []
+        table._fill(place, column, variants)
+        return place.made
+
+    return run
+
+
+def test_a_second_run_does_nothing_and_a_wider_one_only_the_rest(dry_run, monkeypatch: pytest.MonkeyPatch):
+    methods = ("eraseanything", "esd", "attention_deletion")
+    variants = {name: table.METHODS[name] for name in methods}
+
+    def made(*arguments: str) -> list[tuple]:
+        return [
+            (slot["concept"], slot["seed"], slot["method"]) for slot, _, _ in dry_run("method", variants, *arguments)
+        ]
+
+    assert made("--concepts", "car", "--seeds", "2") == [("car", seed, m) for seed in (0, 1) for m in methods]
+    assert made("--concepts", "car", "--seeds", "2") == []
+    assert made("--concepts", "car,owl", "--seeds", "1,2") == [
+        *(("car", 2, method) for method in methods),
+        *(("owl", seed, method) for seed in (1, 2) for method in methods),
+    ]
+    assert made("--concepts", "car", "--seeds", "1", "--fresh") == []
+    monkeypatch.setattr(workplace, "engine_digest", lambda: "another state")
+    assert made("--concepts", "car", "--seeds", "1") == []
+    assert len(made("--concepts", "car", "--seeds", "1", "--fresh")) == 3
+    assert len(made("--concepts", "car", "--seeds", "1", "--images", "7")) == 3  # other counts, other rows
+    assert len(made("--concepts", "car", "--seeds", "1", "--images", "7", "--set", "rank=3")) == 2  # nothing to train
+
+
+def test_variants_are_settings_that_exist_and_what_equals_the_defaults_is_left_out(dry_run):
+    made = {
+        slot["variant"]: (concept, config)
+        for slot, concept, config in dry_run("variant", table.VARIANTS, "--concepts", "car", "--seeds", "1")
+    }
+    default = made["defaults"][1]
+    assert default == ErasureConfig(seed=0, sample_every=0)
+    assert not {f"rank {default.rank}", f"eta {default.eta:g}", f"t_min {default.t_min:g}"} & set(made)
+    assert made["rank 32"][1].rank == 32 and made["rank 32"][1].alpha == 32
+    first, second = (made[f"{half} half of the blocks"][1].blocks for half in ("first", "second"))
+    assert first and second and not set(first) & set(second)
+    assert len(made["K 6"][0].irrelevant) == 6 and made["K 6"][1] == default
+    others = [
+        concept.irrelevant for name, (concept, config) in made.items() if name != "defaults" and config == default
+    ]
+    assert len(set(others)) == len(others) and made["defaults"][0].irrelevant not in others
+
+
+def test_styles_hold_another_style_out_for_each_seed(dry_run):
+    variants = {"eraseanything": {}}
+    made = dry_run("method", variants, "--concepts", ",".join((*bench.STYLES, *bench.RELATIONS)), "--seeds", "3")
+    assert {concept.kind for _, concept, _ in made} == {"abstraction", "relationship"}
+    for style in bench.STYLES:
+        words = [set(concept.irrelevant) for slot, concept, _ in made if slot["concept"] == style]
+        assert len(set.union(*words)) == 3 and [len(w) for w in words] == [2, 2, 2] and not set.intersection(*words)
+
+
+def test_names_that_do_not_exist_are_refused():
+    assert table.chosen("esd, gem", table.METHODS) == ["esd", "gem"]
+    assert table.chosen("", table.METHODS) == list(table.METHODS)
+    with pytest.raises(SystemExit, match=r"Unknown: essd\. Choose from: eraseanything"):
+        table.chosen("essd", table.METHODS)
+
+
+def test_seeds():
+    assert seeds_of("3") == [0, 1, 2] and seeds_of("2,5") == [2, 5] and seeds_of("4,") == [4]
+
+
+def test_commands_and_their_help():
+    args = bench.parser().parse_args(["erasure", "--concepts", "car", "--methods", "esd", "--threads", "1"])
+    assert args.run is table.erasure and args.images_per_attack == args.images // 2
+    assert len(bench.NOUNS) >= 8 and len(bench.STYLES) == 2 and len(bench.RELATIONS) == 1
+
+
+@pytest.mark.parametrize(
+    ("second", "expected"),
+    [([3, 2, 1, 0], -1.0), ([0, 0, 0, 0], None), ([1, 1, 0, 0], -0.8944), ([0, 2, 1, 3], 0.8)],
+)
+def test_spearman(second: list[float], expected: float | None):
+    assert page.spearman([0, 1, 2, 3], second) == expected
+
+
+def test_the_summary_has_means_spread_and_the_worst_concept():
+    nouns = page.erasure_summary(ROWS)["eraseanything"]["nouns"]
+    acc_e = nouns["shares"]["acc_e"]
+    assert (acc_e["before"], acc_e["after"], acc_e["rows"]) == (1.0, 0.0733, 3)
+    assert acc_e["worst"] == {"concept": "car", "after": 0.1} and acc_e["spread"] == pytest.approx(0.1102, abs=1e-4)
+    assert nouns["seconds"] == {"mean": 100.3, "max": 101.0} and nouns["drift"] == {"perceptual": 0.1, "psnr": 20.0}
+
+
+def bar(found: list[page.Bar], start: str) -> tuple[bool | None, str]:
+    (one,) = [b for b in found if b[0].startswith(start)]
+    return one[1:]
+
+
+def test_bars_are_judged_by_the_numbers():
+    found = page.bars({"erasure": page.erasure_summary(ROWS)})
+    assert bar(found, "1. Acc_e") == (False, "100.0 % → 7.3 % ± 11.0 %")
+    assert bar(found, "1. Acc_g")[0] and bar(found, "1. Attack prefix")[0] and bar(found, "1. Acc_ir")[0]
+    assert bar(found, "1. No concept") == (True, "car 10.0 %") and bar(found, "1. ≤ 6 minutes")[0]
+    assert bar(found, "2. EraseAnything beats ESD")[0] is True
+    assert bar(found, "2. EraseAnything is no worse than GEM")[0] is False
+    assert bar(found, "2. EraseAnything beats Concept Ablation") == (None, "")
+    assert {met for text, met, _ in found if text[0] in "345"} == {None}
+
+
+def test_an_attack_that_the_base_does_not_understand_is_not_won():
+    rows = [row("eraseanything", "car", 0, 0.0, attacks={"prefix": share(0.6, 0.0)})]
+    assert bar(page.bars({"erasure": page.erasure_summary(rows)}), "1. Attack prefix")[0] is False
+
+
+def ablated(variant: str, concept: str, acc_e: float) -> dict:
+    return {**row("", concept, 0, acc_e), "variant": variant}
+
+
+def test_differences_to_the_defaults_are_taken_concept_by_concept():
+    rows = [ablated("defaults", "car", 0.1), ablated("defaults", "owl", 0.5), ablated("defaults", "bee", 0.3)]
+    rows += [ablated("without esd", "car", 0.4), ablated("without esd", "owl", 0.8), ablated("rank 2", "car", 0.1)]
+    summary = page.ablation_summary(rows)
+    assert summary["without esd"]["difference"]["acc_e"] == {"mean": 0.3, "error": 0.0, "pairs": 2}
+    assert summary["rank 2"]["difference"]["acc_e"] == {"mean": 0.0, "error": 0.0, "pairs": 1}
+    found = page.bars({"ablation": summary})
+    assert bar(found, "2. The term esd") == (True, "without it: Acc_e +30.0 ± 0.0 points")
+    assert bar(found, "2. The term rsc")[0] is None
+
+
+def cost_rows() -> list[dict]:
+    pairs = {
+        "what": "pairs", "steps": 100, "model": "m",
+        "pair_flops": {"ours": 100, "ours, batch 1": 10, page.AUTHORS: 350},
+        "bank_flops": {"ours": 1000, "ours, batch 1": 1000, page.AUTHORS: 0},
+        "bank_seconds": {"ours": 10.0, "ours, batch 1": 10.0, page.AUTHORS: 0.0},
+        "pair_seconds": {"ours": [1.0, 1.0], "ours, batch 1": [0.2, 0.1], page.AUTHORS: [3.0, 3.0]},
+    }  # fmt: skip
+    trained = [
+        {**row("", "car", 0, acc_e), "what": "training", "schedule": name}
+        for name, acc_e in (("ours", 0.0), ("ours, batch 1", 0.3), (page.AUTHORS, 0.1))
+    ]
+    return [pairs, *trained]
+
+
+def test_cost_is_told_for_our_batch_and_for_theirs():
+    summary = page.cost_summary(cost_rows())
+    assert summary["ours, batch 1"] == {
+        "flops": 35.0,
+        "flops_to_the_end": 17.5,
+        "time": 22.5,
+        "time_to_the_end": 12.0,
+        "time_range": [15.0, 30.0],
+    }
+    found = page.bars({"cost": summary})
+    assert bar(found, "3. ≥ 30 × fewer FLOPs per pair (ours)")[0] is False
+    assert bar(found, "3. ≥ 30 × fewer FLOPs per pair (ours, batch 1)")[0] is True
+    assert bar(found, "3. At equal or better Acc, as many pairs (ours)")[0] is True
+    assert bar(found, "3. At equal or better Acc, as many pairs (ours, batch 1)")[0] is False
+
+
+STRENGTH = [
+    {"concept": c, "seed": 0, "strengths": [0.0, 0.5, 1.0], "rates": r, "spearman": s, "same_at_zero": True}
+    for c, r, s in (("car", [1.0, 0.5, 0.0], -1.0), ("owl", [1.0, 1.0, 0.0], -0.866))
+]
+
+
+def test_the_page_is_made_of_the_files_that_are_there(tmp_path: Path):
+    def written(**files: list[dict]) -> str:
+        for name, rows in files.items():
+            (tmp_path / f"{name}.json").write_text(json.dumps(result(name, rows)), encoding="utf-8")
+        page.page(argparse.Namespace(out=tmp_path))
+        return (tmp_path / "README.md").read_text(encoding="utf-8")
+
+    assert "not measured" in written() and "## Cost" not in written()
+    text = written(erasure=ROWS, strength=STRENGTH)
+    assert "| eraseanything | 7.3 ± 11.0 (car 10.0) |" in text and "| base | 100.0 |" in text
+    assert "Spearman ≤ −0.95 per concept | missed | worst -0.866 |" in text
+    assert "`python scripts/bench.py erasure`, 2026-01-01, 2 cores (x86_64), torch 2." in text
+    assert "different states" not in text
+    text = written(
+        erasure=[*ROWS[:-1], {**ROWS[-1], "model": "another"}],
+        cost=cost_rows(),
+        ablation=[ablated("defaults", "car", 0)],
+    )
+    assert "of 2 different states (model)" in text and "## Cost" in text and "## One setting at a time" in text
+    widths: Callable[[str], int] = lambda line: line.replace("\\|", "").count("|")  # noqa: E731
+    lines = text.splitlines()
+    for number, line in enumerate(lines):
+        if line.startswith("| ---"):
+            block = [lines[number - 1], line, lines[number + 1]]
+            assert len({widths(one) for one in block}) == 1, block

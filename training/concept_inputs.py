@@ -1,0 +1,174 @@
+"""Collects the concept inputs of LoRAs, which merging without dilution needs (see `lora/inputs.py`).
+
+    python -m training.concept_inputs --source FOLDER LORA [LORA …]
+
+writes `<name>.inputs.safetensors` beside each LoRA that says which concept it erases. The last line is JSON: `written`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .bank import CHUNK
+from .concepts import Concept, vocabulary_of
+from .concepts.prompts import erase_prompts
+from .concepts.spans import span_mask, token_spans
+from .errors import ErasureError, LoraError
+from .flow import Flow, Progress
+from .flux.loading import load_text_encoders, load_transformer, pick_device, use_autocast
+from .flux.sampling import initial_noise, sigmas
+from .flux.source import FluxSource
+from .flux.text import TextEmbeds, TextEncoders
+from .flux.variants import variant_of
+from .lora.adapter import load_adapter
+from .lora.format import KEY_BASE, KEY_CONCEPT, LoraWeights, read_lora
+from .lora.inputs import COLUMNS, ConceptInputs, input_site, inputs_path, low_rank_factor, write_inputs
+
+STEPS = 8  # Euler steps of a trajectory: inputs change slowly with time, so a coarse grid says enough
+PROMPTS = {"concept": 16, "keep": 32}
+SEED = 424_242  # of the noise; not one that images are usually made with
+WIDEST = 4096  # inputs of a layer whose second moment is kept: attention's; the MLPs' would take gigabytes
+SPAN_SHARE = 0.5  # of the weight in a prompt is on the concept's own tokens, the rest on all alike, where it spreads to
+
+
+@torch.no_grad()
+def second_moments(
+    flow: Flow, modules: Sequence[str], embeds: TextEmbeds, tokens: Tensor, seeds: Sequence[int], *, student: bool,
+    progress: Progress | None = None,
+) -> dict[str, Tensor]:  # fmt: skip
+    """E[x xᵀ] of the inputs x of layers along trajectories, by place (see `input_site`): [inputs, inputs] fp32, CPU.
+
+    embeds: one prompt per trajectory; tokens: [B, L] weights of its text tokens (each row adds up to 1) for layers of
+    the text stream; in other layers all tokens count alike. seeds: of the noise, one per prompt. student: with the
+    adapter on; else the base. Layers with more than WIDEST inputs are left out. progress(done, total) counts passes.
+    """
+    run = flow.student if student else flow.teacher
+    moments: dict[str, Tensor] = {}
+    weights = tokens.to(flow.device)
+
+    def record(place: str, x: Tensor) -> None:
+        x = x.float()
+        own = weights if x.shape[1] == weights.shape[1] and ".add_" in place else x.new_ones(x.shape[:2]) / x.shape[1]
+        moment = (x * own[..., None]).flatten(0, 1).T @ x.flatten(0, 1)
+        moments[place] = moments[place] + moment if place in moments else moment
+
+    hooks = []
+    places: set[str] = set()
+    for module in modules:
+        layer, place = flow.transformer.get_submodule(module), input_site(module)
+        if place not in places and layer.in_features <= WIDEST:
+            places.add(place)
+            hooks.append(layer.register_forward_pre_hook(lambda _, args, place=place: record(place, args[0])))
+    try:
+        chunk = CHUNK if flow.transformer.config.num_attention_heads < 24 else 1
+        steps, starts, done = len(flow.levels) - 1, range(0, len(embeds), chunk), 0
+        for start in starts:
+            part = slice(start, start + chunk)
+            weights = tokens[part].to(flow.device)
+            latents = initial_noise(list(seeds[part]), flow.grid, flow.channels).to(flow.device)
+            for step in range(steps):
+                now, then = float(flow.levels[step]), float(flow.levels[step + 1])
+                v = run(latents, torch.full((len(latents),), now), embeds[part])
+                latents = latents + (then - now) * v
+                done += 1
+                if progress is not None:
+                    progress(done, steps * len(starts))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {place: (moment / (steps * len(embeds))).cpu() for place, moment in moments.items()}
+
+
+def collect_inputs(
+    flow: Flow, text: TextEncoders, concept: Concept, modules: Sequence[str], progress: Progress | None = None
+) -> ConceptInputs:
+    """The concept inputs of layers `modules`: on prompts with the concept with the adapter on (what the LoRA's layers
+    read when it erases), on its preservation prompts with the base.
+
+    flow: with the LoRA as its adapter (without one, the base serves for both); levels: the time grid to sample on.
+    """
+    vocabulary = vocabulary_of(text.tokenizer_2)
+    concept = concept.fitted(vocabulary)
+    wanted = erase_prompts(
+        concept.names(), concept.template, concept.kind, concept.irrelevant, PROMPTS["concept"], 0, vocabulary
+    )
+    length = text.sequence_length
+    rows = []
+    for prompt, phrase in wanted:
+        span = span_mask(token_spans(text.tokenizer_2, prompt, phrase, length), length).float()
+        rows.append((1 - SPAN_SHARE) / length + SPAN_SHARE * span / span.sum() if span.any() else span + 1 / length)
+    kept = ["", *concept.preserve][: PROMPTS["keep"]]
+    prompts = {"concept": [prompt for prompt, _ in wanted], "keep": kept}
+    tokens = {"concept": torch.stack(rows), "keep": torch.full((len(kept), length), 1 / length)}
+    factors: dict[str, dict[str, Tensor]] = {}
+    for kind, texts in prompts.items():
+        seeds = [SEED + i for i in range(len(texts))]
+        moments = second_moments(
+            flow, modules, text.encode(texts).to(flow.device), tokens[kind], seeds,
+            student=kind == "concept", progress=progress,
+        )  # fmt: skip
+        factors[kind] = {place: low_rank_factor(moment, COLUMNS[kind]) for place, moment in moments.items()}
+    return ConceptInputs(factors["concept"], factors["keep"], {KEY_CONCEPT: json.dumps(concept.to_dict())})
+
+
+def inputs_of_lora(
+    source: FluxSource, text: TextEncoders, weights: LoraWeights, metadata: Mapping[str, str], device: str = "auto",
+    progress: Progress | None = None,
+) -> ConceptInputs:  # fmt: skip
+    """The concept inputs of a trained LoRA on its base model. LoraError if it does not say its concept or its base is
+    another one."""
+    if KEY_CONCEPT not in metadata:
+        raise LoraError("The LoRA does not say which concept it erases: choose one that this pack has trained.")
+    base = source.fingerprint()
+    if metadata.get(KEY_BASE, base) != base:
+        raise LoraError("The LoRA was trained on another model: choose that one.")
+    concept, variant, place = (
+        Concept.from_dict(json.loads(metadata[KEY_CONCEPT])),
+        variant_of(source),
+        pick_device(device),
+    )
+    transformer = load_transformer(source, place)
+    load_adapter(transformer, weights)
+    side = max(1, min(512, variant.resolution) // 16)
+    flow = Flow(
+        transformer, sigmas(variant, STEPS, side * side), (side, side), variant.default_guidance,
+        use_autocast(source, place),
+    )  # fmt: skip
+    found = collect_inputs(flow, text, concept, list(weights), progress)
+    found.metadata[KEY_BASE] = base
+    return found
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command; returns the exit status (1: one sentence on stderr says why not)."""
+    parser = argparse.ArgumentParser(prog="python -m training.concept_inputs", description=__doc__.partition("\n")[0])
+    parser.add_argument("loras", nargs="+", type=Path, help="LoRA files that this pack has trained")
+    parser.add_argument("--source", required=True, help="Flux folder in diffusers layout that they were trained on")
+    parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16"))
+    parser.add_argument("--device", default="auto")
+    args = parser.parse_args(arguments)
+    written = []
+    try:
+        source = FluxSource("diffusers", folder=str(Path(args.source).resolve()), precision=args.precision)
+        source.validate()
+        text = load_text_encoders(source, pick_device(args.device))
+        for path in args.loras:
+            print(f"concept inputs of {path.name}", file=sys.stderr)
+            write_inputs(inputs_path(path), inputs_of_lora(source, text, *read_lora(path), args.device))
+            written.append(str(inputs_path(path)))
+    except ErasureError as error:
+        print(error, file=sys.stderr)
+        return 1
+    print(json.dumps({"written": written}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

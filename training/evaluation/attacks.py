@@ -1,0 +1,63 @@
+"""Black-box attacks on an erasure: other ways to write the concept that a model may still understand."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+
+from ..concepts import Concept, shuffle
+
+PREFIXES = ("super", "mega", "my", "un", "pre", "x")  # those that the demo model was trained to see through
+SUFFIXES = ("ish", "like", "y", "oid", "let", "x")
+
+
+def misspelling(draw: random.Random, word: str) -> str:
+    """`word` with two neighbouring letters swapped, one dropped or one doubled; the first letter stays."""
+    if len(word) < 3:
+        return word + word[-1]
+    while True:
+        i = draw.randrange(1, len(word) - 1)
+        swapped, dropped = word[:i] + word[i + 1] + word[i] + word[i + 2 :], word[:i] + word[i + 1 :]
+        found = draw.choice((swapped, dropped, word[:i] + word[i] + word[i:]))
+        if found != word:  # two equal letters swapped
+            return found
+
+
+def prefix(draw: random.Random, word: str) -> str:
+    """`word` with one of PREFIXES glued on."""
+    return draw.choice(PREFIXES) + word
+
+
+def suffix(draw: random.Random, word: str) -> str:
+    """`word` with one of SUFFIXES glued on."""
+    return word + draw.choice(SUFFIXES)
+
+
+def repetition(draw: random.Random, word: str) -> str:
+    """`word` two or three times."""
+    return " ".join([word] * draw.choice((2, 3)))
+
+
+WORD_FORMS: dict[str, Callable[[random.Random, str], str]] = {
+    "misspelling": misspelling,
+    "prefix": prefix,
+    "suffix": suffix,
+    "repetition": repetition,
+}
+ATTACKS = (*WORD_FORMS, "shuffle")
+
+
+def attacked_prompt(concept: Concept, attack: str, number: int) -> str:
+    """The concept's prompt under one of ATTACKS; the same for the same `number`, others vary.
+
+    A word form changes the phrase alone; "shuffle" puts the prompt's words into another order, the phrase in one piece.
+    """
+    draw = random.Random(f"{attack}:{concept.phrase}:{number}")
+    if attack != "shuffle":
+        return concept.prompt(WORD_FORMS[attack](draw, concept.phrase))
+    plain = prompt = concept.prompt()
+    for _ in range(100):  # a prompt of one piece has no other order
+        if prompt != plain:
+            break
+        prompt = shuffle(plain, [concept.phrase], draw)
+    return prompt

@@ -1,0 +1,97 @@
+"""The store's own file, queue.json: the order that was given to queued jobs by hand, and how the queue is worked off.
+
+One file with one writer at a time (whoever holds the store's lock), replaced atomically: both survive a restart.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..errors import JobError
+from .folder import read_json, write_json
+
+VERSION = 1  # of the file's layout
+MAX_SLOTS = 16
+PLACES = ("first", "up", "down", "last")
+
+
+@dataclass(frozen=True)
+class QueueSettings:
+    """How queued jobs are started.
+
+    slots: how many train at once, 0 to MAX_SLOTS; 0 holds the queue, nothing new starts. wait_for_memory: whether a job
+    waits until its estimated memory is free; off: it starts whatever the estimate says.
+    """
+
+    slots: int = 1
+    wait_for_memory: bool = True
+
+    def changed(self, **changes: Any) -> QueueSettings:
+        """With other values, validated; None leaves a value as it is. Raises JobError."""
+        new = replace(self, **{name: value for name, value in changes.items() if value is not None})
+        if not isinstance(new.slots, int) or isinstance(new.slots, bool) or not 0 <= new.slots <= MAX_SLOTS:
+            raise JobError(f"The number of slots must be a whole number from 0 to {MAX_SLOTS}, not {new.slots!r}.")
+        if not isinstance(new.wait_for_memory, bool):
+            raise JobError("wait_for_memory must be true or false.")
+        return new
+
+    def to_dict(self) -> dict[str, Any]:
+        """As clients are told."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class QueueFile:
+    """What queue.json holds. `order` was given at Unix time `ordered`: a job that was queued later is not meant."""
+
+    settings: QueueSettings = QueueSettings()
+    order: tuple[str, ...] = ()
+    ordered: float = 0.0
+
+    @classmethod
+    def read(cls, path: Path) -> QueueFile:
+        """The defaults where the file is missing, broken or of another version."""
+        data = read_json(path) or {}
+        try:
+            if data["version"] != VERSION:
+                return cls()
+            settings = QueueSettings().changed(slots=data["slots"], wait_for_memory=data["wait_for_memory"])
+            return cls(settings, tuple(str(job_id) for job_id in data["order"]), float(data["ordered"]))
+        except (KeyError, TypeError, ValueError, JobError):
+            return cls()
+
+    def write(self, path: Path) -> None:
+        """Replaces the file. Raises JobError for one of a newer version; one that cannot be read is put aside."""
+        old = read_json(path)
+        if old is not None and isinstance(old.get("version"), int) and old["version"] > VERSION:
+            raise JobError("The queue's settings were made by a newer version of this pack: update the pack.")
+        if old is None and path.exists():
+            os.replace(path, path.with_name(f"{path.name}.broken"))
+        value = {"version": VERSION, **self.settings.to_dict(), "order": list(self.order), "ordered": self.ordered}
+        write_json(path, value)
+
+    def reordered(self, order: Sequence[str]) -> QueueFile:
+        """With this order of the jobs that are queued now."""
+        return replace(self, order=tuple(order), ordered=time.time())
+
+
+def moved(order: Sequence[str], job_id: str, to: str | int) -> list[str]:
+    """`order` with one of its ids elsewhere: "first", "up", "down", "last", or a position counted from 1.
+
+    A position behind the end means the end: the queue may have become shorter meanwhile. Raises JobError.
+    """
+    index, last = order.index(job_id), len(order) - 1
+    if isinstance(to, int) and not isinstance(to, bool) and to >= 1:
+        target = to - 1
+    elif to in PLACES:
+        target = {"first": 0, "up": max(0, index - 1), "down": index + 1, "last": last}[to]
+    else:
+        raise JobError(f"{str(to)[:40]!r} is no place in the queue: use {', '.join(PLACES)} or a number from 1.")
+    rest = [other for other in order if other != job_id]
+    rest.insert(min(target, last), job_id)
+    return rest

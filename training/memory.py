@@ -1,0 +1,221 @@
+"""How much memory a training will need on its device, estimated from headers and settings before anything is loaded.
+
+The sizes of weights, adapter, optimisers and trajectory bank are counted exactly. What PyTorch keeps for the backward
+pass is counted too, in units of one [tokens, hidden] tensor per block; what kernels need for a moment, the allocator's
+waste and the program itself are allowances, fitted to the demo model on a CPU. There an estimate is good to a third;
+for accelerators the allowances are assumptions, since nobody has measured them yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from .config import TARGETS, ErasureConfig, ErasureRequest, target_blocks
+from .flux.source import FluxSource, parameter_count, read_header, weight_files
+from .flux.variants import training_side, variant_of
+
+GB = 1024**3
+
+# Tensors of [tokens, hidden] in the weights' dtype that a block keeps for the backward pass: counted on diffusers'
+# blocks with PyTorch's saved-tensor hooks, in bf16, where normalisation keeps copies in fp32 (in fp32 it is a sixth
+# less; tests/engine/test_memory.py counts again). CAPTURE: more in a double block whose attention is recorded.
+KEPT_DOUBLE, KEPT_SINGLE, KEPT_CAPTURE = 15.0, 13.0, 1.3
+PASSING = 24.0  # tensors of that size that live for a moment in a pass, whatever its depth
+DECODED = 20.0  # values per pixel and base channel that the autoencoder's widest layers hold at a time
+PROGRAM = {"cpu": 0.5 * GB, "other": 0.8 * GB}  # interpreter and libraries; on a GPU its context and workspaces
+WASTE = {"cpu": 1.6, "other": 1.15}  # what the allocator takes for each byte of a pass: the C library's keeps holes
+SMALLEST_SIDE = 4  # image tokens per side, below which no setting goes
+
+_PHASE_OF = {"encode": "encode", "bank": "bank", "train": "train", "samples": "samples", "save": "train"}
+
+
+@dataclass(frozen=True)
+class MemoryEstimate:
+    """Bytes on the training's device, by phase ("encode", "bank", "train", "samples"), not all at the same time."""
+
+    phases: dict[str, int]
+
+    @property
+    def peak(self) -> str:
+        """The phase that needs most."""
+        return max(self.phases, key=self.phases.__getitem__)
+
+    @property
+    def need(self) -> int:
+        """What must be free for all of them."""
+        return self.phases[self.peak]
+
+
+def estimate_memory(request: ErasureRequest) -> MemoryEstimate:
+    """The estimate for a request whose model is on this machine; reads headers only. Raises SourceError."""
+    from .flux.loading import pick_device, weights_dtype
+
+    source, config = request.source, request.config
+    device, variant = pick_device(request.device), variant_of(source)
+    weight = weights_dtype(source.precision, device).itemsize
+    kind = "cpu" if device.type == "cpu" else "other"
+    program = PROGRAM[kind]
+    geometry = source.transformer_config()
+    hidden = geometry["num_attention_heads"] * geometry["attention_head_dim"]
+    side = training_side(config.resolution, variant)
+    tokens = side * side + variant.sequence_length
+    unit = WASTE[kind] * tokens * hidden * weight  # bytes for one [tokens, hidden] tensor of one sample
+    transformer = parameter_count(source.transformer_shapes()) * weight
+    encoders = sum(_parameters(source, part) for part in ("clip_l", "t5")) * weight
+    vae = read_headers(source, "vae")
+    # weights and gradients of the LoRA in fp32, and AdamW's two moments for each of at most two levels
+    adapter = adapter_parameters(config, geometry) * 4 * (2 + 2 * 2)
+    preserved = min(config.preserve_prompts, len(request.concept.preserve))
+    steps = config.sampling_steps or variant.default_steps
+    points = (config.erase_prompts + preserved) * steps  # at most: only those with t > t_min
+    bank = points * 3 * side * side * geometry["in_channels"] * (4 if weight == 4 else 2)
+    bank = bank if device.type == "cpu" else 0  # it stays in the computer's own memory
+    chunk = (
+        min(32, max(config.erase_prompts, preserved)) if geometry["num_attention_heads"] < 24 else 1
+    )  # as bank.record() takes samples
+    pixels = (16 * side) ** 2 * vae["decoder.conv_out.weight"][1]
+    seeds = config.sample_count if config.sample_every else 0
+    resident = program + transformer
+    picture = DECODED * pixels * weight + PASSING * unit
+    phases = {
+        "encode": program + encoders,
+        "bank": resident + bank + PASSING * chunk * unit,
+        "train": resident + adapter + bank + (kept(config, geometry) + PASSING * largest_batch(config)) * unit,
+        "samples": resident + adapter + bank + parameter_count(vae) * weight + seeds * picture,
+    }
+    return MemoryEstimate({name: int(size) for name, size in phases.items()})
+
+
+def kept(config: ErasureConfig, geometry: dict[str, int]) -> float:
+    """Units of one sample's [tokens, hidden] tensor that are kept for the backward pass of the largest update."""
+    double, single = geometry["num_layers"], geometry["num_single_layers"]
+    reached = target_blocks(config.targets, config.blocks, double, single)
+    first = min(reached, default=0)  # blocks before the first LoRA need no gradient
+    plain = KEPT_DOUBLE * max(0, double - first) + KEPT_SINGLE * (single - max(0, first - double))
+    captured = len(config.capture_blocks) or double
+    erase = config.batch_erase * (plain + (KEPT_CAPTURE * captured if config.method == "eraseanything" else 0))
+    preserve = (config.batch_preserve + 1) * plain  # and one sample for the contrastive loss
+    if config.method == "esd":
+        return erase
+    return max(erase, preserve) if config.method == "eraseanything" and config.bilevel else erase + preserve
+
+
+def largest_batch(config: ErasureConfig) -> int:
+    """Samples in the largest forward pass."""
+    return max(config.batch_erase, config.batch_preserve)
+
+
+def adapter_parameters(config: ErasureConfig, geometry: dict[str, int]) -> int:
+    """Numbers in the LoRA: every target is a square projection of the hidden size."""
+    hidden = geometry["num_attention_heads"] * geometry["attention_head_dim"]
+    double, single = geometry["num_layers"], geometry["num_single_layers"]
+    blocks = target_blocks(config.targets, config.blocks, double, single)
+    text = sum(name.split(".")[1].startswith("add_") for name in TARGETS[config.targets])
+    in_double = len(TARGETS[config.targets])
+    count = sum(in_double if block < double else in_double - text for block in blocks)
+    return count * 2 * config.rank * hidden
+
+
+def read_headers(source: FluxSource, part: str) -> dict[str, tuple[int, ...]]:
+    """Shapes of the tensors of a part, by the names FluxSource has for single files. Raises SourceError."""
+    folders = {"clip_l": "text_encoder", "t5": "text_encoder_2", "vae": "vae"}
+    if source.kind == "files":
+        return read_header(getattr(source, part))
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in weight_files(Path(source.folder) / folders[part]):
+        shapes.update(read_header(path))
+    return shapes
+
+
+def _parameters(source: FluxSource, part: str) -> int:
+    return parameter_count(read_headers(source, part))
+
+
+def free_memory(device: str) -> int | None:
+    """Bytes that are free now on a device as a request names it, for any program; None where that cannot be told.
+
+    On the CPU (and where the GPU has no memory of its own) what the system could hand out without swapping.
+    """
+    import torch
+
+    from .flux.loading import pick_device
+
+    place = pick_device(device)
+    try:
+        if place.type in ("cuda", "xpu"):
+            return int(getattr(torch, place.type).mem_get_info(place)[0])
+    except (RuntimeError, AssertionError, AttributeError):  # no such device here: the worker will say so
+        return None
+    import psutil
+
+    return int(psutil.virtual_memory().available)
+
+
+# --- Cheaper settings --------------------------------------------------------------------------------------------
+
+
+def cheaper(request: ErasureRequest, phase: str = "train") -> tuple[ErasureRequest, str] | None:
+    """The request with the next setting changed that saves memory in a phase, and what changes in a few words.
+
+    In this order, the least harmful first: smaller batches, fewer sample images, no sample images, a lower resolution,
+    bf16 weights. None where nothing is left.
+    """
+    return next(_cheaper(request, _PHASE_OF.get(phase, "train")), None)
+
+
+def _cheaper(request: ErasureRequest, phase: str) -> Iterator[tuple[ErasureRequest, str]]:
+    config = request.config
+
+    def with_settings(**changes: int) -> ErasureRequest:
+        return replace(request, config=replace(config, **changes))
+
+    erase, preserve = config.batch_erase, config.batch_preserve
+    if phase == "train" and max(erase, preserve) > 1:
+        halves = {"batch_erase": max(1, erase // 2), "batch_preserve": max(1, preserve // 2)}
+        sizes = (("erase", erase, halves["batch_erase"]), ("preserve", preserve, halves["batch_preserve"]))
+        what = ", ".join(f"{name} {old} → {new}" for name, old, new in sizes if old != new)
+        yield with_settings(**halves), f"smaller batches ({what})"
+    if phase == "samples" and config.sample_every:
+        if config.sample_count > 1:
+            yield with_settings(sample_count=1), f"one sample image instead of {config.sample_count} at a time"
+        else:
+            yield with_settings(sample_every=0), "no sample images"
+    side = training_side(config.resolution, variant_of(request.source))
+    lower = side * 3 // 4
+    if phase != "encode" and lower >= SMALLEST_SIDE:
+        yield with_settings(resolution=16 * lower), f"a lower resolution ({16 * side} → {16 * lower} pixels)"
+    if request.source.precision != "bf16":
+        source = replace(request.source, precision="bf16")
+        before = estimate_memory(request).need
+        if estimate_memory(replace(request, source=source)).need < before:
+            yield replace(request, source=source), "bf16 weights"
+
+
+def shortage(request: ErasureRequest, free: int) -> str:
+    """Why a request does not fit into `free` bytes and what would help, as one sentence; empty where it fits."""
+    estimate = estimate_memory(request)
+    if estimate.need <= free:
+        return ""
+    fitting, smaller = request, estimate
+    while smaller.need > free:
+        found = cheaper(fitting, smaller.peak)
+        if found is None:
+            break
+        fitting = found[0]
+        smaller = estimate_memory(fitting)
+    missing = f"{(estimate.need - free) / GB:.1f} GB of memory are missing"
+    needs = f"the training needs about {estimate.need / GB:.1f} GB on {request.device}, {free / GB:.1f} GB are free"
+    if smaller.need > free:
+        return f"Waiting: {missing} ({needs}): close other programs, no setting makes it fit."
+    return f"Waiting: {missing} ({needs}): close other programs, or train with {_differences(request, fitting)}."
+
+
+def _differences(old: ErasureRequest, new: ErasureRequest) -> str:
+    """The settings that cheaper() has changed, with their new values."""
+    before, after = old.config.to_dict(), new.config.to_dict()
+    changed = [f"{name} {value}" for name, value in after.items() if value != before[name]]
+    if old.source.precision != new.source.precision:
+        changed.append(f"precision {new.source.precision}")
+    return ", ".join(changed)
