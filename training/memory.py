@@ -195,6 +195,8 @@ def _cheaper(request: ErasureRequest, phase: str) -> Iterator[tuple[ErasureReque
 
 def shortage(request: ErasureRequest, free: int) -> str:
     """Why a request does not fit into `free` bytes and what would help, as one sentence; empty where it fits."""
+    from .flux.loading import pick_device
+
     estimate = estimate_memory(request)
     if estimate.need <= free:
         return ""
@@ -206,7 +208,8 @@ def shortage(request: ErasureRequest, free: int) -> str:
         fitting = found[0]
         smaller = estimate_memory(fitting)
     missing = f"{(estimate.need - free) / GB:.1f} GB of memory are missing"
-    needs = f"the training needs about {estimate.need / GB:.1f} GB on {request.device}, {free / GB:.1f} GB are free"
+    where = f"on {pick_device(request.device)}"
+    needs = f"the training needs about {estimate.need / GB:.1f} GB {where}, {free / GB:.1f} GB are free"
     if smaller.need > free:
         return f"Waiting: {missing} ({needs}): close other programs, no setting makes it fit."
     return f"Waiting: {missing} ({needs}): close other programs, or train with {_differences(request, fitting)}."

@@ -98,7 +98,9 @@ class Fuzz:
             body = self.near({"slots": 0, "wait_for_memory": True})
             slots = body.get("slots") if isinstance(body, dict) else None
             return {} if isinstance(slots, int) and 1 <= slots <= 16 else body
-        rest = {"delete": {"lora": self.draw.random() < 0.5}, "retry": {"cheaper": True}, "concept": self.concept()}
+        if action == "concept":
+            return self.concept()
+        rest = {"delete": {"lora": self.draw.random() < 0.5}, "retry": {"cheaper": True}}
         return self.near(rest.get(action, {}))
 
     def model(self) -> str:
