@@ -177,6 +177,13 @@ def test_scripts_need_nothing_but_python() -> None:
     assert not wrong, shown(wrong)
 
 
+def test_no_module_beside_a_script_hides_one_of_pythons() -> None:
+    """A folder whose files are run by path comes first on their sys.path: a queue.py there replaces Python's own."""
+    run_by_path = {ROOT / "training" / "jobs", ROOT / "scripts"}
+    hidden = [str(f) for folder in run_by_path for f in folder.glob("*.py") if f.stem in sys.stdlib_module_names]
+    assert not hidden, f"rename {hidden}"
+
+
 def test_files_stay_readable() -> None:
     long = {
         str(path.relative_to(ROOT)): lines

@@ -1,8 +1,8 @@
 """Training in the background: a job is a folder, its worker a process that outlives the server that started it."""
 
 from .folder import ACTIVE, OPEN, STATES, JobFolder, JobState
+from .order import MAX_SLOTS, QueueSettings
 from .processes import worker_command
-from .queue import MAX_SLOTS, QueueSettings
 from .scheduler import Scheduler
 from .store import Job, JobStore
 

@@ -25,7 +25,7 @@ from .. import memory
 from ..config import ErasureConfig, ErasureRequest
 from ..errors import ErasureError, JobError
 from .folder import ACTIVE, OPEN, Fill, JobFolder, JobState, OtherVersion, read_json, sha256_of
-from .queue import QueueFile, QueueSettings, moved
+from .order import QueueFile, QueueSettings, moved
 
 _ID = re.compile(r"[0-9]{8}-[0-9]{6}-[a-z0-9-]{1,60}")
 
