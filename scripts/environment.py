@@ -42,11 +42,11 @@ def inside_venv() -> bool:
 
 
 def run_inside_venv() -> None:
-    """Runs this script again with `.venv`'s interpreter and exits with its status, unless it already runs there."""
+    """Runs this script again with `.venv`'s interpreter, in the same folder, and exits with its status; nothing inside."""
     if inside_venv():
         return
     try:
-        sys.exit(subprocess.call([str(venv_python()), *sys.argv], cwd=ROOT))
+        sys.exit(subprocess.call([str(venv_python()), *sys.argv]))
     except KeyboardInterrupt:
         sys.exit(130)
 
