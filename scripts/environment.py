@@ -42,7 +42,10 @@ def inside_venv() -> bool:
 
 
 def run_inside_venv() -> None:
-    """Runs this script again with `.venv`'s interpreter, in the same folder, and exits with its status; nothing inside."""
+    """Runs this script again with `.venv`'s interpreter and exits with its status, unless it already runs there.
+
+    The working folder stays: paths on the command line are relative to it.
+    """
     if inside_venv():
         return
     try:
