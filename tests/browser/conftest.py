@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Page, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 
 from scripts.host import PACK_NAME, Host
 
@@ -27,6 +27,7 @@ ARGUMENTS = [
     "--disable-default-apps",
 ]
 FAILED = pytest.StashKey[bool]()
+PATIENCE = 180_000  # ms: a busy machine is no failure
 RENDERERS = {"canvas": False, "vue": True}
 
 
@@ -103,7 +104,8 @@ def new_frontend(request: pytest.FixtureRequest, browser: Browser, host: Host, v
     """A host's frontend in one of the renderers; a screenshot stays of it where its test fails."""
     host.post("/settings", {"Comfy.TutorialCompleted": True, "Comfy.VueNodes.Enabled": vue})
     context = browser.new_context(viewport={"width": 1600, "height": 1000})
-    context.set_default_timeout(180_000)  # a busy machine is no failure
+    context.set_default_timeout(PATIENCE)
+    expect.set_options(timeout=PATIENCE)
     made = Frontend(context.new_page(), host)
     made.listen()
     yield made
