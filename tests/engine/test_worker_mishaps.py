@@ -50,7 +50,7 @@ def test_a_full_disk_keeps_the_last_checkpoint(small_disk, tmp_path, demo_folder
         with folder.locked():
             folder.change("starting")
         worker = psutil.Popen(worker_command(folder.path))
-        while not any(event["type"] == "step" for event in folder.events()):
+        while not any(event["type"] == "checkpoint" for event in folder.events()):  # there is one to keep
             time.sleep(0.02)
         with (disk / "ballast").open("wb", buffering=0) as ballast, contextlib.suppress(OSError):
             while True:
