@@ -127,7 +127,7 @@ def measure(times: int, steps: int, seed: int, folder: Path) -> dict[str, object
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--times", type=int, default=10, help="how often each is killed")
-    parser.add_argument("--steps", type=int, default=60, help="of the training; more than the kills")
+    parser.add_argument("--steps", type=int, default=24, help="of the training; more than the kills")
     parser.add_argument("--seed", type=int, default=None, help="of the moments (default: another one each time)")
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()

@@ -197,8 +197,12 @@ class ErasureConfig:
         """Raises ConfigError for the first setting that has the wrong type or is outside its range."""
         for f in dataclasses.fields(self):
             value, meta = getattr(self, f.name), f.metadata
-            items = value if isinstance(value, tuple) else (value,)
-            kind = int if isinstance(f.default, tuple) else type(f.default)
+            several = isinstance(f.default, tuple)
+            if isinstance(value, tuple) != several:
+                what = "a list" if several else "one value, no list"
+                raise ConfigError(f"The setting {f.name} must be {what}, not {value!r}.")
+            items = value if several else (value,)
+            kind = int if several else type(f.default)
             for item in items:
                 right = isinstance(item, (int, float)) if kind is float else isinstance(item, kind)
                 if not right or (kind in (int, float) and isinstance(item, bool)):

@@ -133,12 +133,12 @@ class Fuzz:
         return "POST", prefix + target, body, headers
 
 
-def tree(base: Path) -> dict[str, tuple[int, int]]:
-    """Size and time of every file that the pack has no business with."""
-    own = ("user/__erase_anything", "user/comfyui.db", "host.log", "temp", "custom_nodes")
+def tree(folder: Path) -> dict[str, tuple[int, int]]:
+    """Size and time of every file in and around the server's base directory that the pack has no business with."""
+    own = tuple(f"comfyui/{name}" for name in ("user/__erase_anything", "user/comfyui.db", "host.log", "custom_nodes"))
     found = {}
-    for path in base.rglob("*"):
-        name = path.relative_to(base).as_posix()
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder).as_posix()
         if path.is_file() and not name.startswith(own):
             found[name] = (path.stat().st_size, path.stat().st_mtime_ns)
     return found

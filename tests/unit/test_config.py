@@ -56,6 +56,12 @@ def test_what_is_out_of_range_is_refused(changes: dict):
         ErasureConfig.from_dict(changes)
 
 
+@pytest.mark.parametrize("changes", [{"steps": []}, {"steps": [5]}, {"eta": [1.0]}, {"blocks": 3}, {"blocks": [[1]]}])
+def test_lists_and_single_values_are_told_apart(changes: dict):
+    with pytest.raises(ConfigError, match=r"must be (a list|one value, no list|of type int)"):
+        ErasureConfig.from_dict(changes)
+
+
 @pytest.mark.parametrize("name", ["car", "erase-car v1.2 (final)", "猫", "a" * 100])
 def test_names(name: str):
     assert validate_name(name) == name
