@@ -68,12 +68,12 @@ def test_a_full_disk_keeps_the_last_checkpoint(small_disk, tmp_path, demo_folder
             folder.change("queued")
         before = max(event.get("step", 0) for event in folder.events() if event["type"] == "checkpoint")
         again = psutil.Popen(worker_command(folder.path))
-        while folder.state().step <= before:
+        while not (steps := [e["step"] for e in folder.events(since=state.events) if e["type"] == "step"]):
+            assert again.poll() is None, folder.log_file.read_text()
             time.sleep(0.02)
+        assert steps[0] == before + 1
         folder.ask_to_stop("pause")
         assert again.wait(300) == 0
-        first = next(event["step"] for event in folder.events(since=state.events) if event["type"] == "step")
-        assert first == before + 1
 
 
 def test_a_loras_folder_that_becomes_read_only(small_disk, store, tmp_path):

@@ -139,13 +139,15 @@ def held(host):
 
 
 def test_the_queue_is_reordered(host, held):
+    others = host.get(JOBS)["queue"]  # what other tests have left in this server
     first, second, third = (held(name) for name in ("kettle", "teapot", "spoon"))
-    assert host.post(f"{JOBS}/{third}/move", {"to": "up"})["queue"] == [first, third, second]
-    assert host.post(f"{JOBS}/{first}/move", {"to": 3})["queue"] == [third, second, first]
-    assert host.get(JOBS)["queue"] == [third, second, first]
+    assert host.post(f"{JOBS}/{third}/move", {"to": "up"})["queue"] == [*others, first, third, second]
+    end = len(others) + 3
+    assert host.post(f"{JOBS}/{first}/move", {"to": end})["queue"] == [*others, third, second, first]
+    assert host.get(JOBS)["queue"] == [*others, third, second, first]
     for to in ("sideways", 0, None, [1]):
         assert "to" in refused(host, 400, "POST", f"{JOBS}/{first}/move", {"to": to})
-    assert host.get(JOBS)["queue"] == [third, second, first]
+    assert host.get(JOBS)["queue"] == [*others, third, second, first]
     host.post(f"{JOBS}/{first}/cancel", {})
     assert "only a queued job has a place" in refused(host, 409, "POST", f"{JOBS}/{first}/move", {"to": "up"})
 
