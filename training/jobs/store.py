@@ -42,6 +42,12 @@ class Job:
         return self.request["name"]
 
     @property
+    def model(self) -> str:
+        """The base model as a user knows it: the name of its folder, or the stem of its transformer's file."""
+        source = self.request["source"]
+        return Path(source["folder"]).name if source.get("folder") else Path(source.get("transformer", "")).stem
+
+    @property
     def lora(self) -> Path:
         """Where the LoRA is, or will be."""
         return Path(self.request["output_folder"]) / f"{self.name}.safetensors"
@@ -61,6 +67,7 @@ class Job:
             "id": self.id,
             "name": self.name,
             "concept": self.request["concept"]["phrase"],
+            "model": self.model,
             "created": self.created,
             "stopping": self.stopping,
             **state,
@@ -112,10 +119,10 @@ class JobStore:
             job = folder.request()
             try:
                 read = Job(path.name, folder, job["request"], job["digest"], float(job["created"]), folder.state())
-                told = (read.name, read.request["output_folder"], read.request["concept"]["phrase"])
+                told = (read.name, read.model, read.request["output_folder"], read.request["concept"]["phrase"])
                 if not all(isinstance(text, str) for text in told):
                     raise TypeError
-            except (KeyError, TypeError, ValueError):
+            except (AttributeError, KeyError, TypeError, ValueError):
                 raise JobError(f"The job {path.name} is incomplete: delete the job and queue it again.") from None
             known = self._cache[path.name] = (stamp, read)
         job = known[1]
