@@ -33,7 +33,7 @@ export async function copySettings(job) {
   const left = [];
   for (const [setting, value] of Object.entries(config)) {
     const widget = widgetOf(node, WIDGET_OF[setting] ?? setting);
-    if (widget) set(widget, value);
+    if (widget) set(widget, Array.isArray(value) ? value.join(", ") : value); // a list is typed as text
     else if (JSON.stringify(value) !== JSON.stringify(defaults[setting])) left.push(setting);
   }
   changed();

@@ -9,7 +9,7 @@ import { text } from "./texts.mjs";
 const ask = (action) => async (job) => {
   const answer = await act(job.id, action);
   if (answer.deleted) jobs.forget(answer.deleted);
-  else jobs.put(answer);
+  else if (answer.id) jobs.put(answer);
 };
 
 /**

@@ -27,11 +27,11 @@ export class JobCard {
     this.log = new LogTail(id);
     this.sentence = element("p", { className: "ea-sentence" });
     this.actions = new Actions({ onCard: true, say: (words) => this.#say(words) });
-    this.concept = element("span", { className: "ea-concept" });
+    this.name = element("span", { className: "ea-name" });
     this.model = element("p", { className: "ea-model" });
-    this.more = element(
+    this.details = element(
       "div",
-      { className: "ea-more", id: `ea-more-${id}`, hidden: true },
+      { className: "ea-details", id: `ea-details-${id}`, hidden: true },
       section("losses", this.losses.element),
       section("samples", this.samples.element),
       this.rate,
@@ -39,9 +39,9 @@ export class JobCard {
     );
     this.toggle = element(
       "button",
-      { type: "button", className: "ea-toggle", "aria-expanded": false, "aria-controls": this.more.id },
+      { type: "button", className: "ea-toggle", "aria-expanded": false, "aria-controls": this.details.id },
       element("i", { className: "pi pi-chevron-right", "aria-hidden": true }),
-      this.concept,
+      this.name,
     );
     this.toggle.onclick = () => {
       this.open(!this.isOpen);
@@ -56,19 +56,19 @@ export class JobCard {
       bar,
       element("div", { className: "ea-head" }, steps, speed, left),
       this.sentence,
-      this.more,
+      this.details,
       this.actions.element,
     );
   }
 
   get isOpen() {
-    return !this.more.hidden;
+    return !this.details.hidden;
   }
 
   /** Open or close it; only an open card asks for losses and samples. */
   open(wanted) {
     if (wanted === this.isOpen) return;
-    this.more.hidden = !wanted;
+    this.details.hidden = !wanted;
     this.toggle.setAttribute("aria-expanded", wanted);
     this.#stop?.();
     this.#stop = null;
@@ -85,7 +85,7 @@ export class JobCard {
     const before = this.#job;
     this.#job = job;
     this.element.dataset.state = job.state;
-    this.concept.textContent = job.concept;
+    this.name.textContent = job.concept;
     this.model.textContent = text("model", { model: job.model, name: job.name });
     this.progress.show(job);
     if (sentence(job) !== (before && sentence(before))) this.#say(sentence(job));

@@ -40,8 +40,7 @@ export function attachJobPanel(node) {
   async function findAgain() {
     if (node.properties?.[JOB]) return show(node.properties[JOB]);
     const name = valueOf(node, "name");
-    const spellings = valueOf(node.getInputNode(node.findInputSlot("concept")), "phrase");
-    const phrase = spellings?.split("|")[0].trim();
+    const phrase = valueOf(node.getInputNode(node.findInputSlot("concept")), "phrase")?.split("|")[0].trim(); // the first spelling
     const mine = name ? (job) => job.name === name : (job) => job.concept === phrase;
     const job = await jobs.newest(mine).catch(() => undefined); // no answer: nothing to show yet
     if (job && !watched) show(job.id);

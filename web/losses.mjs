@@ -60,7 +60,9 @@ export class Losses {
         tile.range = [element("span", {}), element("span", {})];
         tile.element.append(element("dd", { className: "ea-plot", "aria-hidden": true }, tile.plot, ...tile.range));
       }
-      const { low, high, mean, spread } = paths(this.#history.bins(name, BINS), BINS, HEIGHT);
+      const bins = this.#history.bins(name, BINS);
+      if (!bins.length) continue; // told by the job's state, but by none of its events
+      const { low, high, mean, spread } = paths(bins, BINS, HEIGHT);
       tile.mean.setAttribute("d", mean);
       tile.spread.setAttribute("d", spread);
       [high, low].forEach((value, i) => (tile.range[i].textContent = short(value, 2)));

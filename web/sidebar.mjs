@@ -17,14 +17,19 @@ export const commands = [
     id: TOGGLE,
     icon: "pi pi-eraser",
     label: () => text("command.toggle"),
-    function: () => app.extensionManager.command.execute(`Workspace.ToggleSidebarTab.${ID}`),
+    async function() {
+      await app.extensionManager.command.execute(`Workspace.ToggleSidebarTab.${ID}`);
+      requestAnimationFrame(() => sidebar?.focus()); // when it is drawn
+    },
   },
 ];
 export const menuCommands = [{ path: ["Erase Anything"], commands: [TOGGLE] }];
 export const keybindings = [{ combo: { key: "e" }, commandId: TOGGLE }];
 
+let sidebar;
+
 export function registerSidebar() {
-  const sidebar = new Sidebar();
+  sidebar = new Sidebar();
   app.extensionManager.registerSidebarTab({
     id: ID,
     icon: "pi pi-eraser",
@@ -37,10 +42,10 @@ export function registerSidebar() {
     destroy: () => sidebar.hide(),
   });
   // The frontend's own copy of the tab: it redraws the icon when a field of that one changes.
-  const tab = app.extensionManager.getSidebarTabs().find(({ id }) => id === ID);
+  const tab = app.extensionManager.getSidebarTabs?.().find(({ id }) => id === ID);
   jobs.watchAll(() => {
     const count = jobs.all().filter(isActive).length;
-    tab.iconBadge = count ? `${count}` : "";
+    if (tab) tab.iconBadge = count ? `${count}` : "";
   });
 }
 
@@ -57,7 +62,7 @@ class Sidebar {
     this.empty = element("div", { className: "ea-empty", hidden: true });
     this.list = element("ul", { className: "ea-cards" });
     this.older = element("button", { type: "button", className: "ea-button", hidden: true, onclick: () => this.#showMore() });
-    this.heading = element("h2", {});
+    this.heading = element("h2", { tabIndex: -1 });
     this.element = element(
       "section",
       { className: "erase-anything ea-sidebar" },
@@ -95,6 +100,11 @@ class Sidebar {
     for (const card of this.#cards.values()) card.close();
     this.#cards.clear();
     this.list.replaceChildren();
+  }
+
+  /** Who opened it by the keyboard goes on in it. */
+  focus() {
+    if (this.element.isConnected) this.heading.focus();
   }
 
   #changed(job, before) {

@@ -168,12 +168,17 @@ def test_a_job_from_start_to_lora(clean: Frontend) -> None:
     assert download.value.path().read_bytes() == lora.read_bytes()
     done.get_by_role("button", name="Copy settings").click()
     page.wait_for_function(nodes.format("EraseAnything_Train") + ".length === 1")
+    toast = page.locator(".p-toast-message").filter(has_text="Settings copied")
+    expect(toast).to_be_visible()
     widgets = page.evaluate(
         "Object.fromEntries(" + nodes.format("EraseAnything_Train") + "[0].widgets.map((w) => [w.name, w.value]))"
     )
     assert (widgets["steps"], widgets["sample_every"], widgets["name"]) == (SHORT, 2, "")
     # A setting without a widget is not passed over in silence.
-    expect(page.locator(".p-toast-message").filter(has_text="lr_erase")).to_be_visible()
+    defaults = host.get("/erase_anything/v1/config")["config"]
+    for setting, value in host.get(f"{JOBS}/{short['id']}/request")["config"].items():
+        if value != defaults[setting]:
+            assert widgets.get(setting) == value or setting in toast.inner_text(), setting
 
     card.get_by_role("button", name="Resume").click()
     wait_for_state(card, "running")
@@ -205,7 +210,7 @@ def test_keyboard_alone_in_a_narrow_sidebar(clean: Frontend) -> None:
     page.locator("#graph-canvas").focus()
     page.keyboard.press("e")
     sidebar = page.locator(".ea-sidebar")
-    expect(sidebar).to_be_visible()
+    expect(sidebar.get_by_role("heading", name="Erasure")).to_be_focused()
     page.evaluate(
         """() => Object.assign(document.querySelector(".side-bar-panel").style,
             { flexBasis: "320px", minWidth: "320px", maxWidth: "320px" })"""
