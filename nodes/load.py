@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import comfy.sd1_clip
 import comfy.text_encoders.flux
@@ -91,6 +92,26 @@ def choose_source(model: str, precision: str, files: dict[str, str]) -> FluxSour
             f"There is no model folder {model!r} under models/diffusers: refresh the list, choose another."
         )
     return FluxSource(kind="diffusers", folder=str(folder), precision=precision)
+
+
+def choices_of(source: FluxSource) -> dict[str, Any]:
+    """The inverse of choose_source(): its arguments `model`, `precision` and `files`, names and never paths.
+
+    What the host no longer lists is given by its bare name, which choose_source() then refuses.
+    """
+    if source.kind == "files":
+        files = {name: _listed_name(folder, getattr(source, name)) for name, folder in _FILE_FOLDERS.items()}
+        return {"model": SINGLE_FILES, "precision": source.precision, "files": files}
+    folder, demo = Path(source.folder), Path(demo_source().folder)
+    listed = DEMO if folder == demo else next((n for n, path in diffusers_folders().items() if path == folder), None)
+    return {"model": listed or folder.name, "precision": source.precision, "files": {}}
+
+
+def _listed_name(kind: str, path: str) -> str:
+    for name in list_files(kind):
+        if resolve_file(kind, name, SourceError) == path:
+            return name
+    return Path(path).name
 
 
 def _host_tokenizers() -> dict[str, str]:

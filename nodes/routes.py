@@ -6,6 +6,8 @@
     GET  /jobs/{id}                 one job, with its samples
     GET  /jobs/{id}/events?since=N  {"events": […]} with numbers above N
     GET  /jobs/{id}/log             {"log": text}, the end of the worker's output
+    GET  /jobs/{id}/request         what POST /jobs takes to queue the same training again
+    GET  /jobs/{id}/lora            the LoRA of a completed job, as a download
     GET  /jobs/{id}/samples/{file}  a sample picture, by the name its sample event gives
     POST /jobs/{id}/pause           stop it within one step and free its memory; the job, as from those that follow
     POST /jobs/{id}/resume          go on from the last checkpoint
@@ -20,6 +22,7 @@
                                     {"deleted": id, "lora": its file name or null, "lora_deleted": bool}
     GET  /settings                  {"slots": how many jobs train at once (0 holds the queue), "wait_for_memory": bool}
     POST /settings                  change some of these; all of them as they are then
+    GET  /config                    {"config": {setting: default}}, every setting that a training has
     POST /concept                   the words that would be chosen for a concept (see ConceptBody)
     GET  /senses?phrase=TEXT        {"senses": [sense, …]}, its meanings in WordNet, those that can be seen first
     GET  /presets                   {"presets": [preset, …]}, concepts to choose from
@@ -38,6 +41,7 @@ import logging
 import re
 from collections.abc import Awaitable, Callable
 from typing import Annotated, Any, Literal
+from urllib.parse import quote
 
 from aiohttp import web
 from comfy.cli_args import args
@@ -46,11 +50,11 @@ from server import PromptServer
 
 from ..training.concepts import Concept, WordNetMissing, download_wordnet, make_concept, phrases_of, presets, senses
 from ..training.concepts.concept import Kind
-from ..training.config import ErasureConfig
+from ..training.config import ErasureConfig, ErasureRequest
 from ..training.errors import ErasureError, JobError
 from ..training.jobs import MAX_SLOTS, Job
 from . import service
-from .load import DEMO, choose_source
+from .load import DEMO, choices_of, choose_source
 
 PREFIX = "/erase_anything/v1"
 MAX_BODY = 256 * 1024  # bytes
@@ -174,10 +178,13 @@ def register() -> None:
     routes.get(f"{PREFIX}/jobs/{{id}}")(answers(get_job))
     routes.get(f"{PREFIX}/jobs/{{id}}/events")(answers(get_events))
     routes.get(f"{PREFIX}/jobs/{{id}}/log")(answers(get_log))
+    routes.get(f"{PREFIX}/jobs/{{id}}/request")(answers(get_request))
+    routes.get(f"{PREFIX}/jobs/{{id}}/lora")(answers(get_lora))
     routes.get(f"{PREFIX}/jobs/{{id}}/samples/{{file}}")(answers(get_sample))
     routes.post(f"{PREFIX}/jobs/{{id}}/{{action}}")(answers(act))
     routes.get(f"{PREFIX}/settings")(answers(get_settings))
     routes.post(f"{PREFIX}/settings")(answers(change_settings))
+    routes.get(f"{PREFIX}/config")(answers(get_config))
     routes.post(f"{PREFIX}/concept")(answers(choose_words))
     routes.get(f"{PREFIX}/senses")(answers(list_senses))
     routes.get(f"{PREFIX}/presets")(answers(list_presets))
@@ -279,6 +286,35 @@ async def get_log(request: web.Request) -> web.Response:
             return file.read().decode("utf-8", errors="replace")
 
     return web.json_response({"log": await in_thread(tail)})
+
+
+async def get_request(request: web.Request) -> web.Response:
+    def told() -> dict[str, Any]:
+        asked = ErasureRequest.from_dict(service.store().get(request.match_info["id"]).request)
+        concept, config = asked.concept.to_dict(), asked.config.to_dict()
+        return {**choices_of(asked.source), "concept": concept, "config": config, "name": asked.name}
+
+    return web.json_response(await in_thread(told))
+
+
+async def get_lora(request: web.Request) -> web.StreamResponse:
+    job = await in_thread(service.store().get, request.match_info["id"])
+    path = job.lora
+    # Only what the job itself has written: no name of a running one, no link, no other folder.
+    if job.state.state != "completed" or path.is_symlink() or not path.is_file():
+        raise BadRequest("The job has no LoRA: it is not completed, or the file was moved or deleted.", 404)
+    disposition = f"attachment; filename*=UTF-8''{quote(path.name, safe='')}"
+    headers = {
+        "Content-Type": "application/octet-stream",
+        "Content-Disposition": disposition,
+        "X-Content-Type-Options": "nosniff",
+        "Cache-Control": "no-cache",
+    }
+    return web.FileResponse(path, headers=headers)
+
+
+async def get_config(_: web.Request) -> web.Response:
+    return web.json_response({"config": ErasureConfig().to_dict()})
 
 
 async def get_sample(request: web.Request) -> web.StreamResponse:

@@ -28,6 +28,8 @@ WORKFLOWS = ROOT / "example_workflows"
 IMAGES = ROOT / "docs" / "images"
 MARGIN = 24  # pixels around what is photographed
 TRAINING_LIMIT = 3600  # seconds
+SIDEBAR_WIDTH = """() => Object.assign(document.querySelector(".side-bar-panel").style,
+    { flexBasis: "380px", minWidth: "380px", maxWidth: "380px" })"""
 NO_CHROME = ".p-dialog-mask, .p-toast, .side-tool-bar-container { visibility: hidden !important }"
 
 # Brings the given nodes (or all) into the middle of the page, as large as they fit, and says where they lie on it.
@@ -69,6 +71,19 @@ def photograph(page: Page, target: Path, width: int, types: list[str] | None = N
     say(f"{target.relative_to(ROOT)} {picture.width}x{picture.height}")
 
 
+def photograph_sidebar(page: Page, target: Path) -> None:
+    """The tab "Erasure" with its cards, which is opened for it and closed again."""
+    page.keyboard.press("e")
+    sidebar = page.locator(".ea-sidebar")
+    sidebar.locator(".ea-card").first.wait_for()
+    page.evaluate(SIDEBAR_WIDTH)
+    page.wait_for_timeout(2500)  # curves and samples arrive
+    target.parent.mkdir(parents=True, exist_ok=True)
+    sidebar.screenshot(path=target, type="jpeg", quality=88)
+    page.keyboard.press("e")
+    say(f"{target.relative_to(ROOT)}")
+
+
 def run_workflow(page: Page, host: Host, name: str, seen_training: Path | None) -> None:
     """Opens an example workflow, runs it to its end; `seen_training`: photograph the Train node midway into this."""
     page.goto(f"{host.url}/?template={name}&source={PACK_NAME}")
@@ -85,6 +100,7 @@ def run_workflow(page: Page, host: Host, name: str, seen_training: Path | None) 
         jobs = host.get("/erase_anything/v1/jobs")["jobs"]
         if seen_training and jobs and jobs[0]["state"] == "running" and jobs[0]["step"] > 0.6 * jobs[0]["total"]:
             photograph(page, seen_training, 620, ["EraseAnything_Train"])
+            photograph_sidebar(page, IMAGES / "sidebar_training.jpg")
             seen_training = None
         time.sleep(1)
     host.wait(new.pop())
@@ -108,6 +124,7 @@ def take(host: Host) -> None:
             photograph(page, path.with_suffix(".jpg"), 1000)
             if first:
                 photograph(page, IMAGES / "erase_and_compare.jpg", 1400)
+                photograph_sidebar(page, IMAGES / "sidebar_done.jpg")
         browser.close()
     from PIL import Image
 

@@ -18,7 +18,7 @@ export function attachAdvanced(node) {
   }
   fit();
 
-  const button = element("button", { type: "button", className: "ea-advanced", onclick: () => node.toggleAdvanced() });
+  const button = element("button", { type: "button", className: "ea-button ea-advanced", onclick: () => node.toggleAdvanced() });
   addPanel(node, "advanced", element("div", { className: "ea-buttons" }, button));
 
   function show() {

@@ -4,7 +4,7 @@
 export function element(tag, properties = {}, ...children) {
   const made = document.createElement(tag);
   for (const [name, value] of Object.entries(properties)) {
-    if (name.startsWith("aria-") || name === "role") made.setAttribute(name, value);
+    if (name.startsWith("aria-") || name.startsWith("data-") || name === "role") made.setAttribute(name, value);
     else made[name] = value;
   }
   made.append(...children.filter((child) => child != null));
@@ -19,6 +19,14 @@ export function after(object, method, then) {
     then.apply(this, args);
     return result;
   };
+}
+
+/** Create an SVG element: `drawing("path", { d: "M0 0" })`. */
+export function drawing(tag, attributes = {}, ...children) {
+  const made = document.createElementNS("http://www.w3.org/2000/svg", tag);
+  for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
+  made.append(...children);
+  return made;
 }
 
 /** Add the pack's style sheet to the page once. */

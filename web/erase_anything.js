@@ -1,20 +1,29 @@
-// Entry: the only file of the pack that the frontend imports by itself. It hangs a panel on each of the pack's nodes.
+// Entry: the only file of the pack that the frontend imports by itself. It hangs a panel on each of the pack's nodes and adds
+// the sidebar tab with its command, key and settings.
 import { app } from "../../scripts/app.js";
+import { announceEnds, settings } from "./job_notices.mjs";
+import { attachAdvanced } from "./advanced.mjs";
 import { attachJobPanel } from "./job_node.mjs";
+import { attachWaiting } from "./wait_node.mjs";
+import { attachConcept, attachWords } from "./concept_node.mjs";
+import { commands, keybindings, menuCommands, registerSidebar } from "./sidebar.mjs";
 import { jobs } from "./job_store.mjs";
 import { loadStyle } from "./dom.mjs";
 import { loadTexts } from "./texts.mjs";
-import { attachConcept, attachWords } from "./concept_node.mjs";
-import { attachAdvanced } from "./advanced.mjs";
 
 const PANELS = {
   EraseAnything_Train: attachJobPanel,
+  EraseAnything_Wait: attachWaiting,
   EraseAnything_Concept: attachConcept,
   EraseAnything_Preset: attachWords,
 };
 
 app.registerExtension({
   name: "EraseAnything",
+  commands,
+  keybindings,
+  menuCommands,
+  settings,
 
   // Before any node exists, so that no panel is ever drawn without its words.
   async init() {
@@ -29,6 +38,8 @@ app.registerExtension({
   },
 
   async setup() {
-    jobs.follow();
+    registerSidebar();
+    announceEnds();
+    await jobs.follow().catch(() => {}); // the server is away: it is asked again when it is back
   },
 });

@@ -1,32 +1,63 @@
 // Client of the pack's HTTP routes about jobs. The only file that knows their addresses and the shape of their answers.
 import { api } from "../../scripts/api.js";
 
-const ROOT = "/erase_anything/v1/jobs";
+const ROOT = "/erase_anything/v1";
 
-/** The JSON of an answer; throws the server's sentence, with what is `missing` where something can be fetched. */
+/** The server's refusal: `message` is its sentence, `status` the HTTP status, `missing` what can be fetched to mend it. */
+class Refused extends Error {
+  constructor(message, status, missing) {
+    super(message);
+    Object.assign(this, { status, missing });
+  }
+}
+
+/** The JSON of an answer; throws Refused. */
 export async function answer(response) {
   const body = await response.json().catch(() => ({}));
-  if (!response.ok) {
-    const error = new Error(body.error ?? `${response.status} ${response.statusText}`);
-    throw Object.assign(error, { missing: body.missing });
-  }
+  if (!response.ok) throw new Refused(body.error ?? `${response.status} ${response.statusText}`, response.status, body.missing);
   return body;
 }
 
+async function get(path) {
+  return answer(await api.fetchApi(`${ROOT}${path}`, { cache: "no-store" }));
+}
+
+const jobPath = (id, part = "") => `/jobs/${encodeURIComponent(id)}${part}`;
+
 /** All jobs the server knows, newest first, without their samples. */
 export async function listJobs() {
-  return (await answer(await api.fetchApi(ROOT, { cache: "no-store" }))).jobs;
+  return (await get("/jobs")).jobs;
 }
 
 /** One job as it is now. */
 export async function getJob(id) {
-  return answer(await api.fetchApi(`${ROOT}/${encodeURIComponent(id)}`, { cache: "no-store" }));
+  return get(jobPath(id));
 }
 
-/** Ask for "pause", "resume" or "cancel"; answers with the job as it is after that. */
+/** A job's events with numbers above `since`. */
+export async function getEvents(id, since = 0) {
+  return (await get(jobPath(id, `/events?since=${since}`))).events;
+}
+
+/** The end of what the worker has printed. */
+export async function getLog(id) {
+  return (await get(jobPath(id, "/log"))).log;
+}
+
+/** What the job was asked to do: {model, precision, files, concept, config, name}. */
+export async function getRequest(id) {
+  return get(jobPath(id, "/request"));
+}
+
+/** Every training setting with its default. */
+export async function getDefaults() {
+  return (await get("/config")).config;
+}
+
+/** Ask for "pause", "resume", "cancel", …; answers with the job as it is after that, or with {deleted: id}. */
 export async function act(id, action) {
   return answer(
-    await api.fetchApi(`${ROOT}/${encodeURIComponent(id)}/${action}`, {
+    await api.fetchApi(`${ROOT}${jobPath(id, `/${action}`)}`, {
       method: "POST",
       headers: { "Content-Type": "application/json" },
       body: "{}",
@@ -36,8 +67,12 @@ export async function act(id, action) {
 
 /** Address of a sample picture. */
 export function sampleUrl(id, file) {
-  const name = file.split("/").pop();
-  return api.apiURL(`${ROOT}/${encodeURIComponent(id)}/samples/${encodeURIComponent(name)}`);
+  return api.apiURL(`${ROOT}${jobPath(id, `/samples/${encodeURIComponent(file.split("/").pop())}`)}`);
+}
+
+/** Address of a completed job's LoRA. */
+export function loraUrl(id) {
+  return api.apiURL(`${ROOT}${jobPath(id, "/lora")}`);
 }
 
 /** Call `handle(event)` for every event that any job sends. */

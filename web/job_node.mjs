@@ -7,6 +7,18 @@ import { jobs } from "./job_store.mjs";
 // Kept in the node's properties, so it is saved with the workflow and travels with the node.
 const JOB = "erase_anything_job";
 
+const shown = new WeakMap(); // Train node → id of the job it shows
+const followers = new Set();
+
+/** The id of the job that a Train node shows, or undefined. */
+export const jobShownBy = (node) => shown.get(node);
+
+/** Call `changed()` whenever a Train node shows another job; returns a function that ends it. */
+export function onJobShown(changed) {
+  followers.add(changed);
+  return () => followers.delete(changed);
+}
+
 export function attachJobPanel(node) {
   const panel = new JobPanel();
   addPanel(node, "job", panel.element);
@@ -19,6 +31,9 @@ export function attachJobPanel(node) {
     watched = id;
     if (id) stop = jobs.watch(id, (job) => panel.show(job));
     else panel.showNone();
+    if (id) shown.set(node, id);
+    else shown.delete(node);
+    for (const changed of followers) changed();
   }
 
   /** After a reload: the job this node remembers, else (it was started elsewhere) the newest that the node would have made. */

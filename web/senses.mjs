@@ -80,7 +80,8 @@ export function senseList(node) {
         list.append(fetchButton());
       }
     };
-    const button = element("button", { type: "button", title: text("wordnet.fetch.hint"), onclick }, text("wordnet.fetch"));
+    const properties = { type: "button", className: "ea-button", title: text("wordnet.fetch.hint"), onclick };
+    const button = element("button", properties, text("wordnet.fetch"));
     return element("div", { className: "ea-buttons" }, button);
   }
 

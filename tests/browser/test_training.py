@@ -56,6 +56,8 @@ def test_training_on_its_node(frontend: Frontend) -> None:
     assert (
         panel.locator(".ea-samples img").first.evaluate("(image) => image.decode().then(() => image.naturalWidth)") > 0
     )
+    expect(page.locator(".ea-wait .ea-sentence")).to_contain_text(name)
+    expect(page.locator(".ea-wait .ea-steps")).to_contain_text(f"of {STEPS}")
     words = page.locator(".ea-words .ea-word")
     assert words.count() > 3
 

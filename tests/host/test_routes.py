@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable, Iterator
 from typing import Any
 from urllib.parse import quote
 
@@ -196,3 +198,66 @@ def test_meanings_and_presets_can_be_listed(host):
     presets = host.get("/erase_anything/v1/presets")["presets"]
     assert {"group", "kind", "phrase", "template"} == set(presets[0])
     assert host.post("/erase_anything/v1/wordnet", {}) == {"wordnet": True}  # they are there: nothing is fetched
+
+
+def test_a_job_tells_what_would_queue_it_again(host, job):
+    asked = host.get(f"{JOBS}/{job['id']}/request")
+    assert asked["model"] == "demo (flux-emoji)"
+    assert asked["concept"]["phrase"] == "umbrella"
+    assert asked["config"]["steps"] == 2
+    assert host.post(JOBS, asked)["id"] == job["id"]
+    defaults = host.get("/erase_anything/v1/config")["config"]
+    assert set(defaults) == set(asked["config"])
+    assert defaults["steps"] != 2
+
+
+@pytest.fixture
+def rewritten(host, job) -> Iterator[Callable[..., str]]:
+    """Copies the job's folder to a new one with another request and state; gives its id."""
+    store = host.base / "user" / "__erase_anything" / "jobs"
+    made = []
+
+    def make(state: str, **changes: Any) -> str:
+        folder = store / f"20200101-00000{len(made)}-rewritten"
+        made.append(shutil.copytree(store / job["id"], folder, ignore=shutil.ignore_patterns("lock", ".*")))
+        record = json.loads((folder / "job.json").read_text())
+        record["request"] |= changes
+        record["digest"] = folder.name
+        (folder / "job.json").write_text(json.dumps(record))
+        known = json.loads((folder / "state.json").read_text())
+        (folder / "state.json").write_text(json.dumps({**known, "state": state, "pid": None, "process_created": None}))
+        return folder.name
+
+    yield make
+    for folder in made:
+        shutil.rmtree(folder)
+
+
+def test_single_files_are_told_by_name(host, rewritten):
+    models = host.base / "models"
+    listed = models / "diffusion_models" / "flux" / "dev.safetensors"
+    listed.parent.mkdir(parents=True, exist_ok=True)
+    listed.write_bytes(b"x")
+    source = {"kind": "files", "transformer": str(listed), "clip_l": str(models / "gone.safetensors")}
+    source |= {"t5": str(models / "gone.safetensors"), "vae": str(models / "gone.safetensors")}
+    job_id = rewritten("failed", source=source)
+    asked = host.get(f"{JOBS}/{job_id}/request")
+    assert asked["model"] == "single files"
+    assert asked["files"]["transformer"] == "flux/dev.safetensors"
+    assert asked["files"]["vae"] == "gone.safetensors"
+    assert host.get(f"{JOBS}/{job_id}")["model"] == "dev"
+    assert str(host.base) not in json.dumps([asked, host.get(f"{JOBS}/{job_id}")])
+
+
+def test_only_a_completed_job_has_a_lora_to_download(host, rewritten, tmp_path):
+    path = host.base / "models" / "loras" / "download me.safetensors"
+    path.write_bytes(b"weights")
+    (host.base / "models" / "loras" / "link.safetensors").symlink_to(tmp_path / "secret")
+    (tmp_path / "secret").write_bytes(b"secret")
+    done = rewritten("completed", name="download me")
+    status, body = host.request("GET", f"{JOBS}/{done}/lora")
+    assert (status, body) == (200, b"weights")
+    for job_id in (rewritten("failed", name="download me"), rewritten("completed", name="link")):
+        assert "no LoRA" in refused(host, 404, "GET", f"{JOBS}/{job_id}/lora")
+    path.unlink()
+    assert "no LoRA" in refused(host, 404, "GET", f"{JOBS}/{done}/lora")

@@ -52,6 +52,12 @@ class Job:
         return self.request["name"]
 
     @property
+    def model(self) -> str:
+        """The base model as a user knows it: the name of its folder, or the stem of its transformer's file."""
+        source = self.request["source"]
+        return Path(source["folder"]).name if source.get("folder") else Path(source.get("transformer", "")).stem
+
+    @property
     def lora(self) -> Path:
         """Where the LoRA is, or will be."""
         return Path(self.request["output_folder"]) / f"{self.name}.safetensors"
@@ -75,6 +81,7 @@ class Job:
             "id": self.id,
             "name": self.name,
             "concept": self.request["concept"]["phrase"],
+            "model": self.model,
             "created": self.created,
             "stopping": self.stopping,
             **state,
@@ -482,10 +489,10 @@ def _job_in(folder: JobFolder) -> Job:
             folder.state(),
             record.get("parent"),
         )
-        told = (job.name, job.request["output_folder"], job.request["concept"]["phrase"], job.digest)
+        told = (job.name, job.model, job.request["output_folder"], job.request["concept"]["phrase"], job.digest)
         if not all(isinstance(text, str) for text in told):
             raise TypeError
-    except (KeyError, TypeError, ValueError):
+    except (AttributeError, KeyError, TypeError, ValueError):
         raise JobError(f"The job {folder.path.name} is incomplete: delete the job and queue it again.") from None
     return job
 

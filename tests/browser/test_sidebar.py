@@ -1,0 +1,275 @@
+"""The sidebar tab: a card per job, as a user sees it: both renderers, mouse and keyboard, narrow, in Chinese."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from itertools import count
+from typing import Any
+
+import pytest
+from playwright.sync_api import Locator, expect
+
+from scripts.host import Host
+
+from .conftest import Frontend
+
+JOBS = "/erase_anything/v1/jobs"
+LONG = 500  # steps: more than a test waits for
+SHORT = 4
+numbers = count(1)
+
+
+def submit(host: Host, phrase: str, steps: int) -> dict[str, Any]:
+    """Queues a training that is cheap per step."""
+    small = {"erase_prompts": 2, "preserve_prompts": 2, "batch_erase": 2, "batch_preserve": 2, "sample_count": 1}
+    return host.post(
+        JOBS,
+        {
+            "concept": {"phrase": phrase, "synonyms": [], "irrelevant": ["house", "tree", "apple"]},
+            "config": {"steps": steps, "sample_every": 2, "checkpoint_every": 5, "lr_erase": 2e-3, **small},
+            "name": f"sidebar-{phrase}-{next(numbers)}",
+        },
+    )
+
+
+def open_tab(frontend: Frontend) -> Locator:
+    frontend.page.locator(".erase-anything-tab-button").click()
+    sidebar = frontend.page.locator(".ea-sidebar")
+    expect(sidebar).to_be_visible()
+    return sidebar
+
+
+def card_of(frontend: Frontend, job: dict[str, Any]) -> Locator:
+    return frontend.page.locator(f'.ea-card[data-job="{job["id"]}"]')
+
+
+def step_of(card: Locator) -> int:
+    found = re.search(r"\d+", card.locator(".ea-steps").inner_text())
+    return int(found.group()) if found else 0
+
+
+def wait_for_state(card: Locator, state: str) -> None:
+    expect(card).to_have_attribute("data-state", state, timeout=600_000)
+
+
+def wait_until_past(card: Locator, step: int) -> None:
+    pattern = r"(card, step) => Number(card.querySelector('.ea-steps').textContent.match(/\d+/)?.[0]) > step"
+    deadline = time.monotonic() + 300
+    while not card.evaluate(pattern, step):
+        assert time.monotonic() < deadline, card.inner_text()
+        time.sleep(0.1)
+
+
+@pytest.fixture
+def clean(frontend: Frontend) -> Iterator[Frontend]:
+    """A server without jobs, before and after."""
+
+    def sweep() -> None:
+        for job in frontend.host.get(JOBS)["jobs"]:
+            frontend.host.request("POST", f"{JOBS}/{job['id']}/cancel", {})
+        deadline = time.monotonic() + 120
+        while left := frontend.host.get(JOBS)["jobs"]:
+            for job in left:
+                frontend.host.request("POST", f"{JOBS}/{job['id']}/delete", {})
+            assert time.monotonic() < deadline
+            time.sleep(0.2)
+
+    sweep()
+    yield frontend
+    sweep()
+
+
+def test_a_job_from_start_to_lora(clean: Frontend) -> None:
+    frontend, page, host = clean, clean.page, clean.host
+    frontend.open()
+    frontend.errors.clear()
+    sidebar = open_tab(frontend)
+    expect(sidebar).to_contain_text("No trainings yet")
+    badge = page.locator(".erase-anything-tab-button .sidebar-icon-badge")
+    expect(badge).to_have_count(0)
+
+    # Submitted elsewhere, it appears by itself, opens, and moves.
+    long = submit(host, "umbrella", LONG)
+    card = card_of(frontend, long)
+    wait_for_state(card, "running")
+    expect(badge).to_have_text("1")
+    expect(card).to_contain_text("umbrella")
+    expect(card).to_contain_text("flux-emoji")
+    wait_until_past(card, 2)
+    before = step_of(card)
+    wait_until_past(card, before)
+    assert card.locator(".ea-fill").evaluate("(fill) => parseFloat(fill.style.width)") > 0
+    expect(card.locator(".ea-speed")).not_to_be_empty()
+
+    # Curves: the values of any step, under the pointer and by the keyboard.
+    curves = card.locator(".ea-losses")
+    expect(curves.locator("path.ea-mean").first).to_have_attribute("d", re.compile(r"^M.*L"))
+    told = [e for e in host.get(f"{JOBS}/{long['id']}/events")["events"] if e["type"] == "step"]
+    curves.focus()
+    page.keyboard.press("Home")
+    expect(curves).to_have_attribute("aria-valuenow", "1")
+    shown = float(card.locator('[data-loss="esd"] dd').first.inner_text())
+    assert shown == pytest.approx(told[0]["losses"]["esd"], rel=0.01)
+    page.keyboard.press("ArrowRight")
+    expect(curves).to_have_attribute("aria-valuetext", re.compile("^step 2:"))
+    plot = card.locator('[data-loss="esd"] .ea-plot')
+    plot.hover(position={"x": 1, "y": 10})
+    expect(curves).to_have_attribute("aria-valuenow", "1")
+
+    # Samples: a row per step, enlarged with a slider between the first step and the chosen one.
+    newest = card.locator('.ea-sample[data-file*="step-000002"]').first
+    newest.scroll_into_view_if_needed()
+    newest.click()
+    viewer = page.get_by_role("dialog", name="Samples of")
+    slider = viewer.get_by_role("slider")
+    expect(slider).to_be_focused()
+    page.keyboard.press("End")
+    expect(slider).to_have_value("100")
+    viewer.get_by_label("Compare with").select_option("step 0")
+    expect(slider).to_be_disabled()
+    page.keyboard.press("Escape")
+    expect(viewer).to_have_count(0)
+    expect(newest).to_be_focused()
+
+    # A reload loses nothing: the step never falls back, the curves are there again.
+    before = step_of(card)
+    frontend.reload()
+    open_tab(frontend)
+    wait_for_state(card, "running")
+    expect(card.locator(".ea-steps")).not_to_be_empty()
+    assert step_of(card) >= before
+    expect(curves.locator("path.ea-mean").first).to_have_attribute("d", re.compile(r"^M.*L"))
+
+    card.get_by_role("button", name="Pause").click()
+    wait_for_state(card, "paused")
+    paused = step_of(card)
+    assert host.get(f"{JOBS}/{long['id']}")["step"] == paused
+    expect(badge).to_have_count(0)
+
+    # Another one to its end, while the page looks on.
+    short = submit(host, "car", SHORT)
+    done = card_of(frontend, short)
+    wait_for_state(done, "completed")
+    expect(page.locator(".p-toast-message-success").filter(has_text=short["name"])).to_be_visible()
+    expect(done.locator(".ea-sentence")).to_have_text(f"Saved as {short['name']}.safetensors")
+
+    nodes = "app.graph.nodes.filter((node) => node.type === '{}')"
+    done.get_by_role("button", name="Add Load LoRA node").click()
+    page.wait_for_function(nodes.format("LoraLoader") + ".length === 1")
+    assert page.evaluate(nodes.format("LoraLoader") + "[0].widgets[0].value") == f"{short['name']}.safetensors"
+    with page.expect_download() as download:
+        done.get_by_role("link", name="Download").click()
+    lora = host.base / "models" / "loras" / f"{short['name']}.safetensors"
+    assert download.value.suggested_filename == lora.name
+    assert download.value.path().read_bytes() == lora.read_bytes()
+    done.get_by_role("button", name="Copy settings").click()
+    page.wait_for_function(nodes.format("EraseAnything_Train") + ".length === 1")
+    toast = page.locator(".p-toast-message").filter(has_text="Settings copied")
+    expect(toast).to_be_visible()
+    widgets = page.evaluate(
+        "Object.fromEntries(" + nodes.format("EraseAnything_Train") + "[0].widgets.map((w) => [w.name, w.value]))"
+    )
+    assert (widgets["steps"], widgets["sample_every"], widgets["name"]) == (SHORT, 2, "")
+    # A setting without a widget is not passed over in silence.
+    defaults = host.get("/erase_anything/v1/config")["config"]
+    for setting, value in host.get(f"{JOBS}/{short['id']}/request")["config"].items():
+        if value != defaults[setting]:
+            assert widgets.get(setting) == value or setting in toast.inner_text(), setting
+
+    card.get_by_role("button", name="Resume").click()
+    wait_for_state(card, "running")
+    wait_until_past(card, paused)
+    card.get_by_role("button", name="Stop").click()
+    wait_for_state(card, "cancelled")
+    assert host.get(f"{JOBS}/{long['id']}")["state"] == "cancelled"
+    assert not [error for error in frontend.errors if "userdata" not in error]
+
+
+def test_the_lora_lists_have_the_new_file_by_themselves(clean: Frontend) -> None:
+    frontend, page, host = clean, clean.page, clean.host
+    frontend.open("2_use_an_erasure_lora")
+    job = submit(host, "car", SHORT)
+    page.wait_for_function(
+        """(name) => app.graph.nodes.find((node) => node.type === "LoraLoader")
+            .widgets.find((widget) => widget.name === "lora_name").options.values.includes(name)""",
+        arg=f"{job['name']}.safetensors",
+        timeout=600_000,
+    )
+
+
+def test_keyboard_alone_in_a_narrow_sidebar(clean: Frontend) -> None:
+    frontend, page, host = clean, clean.page, clean.host
+    job = submit(host, "a rather long concept that has many words", 2)
+    host.post(f"{JOBS}/{job['id']}/pause", {})
+    page.emulate_media(reduced_motion="reduce")
+    frontend.open()
+    page.locator("#graph-canvas").focus()
+    page.keyboard.press("e")
+    sidebar = page.locator(".ea-sidebar")
+    expect(sidebar.get_by_role("heading", name="Erasure")).to_be_focused()
+    page.evaluate(
+        """() => Object.assign(document.querySelector(".side-bar-panel").style,
+            { flexBasis: "320px", minWidth: "320px", maxWidth: "320px" })"""
+    )
+    card = card_of(frontend, job)
+    wait_for_state(card, "paused")
+    assert sidebar.evaluate("(element) => element.scrollWidth <= element.clientWidth")
+    assert card.locator(".ea-fill").evaluate("(fill) => getComputedStyle(fill).transitionDuration") == "0s"
+    toggle = card.locator(".ea-toggle")
+    toggle.focus()
+    expect(toggle).to_have_attribute("aria-expanded", "true")
+    page.keyboard.press("Enter")
+    expect(toggle).to_have_attribute("aria-expanded", "false")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.dataset.action") == "resume"
+    assert page.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"
+    page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    wait_for_state(card, "cancelled")
+    assert page.evaluate("document.activeElement.dataset.action") == "resume"  # the focus stays in the card
+    expect(sidebar.get_by_role("status")).to_contain_text("Stopped")
+
+
+def test_a_thousand_jobs(clean: Frontend) -> None:
+    """Ended ones, written to disk as a worker leaves them."""
+    frontend, host = clean, clean.host
+    job = submit(host, "cat", 2)
+    host.post(f"{JOBS}/{job['id']}/cancel", {})
+    store = host.base / "user" / "__erase_anything" / "jobs"
+    record, state = (json.loads((store / job["id"] / name).read_text()) for name in ("job.json", "state.json"))
+    made = [store / f"20200101-{i:06d}-many" for i in range(1000)]
+    for number, folder in enumerate(made):
+        folder.mkdir()
+        (folder / "job.json").write_text(json.dumps({**record, "digest": folder.name, "created": float(number)}))
+        (folder / "state.json").write_text(json.dumps({**state, "state": "failed", "pid": None}))
+    try:
+        frontend.open()
+        sidebar = open_tab(frontend)
+        expect(sidebar.locator(".ea-card")).to_have_count(30)
+        sidebar.get_by_role("button", name=re.compile("^Show .* older")).click()
+        expect(sidebar.locator(".ea-card")).to_have_count(60)
+        expect(sidebar.locator(".ea-summary")).to_contain_text("1001 in all")
+    finally:
+        for folder in made:
+            shutil.rmtree(folder)
+
+
+def test_in_chinese(clean: Frontend) -> None:
+    frontend, host = clean, clean.host
+    job = submit(host, "car", 2)
+    host.post(f"{JOBS}/{job['id']}/pause", {})
+    host.post("/settings", {"Comfy.Locale": "zh"})
+    try:
+        frontend.open()
+        expect(frontend.page.locator(".erase-anything-tab-button")).to_contain_text("擦除")
+        open_tab(frontend)
+        card = card_of(frontend, job)
+        wait_for_state(card, "paused")
+        expect(card.locator(".ea-state")).to_have_text("已暂停")
+        expect(card.get_by_role("button", name="继续")).to_be_visible()
+    finally:
+        host.post("/settings", {"Comfy.Locale": "en"})
