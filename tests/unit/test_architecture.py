@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 FLOORS: list[set[str]] = [
     {"errors"},
     {"flux", "lora", "concepts", "config"},
-    {"flow", "bank", "checkpoint", "evaluation"},
+    {"flow", "bank", "checkpoint", "evaluation", "inspection"},
     {"methods"},
     {"trainer"},
     {"jobs"},
