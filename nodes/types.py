@@ -11,3 +11,4 @@ NONE = "none"  # the choice in a combo of files that chooses none
 FluxSourceType = io.Custom("FLUX_SOURCE")  # carries training.flux.source.FluxSource
 ConceptType = io.Custom("ERASURE_CONCEPT")  # carries training.concepts.Concept
 JobType = io.Custom("ERASURE_JOB")  # carries a job's id (str)
+RecordingType = io.Custom("JOINT_ATTENTION")  # carries training.inspection.Recording

@@ -5,10 +5,12 @@ import { jobs } from "./job_store.mjs";
 import { loadStyle } from "./dom.mjs";
 import { loadTexts } from "./texts.mjs";
 import { attachWords } from "./concept_node.mjs";
+import { attachHeatmaps } from "./heatmap_node.mjs";
 
 const PANELS = {
   EraseAnything_Train: attachJobPanel,
   EraseAnything_Concept: attachWords,
+  EraseAnything_TokenHeatmaps: attachHeatmaps,
 };
 
 app.registerExtension({

@@ -11,6 +11,7 @@ from .conftest import Frontend
 
 WORKFLOWS = sorted((Path(__file__).parents[2] / "example_workflows").glob("*.json"))
 TRAIN = "EraseAnything_Train"
+WITH_PANEL = (TRAIN, "EraseAnything_Concept", "EraseAnything_TokenHeatmaps")
 
 
 def panels(frontend: Frontend) -> int:
@@ -33,7 +34,7 @@ def test_opens_without_error(frontend: Frontend, path: Path) -> None:
     assert all(known and not wrong for _, known, wrong in shown), shown
     assert frontend.page.evaluate("[...app.graph.links.values()].length") == len(saved["links"])
     assert not frontend.page.get_by_text("Missing Node").count()
-    with_panel = [node for node in saved["nodes"] if node["type"] in (TRAIN, "EraseAnything_Concept")]
+    with_panel = [node for node in saved["nodes"] if node["type"] in WITH_PANEL]
     assert panels(frontend) == len(with_panel)
     assert not set(frontend.errors) - own
 
