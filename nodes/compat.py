@@ -14,7 +14,18 @@ from comfy_api.v0_0_2 import ComfyExtension, io, ui
 
 from ..training.errors import ErasureError
 
-__all__ = ["ComfyExtension", "advanced", "diffusers_folders", "io", "list_files", "quiet_log", "resolve_file", "ui"]
+__all__ = [
+    "ComfyExtension",
+    "advanced",
+    "diffusers_folders",
+    "io",
+    "list_files",
+    "output_path",
+    "quiet_log",
+    "resolve_file",
+    "temp_file",
+    "ui",
+]
 
 
 def advanced(widget: io.Input) -> io.Input:
@@ -65,6 +76,27 @@ def _inside(path: str, roots: list[str]) -> bool:
         for root in roots
         if os.path.splitdrive(os.path.abspath(root))[0] == os.path.splitdrive(path)[0]
     )
+
+
+def output_path(prefix: str, width: int, height: int, error: type[ErasureError]) -> Path:
+    """Where to write files below the host's output folder, numbered and without an ending; `error` for a prefix that
+    leads out of it."""
+    try:
+        folder, name, counter, _, _ = folder_paths.get_save_image_path(
+            prefix, folder_paths.get_output_directory(), width, height
+        )
+    except Exception as reason:  # the host raises nothing more exact
+        raise error(f"Files cannot be saved as {prefix!r}: choose a name inside the output folder.") from reason
+    # as the host numbers its own files, with the underscore that its counting looks for
+    return Path(folder) / f"{name}_{counter:05}_"
+
+
+def temp_file(name: str, data: str) -> dict[str, str]:
+    """Writes a text file into the host's folder for previews; what the page needs to fetch it from /view."""
+    folder = Path(folder_paths.get_temp_directory())
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name).write_text(data, encoding="utf-8")
+    return {"filename": name, "subfolder": "", "type": "temp"}
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import { attachAdvanced } from "./advanced.mjs";
 import { attachJobPanel } from "./job_node.mjs";
 import { attachWaiting } from "./wait_node.mjs";
 import { attachConcept, attachWords } from "./concept_node.mjs";
+import { attachHeatmaps } from "./heatmap_node.mjs";
 import { commands, keybindings, menuCommands, registerSidebar } from "./sidebar.mjs";
 import { jobs } from "./job_store.mjs";
 import { loadStyle } from "./dom.mjs";
@@ -16,6 +17,7 @@ const PANELS = {
   EraseAnything_Wait: attachWaiting,
   EraseAnything_Concept: attachConcept,
   EraseAnything_Preset: attachWords,
+  EraseAnything_TokenHeatmaps: attachHeatmaps,
 };
 
 app.registerExtension({

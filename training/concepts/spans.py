@@ -17,11 +17,16 @@ Span = tuple[int, int]  # half-open range of token positions
 _UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR")
 
 
+def is_unspaced(character: str) -> bool:
+    """Whether a character belongs to a script that writes words without spaces between them."""
+    return unicodedata.name(character, "").startswith(_UNSPACED)
+
+
 def _edge(character: str, pattern: str) -> str:
     """The word-boundary test next to a phrase's outer character; none beside punctuation and in unspaced scripts."""
     if not (character.isalnum() or character == "_"):
         return ""
-    return "" if unicodedata.name(character, "").startswith(_UNSPACED) else pattern
+    return "" if is_unspaced(character) else pattern
 
 
 def occurrences(prompt: str, phrase: str) -> list[tuple[int, int]]:

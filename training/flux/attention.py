@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,11 +28,14 @@ def attention_columns(query: Tensor, key: Tensor, tokens: Tensor) -> Tensor:
     """Softmax attention that each query pays to weighted sets of text tokens.
 
     query [B, H, N, d], key [B, H, S, d] (text first), tokens [B, K, L] weights with L <= S: the result is [B, H, K, N]
-    with entries sum_j tokens[b, k, j] * softmax(q k^T / sqrt d)[b, h, n, j]. The softmax runs over all S keys; the
-    weights enter as a value matrix (one-hot for a set of tokens), so a flash kernel computes it and gradients flow into
-    query and key.
+    with entries sum_j tokens[b, k, j] * softmax(q k^T / sqrt d)[b, h, n, j]. The softmax runs over all S keys. Where
+    gradients are wanted, and for a single set, the weights enter as a value matrix (one-hot for a set of tokens), so a
+    flash kernel computes it and gradients flow into query and key; many sets without gradients take text_columns().
     """
     batch, heads, _, width = query.shape
+    if tokens.shape[1] > 1 and not (torch.is_grad_enabled() and (query.requires_grad or key.requires_grad)):
+        each = text_columns(query, key, attend(query, key, key)[1], tokens.shape[2])
+        return torch.einsum("bkl,bhln->bhkn", tokens.to(each), each)
     columns = []
     for part in tokens.split(width, dim=1):
         # as wide as the heads: flash kernels want one width for query, key and value
@@ -40,6 +44,55 @@ def attention_columns(query: Tensor, key: Tensor, tokens: Tensor) -> Tensor:
         out = F.scaled_dot_product_attention(query, key, values.expand(-1, heads, -1, -1))
         columns.append(out[..., : part.shape[1]].transpose(2, 3))
     return torch.cat(columns, dim=2)
+
+
+_CHUNK = 256  # queries at a time where no fused kernel tells the softmax's denominator
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    """softmax(q k^T / sqrt d) v, [B, H, N, d], and log sum exp(q k^T / sqrt d) of every query, [B, H, N] in fp32.
+
+    query [B, H, N, d], key and value [B, H, S, d]. Both come out of one pass of a fused kernel, which computes the
+    second anyway; torch shows it only through the kernels themselves. No gradients.
+    """
+    ops = torch.ops.aten
+    with torch.no_grad():
+        if query.device.type == "cpu":
+            out, normaliser = ops._scaled_dot_product_flash_attention_for_cpu(query, key, value)
+        elif query.device.type == "cuda" and query.dtype in (torch.float16, torch.bfloat16):
+            out, normaliser = ops._scaled_dot_product_flash_attention(query, key, value)[:2]
+        elif query.device.type == "cuda":
+            out, normaliser = ops._scaled_dot_product_efficient_attention(query, key, value, None, True)[:2]
+        else:
+            out = F.scaled_dot_product_attention(query, key, value)
+            scaled = key.transpose(-1, -2) * key.shape[-1] ** -0.5
+            normaliser = torch.cat([(q @ scaled).float().logsumexp(-1) for q in query.split(_CHUNK, dim=2)], dim=2)
+    return out, normaliser[..., : query.shape[2]].float()  # kernels may pad the queries
+
+
+def text_columns(query: Tensor, key: Tensor, normaliser: Tensor, length: int, mean_heads: bool = False) -> Tensor:
+    """Softmax attention that each query pays to each of the first `length` keys; fp32, no gradients.
+
+    query [B, H, N, d], key [B, H, S, d] with the text first, normaliser [B, H, N]: attend()'s for these queries over
+    all S keys. Returns [B, H, length, N], or the mean over heads [B, 1, length, N]. Entries are
+    exp(q k^T / sqrt d - normaliser), one head at a time: the largest thing allocated beside the result is
+    [B, length, N].
+    """
+    scale = query.shape[-1] ** -0.5
+    batch, heads, queries, _ = query.shape
+    columns = query.new_zeros(batch, 1 if mean_heads else heads, length, queries, dtype=torch.float32)
+    with torch.no_grad():
+        for head in range(heads):
+            # in fp32: a logit rounded to bf16 would be off by percents after exp
+            logits = torch.baddbmm(
+                -normaliser[:, head, None], key[:, head, :length].float(), query[:, head].float().transpose(1, 2),
+                alpha=scale,
+            )  # fmt: skip
+            if mean_heads:
+                columns[:, 0] += logits.exp_()
+            else:
+                torch.exp(logits, out=columns[:, head])
+    return columns.div_(heads) if mean_heads else columns
 
 
 class AttentionCapture:
@@ -75,7 +128,7 @@ class AttentionCapture:
     def start(self, transformer: FluxTransformer2DModel, text_length: int) -> dict[str, AttentionRecorder]:
         """Prepare a pass: the joint_attention_kwargs to give to the transformer. Ends with finish()."""
         indices = self.resolve(transformer)
-        _install_processors(transformer)
+        install_processors(transformer)
         self._recorder = AttentionRecorder(self.tokens, text_length, frozenset(indices), {})
         return {"recorder": self._recorder}
 
@@ -91,15 +144,8 @@ def attention_deletion(transformer: FluxTransformer2DModel, deleted: Tensor) -> 
 
     A[:, span] = 0 after the softmax, not renormalised (EraseAnything, Section 3): training-free erasure.
     """
-    _install_processors(transformer)
+    install_processors(transformer)
     return {"deleted": deleted}
-
-
-def _install_processors(transformer: FluxTransformer2DModel) -> None:
-    # They stay: they compute what diffusers' own do, and a checkpointed block needs them in the backward pass.
-    for index, block in enumerate([*transformer.transformer_blocks, *transformer.single_transformer_blocks]):
-        if not isinstance(block.attn.processor, RecordingProcessor):
-            block.attn.processor = RecordingProcessor(index)
 
 
 @dataclass
@@ -111,15 +157,28 @@ class AttentionRecorder:
     indices: frozenset[int]
     found: dict[int, Tensor]
 
-    def record(self, index: int, query: Tensor, key: Tensor) -> None:
+    def record(self, index: int, query: Tensor, key: Tensor, _value: Tensor, _out: Tensor) -> None:
+        """Take what the recorder wants of one block: query, key, value and output [B, heads, text + image, d]."""
+        if index not in self.indices:
+            return
         tokens = self.tokens.to(query.device)
         tokens = (tokens if tokens.ndim == 3 else tokens[:, None]).expand(query.shape[0], -1, -1)
         columns = attention_columns(query[:, :, self.text_length :], key, tokens)
         self.found.setdefault(index, columns)  # a replay computes the columns again, but the first ones carry the graph
 
 
+def install_processors(transformer: FluxTransformer2DModel) -> None:
+    """Let every block tell a recorder of its attention.
+
+    They stay: they compute what diffusers' own do, and a checkpointed block needs them in the backward pass.
+    """
+    for index, block in enumerate([*transformer.transformer_blocks, *transformer.single_transformer_blocks]):
+        if not isinstance(block.attn.processor, RecordingProcessor):
+            block.attn.processor = RecordingProcessor(index)
+
+
 class RecordingProcessor:
-    """Flux's attention; if a recorder asks for this block, also the columns (queries, keys after RMS norm and RoPE).
+    """Flux's attention, told to the recorder of the pass if there is one (queries, keys after RMS norm and RoPE).
 
     deleted: see `attention_deletion`.
     """
@@ -130,7 +189,7 @@ class RecordingProcessor:
     def __call__(
         self, attn: torch.nn.Module, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None, image_rotary_emb: tuple[Tensor, Tensor] | None = None,
-        recorder: AttentionRecorder | None = None, deleted: Tensor | None = None,
+        recorder: Any = None, deleted: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
         def heads(x: Tensor) -> Tensor:
             return x.unflatten(-1, (-1, attn.head_dim))
@@ -147,8 +206,6 @@ class RecordingProcessor:
             query = apply_rotary_emb(query, image_rotary_emb, sequence_dim=1)
             key = apply_rotary_emb(key, image_rotary_emb, sequence_dim=1)
         query, key, value = (x.transpose(1, 2) for x in (query, key, value))  # [B, heads, text + image, head_dim]
-        if recorder is not None and self.index in recorder.indices:
-            recorder.record(self.index, query, key)
         if joint and deleted is not None:
             # A[:, span] = 0 after the softmax is the same as values of zero there
             length = encoder_hidden_states.shape[1]
@@ -159,6 +216,8 @@ class RecordingProcessor:
             out = torch.cat([text_out, image_out], dim=2)
         else:
             out = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask)
+        if recorder is not None:
+            recorder.record(self.index, query, key, value, out)
         out = out.transpose(1, 2).flatten(2).to(query.dtype)
         if not joint:
             return out

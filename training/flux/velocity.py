@@ -10,6 +10,7 @@ from diffusers import FluxTransformer2DModel
 from torch import Tensor
 
 from .attention import AttentionCapture, attention_deletion
+from .concept_attention import ConceptCapture
 from .text import TextEmbeds
 
 
@@ -28,8 +29,8 @@ def position_ids(grid: tuple[int, int], device: torch.device) -> Tensor:
 
 def velocity(
     transformer: FluxTransformer2DModel, latents: Tensor, t: Tensor | float, embeds: TextEmbeds, guidance: float,
-    grid: tuple[int, int], *, capture: AttentionCapture | None = None, stop_after_block: int | None = None,
-    deleted: Tensor | None = None,
+    grid: tuple[int, int], *, capture: AttentionCapture | ConceptCapture | None = None,
+    stop_after_block: int | None = None, deleted: Tensor | None = None,
 ) -> Tensor | None:  # fmt: skip
     """v(x_t, c, t), an estimate of noise - image.
 
