@@ -28,6 +28,7 @@ ARGUMENTS = [
 ]
 FAILED = pytest.StashKey[bool]()
 PATIENCE = 180_000  # ms: a busy machine is no failure
+JOBS = "/erase_anything/v1/jobs"
 RENDERERS = {"canvas": False, "vue": True}
 
 
@@ -113,6 +114,9 @@ def new_frontend(request: pytest.FixtureRequest, browser: Browser, host: Host, v
         FAILURES.mkdir(exist_ok=True)
         made.page.screenshot(path=FAILURES / f"{request.node.name}.png")
     context.close()
+    for job in host.get(JOBS)["jobs"]:  # a training that a failed test leaves behind would slow all others
+        if job["state"] in ("queued", "starting", "running"):
+            host.request("POST", f"{JOBS}/{job['id']}/cancel", {})
 
 
 @pytest.hookimpl(wrapper=True)

@@ -15,9 +15,8 @@ from playwright.sync_api import Locator, expect
 
 from scripts.host import Host
 
-from .conftest import Frontend
+from .conftest import JOBS, Frontend
 
-JOBS = "/erase_anything/v1/jobs"
 LONG = 500  # steps: more than a test waits for
 SHORT = 4
 numbers = count(1)

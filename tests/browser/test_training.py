@@ -7,10 +7,9 @@ from itertools import count
 
 from playwright.sync_api import Locator, expect
 
-from .conftest import Frontend
+from .conftest import JOBS, Frontend
 
 STEPS = 400  # more than a test waits for: the last act is Stop
-JOBS = "/erase_anything/v1/jobs"
 numbers = count(1)
 
 

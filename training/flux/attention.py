@@ -139,8 +139,8 @@ class AttentionCapture:
 
 
 def attention_deletion(transformer: FluxTransformer2DModel, deleted: Tensor) -> dict[str, Tensor]:
-    """Prepare a pass in which image queries pay no attention to the text tokens of `deleted` [B, L] (1: deleted), in
-    the double blocks: the joint_attention_kwargs to give to the transformer.
+    """Prepare a pass in which no query pays attention to the text tokens of `deleted` [B, L] (1: deleted), in the
+    double blocks: the joint_attention_kwargs to give to the transformer.
 
     A[:, span] = 0 after the softmax, not renormalised (EraseAnything, Section 3): training-free erasure.
     """
@@ -209,13 +209,9 @@ class RecordingProcessor:
         if joint and deleted is not None:
             # A[:, span] = 0 after the softmax is the same as values of zero there
             length = encoder_hidden_states.shape[1]
-            kept = value.clone()
-            kept[:, :, :length] *= 1 - deleted.to(value)[:, None, :, None]
-            text_out = F.scaled_dot_product_attention(query[:, :, :length], key, value, attn_mask=attention_mask)
-            image_out = F.scaled_dot_product_attention(query[:, :, length:], key, kept, attn_mask=attention_mask)
-            out = torch.cat([text_out, image_out], dim=2)
-        else:
-            out = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask)
+            kept = 1 - deleted.to(value)[:, None, :, None]
+            value = torch.cat([value[:, :, :length] * kept, value[:, :, length:]], dim=2)
+        out = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask)
         if recorder is not None:
             recorder.record(self.index, query, key, value, out)
         out = out.transpose(1, 2).flatten(2).to(query.dtype)

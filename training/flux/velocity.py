@@ -37,7 +37,7 @@ def velocity(
     latents: x_t packed, [B, N, 64] with N = rows * columns of `grid`; t: float or [B] in [0, 1], 1 is noise; embeds: B
     or 1 prompts; guidance: fed to the guidance embedding where the model has one. capture records attention on the way;
     stop_after_block (counted as in AttentionCapture) ends the pass there and returns None. deleted: [B, L] text tokens
-    (1: deleted) that image queries pay no attention to in double blocks (see `attention_deletion`). Returns
+    (1: deleted) that no query pays attention to in double blocks (see `attention_deletion`). Returns
     [B, N, 64] in the dtype of `latents`. Gradients, autocast and the adapter's state are the caller's.
     """
     batch, device = latents.shape[0], latents.device
