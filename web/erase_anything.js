@@ -7,6 +7,7 @@ import { attachJobPanel } from "./job_node.mjs";
 import { attachWaiting } from "./wait_node.mjs";
 import { attachConcept, attachWords } from "./concept_node.mjs";
 import { attachHeatmaps } from "./heatmap_node.mjs";
+import { queueSettings, showQueueSettings } from "./queue_settings.mjs";
 import { commands, keybindings, menuCommands, registerSidebar } from "./sidebar.mjs";
 import { jobs } from "./job_store.mjs";
 import { loadStyle } from "./dom.mjs";
@@ -25,7 +26,7 @@ app.registerExtension({
   commands,
   keybindings,
   menuCommands,
-  settings,
+  settings: [...settings, ...queueSettings],
 
   // Before any node exists, so that no panel is ever drawn without its words.
   async init() {
@@ -43,5 +44,6 @@ app.registerExtension({
     registerSidebar();
     announceEnds();
     await jobs.follow().catch(() => {}); // the server is away: it is asked again when it is back
+    await showQueueSettings();
   },
 });

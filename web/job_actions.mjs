@@ -2,19 +2,29 @@
 import { addLoraNode, copySettings } from "./canvas.mjs";
 import { element } from "./dom.mjs";
 import { act, loraUrl } from "./job_api.mjs";
+import { askToDelete } from "./job_deletion.mjs";
 import { jobs } from "./job_store.mjs";
 import { text } from "./texts.mjs";
 
 /** Ask the server for a change and show what came of it. */
-const ask = (action) => async (job) => {
-  const answer = await act(job.id, action);
+const ask = (action, body) => async (job) => {
+  const answer = await act(job.id, action, body);
   if (answer.deleted) jobs.forget(answer.deleted);
-  else if (answer.id) jobs.put(answer);
+  else if (answer.queue) jobs.reorder(answer.queue);
+  else if (answer.id) jobs.put(answer); // the job itself, or the new one that was made of it
 };
 
+async function deleteJob(job) {
+  const body = await askToDelete(job);
+  if (body) await ask("delete", body)(job);
+}
+
+const ENDED = ["completed", "failed", "cancelled"];
+
 /**
- * name: its texts are `action.NAME` and `action.NAME.hint`. states: in which it is offered. run(job): does it; what it throws
- * is shown. href(job): instead of run, a download. busy(job): it is being done already. cardOnly: too much for a node.
+ * name: its texts are `action.NAME` and `action.NAME.hint`. states: in which it is offered, if also `fits(job)`. run(job):
+ * does it; what it throws is shown. href(job): instead of run, a download. busy(job): it is being done already. cardOnly: too
+ * much for a node.
  */
 const ACTIONS = [
   {
@@ -30,9 +40,14 @@ const ACTIONS = [
     run: ask("cancel"),
     busy: (job) => job.stopping === "cancel",
   },
+  { name: "up", states: ["queued"], fits: ({ place }) => place !== 0, run: ask("move", { to: "up" }), cardOnly: true },
+  { name: "down", states: ["queued"], run: ask("move", { to: "down" }), cardOnly: true },
+  { name: "cheaper", states: ["failed"], fits: ({ problem }) => problem === "memory", run: ask("retry", { cheaper: true }) },
   { name: "addLora", states: ["completed"], run: addLoraNode, cardOnly: true },
   { name: "download", states: ["completed"], href: (job) => loraUrl(job.id), cardOnly: true },
-  { name: "copySettings", states: ["completed", "failed", "cancelled"], run: copySettings, cardOnly: true },
+  { name: "copySettings", states: ENDED, run: copySettings, cardOnly: true },
+  { name: "again", states: ENDED, run: ask("clone", {}), cardOnly: true },
+  { name: "delete", states: [...ENDED, "paused", "interrupted"], run: deleteJob, cardOnly: true },
 ];
 
 export class Actions {
@@ -48,7 +63,7 @@ export class Actions {
 
   show(job) {
     this.#job = job;
-    const offered = this.actions.filter(({ states }) => states.includes(job?.state));
+    const offered = this.actions.filter(({ states, fits }) => states.includes(job?.state) && (fits?.(job) ?? true));
     const shown = [...this.element.children].map((button) => button.dataset.action);
     if (shown.join() !== offered.map(({ name }) => name).join()) {
       const hadFocus = this.element.contains(document.activeElement);

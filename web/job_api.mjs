@@ -18,15 +18,20 @@ export async function answer(response) {
   return body;
 }
 
+async function post(path, body) {
+  const headers = { "Content-Type": "application/json" };
+  return answer(await api.fetchApi(`${ROOT}${path}`, { method: "POST", headers, body: JSON.stringify(body) }));
+}
+
 async function get(path) {
   return answer(await api.fetchApi(`${ROOT}${path}`, { cache: "no-store" }));
 }
 
 const jobPath = (id, part = "") => `/jobs/${encodeURIComponent(id)}${part}`;
 
-/** All jobs the server knows, newest first, without their samples. */
+/** {jobs: all the server knows, newest first, without their samples; queue: ids of the waiting ones; settings of the queue}. */
 export async function listJobs() {
-  return (await get("/jobs")).jobs;
+  return get("/jobs");
 }
 
 /** One job as it is now. */
@@ -54,15 +59,17 @@ export async function getDefaults() {
   return (await get("/config")).config;
 }
 
-/** Ask for "pause", "resume", "cancel", …; answers with the job as it is after that, or with {deleted: id}. */
-export async function act(id, action) {
-  return answer(
-    await api.fetchApi(`${ROOT}${jobPath(id, `/${action}`)}`, {
-      method: "POST",
-      headers: { "Content-Type": "application/json" },
-      body: "{}",
-    }),
-  );
+/**
+ * Ask for "pause", "resume", "cancel", …; `body` says more where the action takes more. Answers with the job as it is after
+ * that, with {deleted: id}, or with {queue: ids}.
+ */
+export async function act(id, action, body = {}) {
+  return post(jobPath(id, `/${action}`), body);
+}
+
+/** Change settings of the queue ({slots, wait_for_memory}, each optional). */
+export async function changeSettings(settings) {
+  return post("/settings", settings);
 }
 
 /** Address of a sample picture. */

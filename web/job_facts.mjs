@@ -9,12 +9,13 @@ export const isTraining = ({ state }) => ["starting", "running"].includes(state)
 /** Nothing more will happen unless the user wants it. */
 export const hasEnded = ({ state }) => ["completed", "failed", "cancelled"].includes(state);
 
-/** As a list should show them: what trains, what waits (next one first), what could go on, what has ended (newest first). */
+/** As a list should show them: what trains, what waits (by `place` in the queue; one whose place is not known yet is the last), what could go on, what has ended (newest first). */
 export function inOrder(jobs) {
   const rank = (job) => (isTraining(job) ? 0 : isActive(job) ? 1 : hasEnded(job) ? 3 : 2);
-  return [...jobs].sort(
-    (a, b) => rank(a) - rank(b) || (rank(a) === 1 ? a.created - b.created : b.created - a.created) || (a.id < b.id ? 1 : -1),
-  );
+  const last = jobs.length;
+  const waiting = (a, b) => (a.place ?? last) - (b.place ?? last) || a.created - b.created;
+  const compare = (a, b) => (rank(a) === 1 ? waiting(a, b) : b.created - a.created);
+  return [...jobs].sort((a, b) => rank(a) - rank(b) || compare(a, b) || (a.id < b.id ? 1 : -1));
 }
 
 /** Seconds until the last step, or undefined while that cannot be known. */
@@ -31,7 +32,8 @@ export function merged(known, told) {
   const same = known.state === told.state && known.attempt === told.attempt;
   const late = same && told.state === "running" && known.step > told.step;
   const { step, losses, seconds_per_step } = known;
-  return { ...known, ...told, ...(late && { step, losses, seconds_per_step }) };
+  const place = told.state === "queued" ? (told.place ?? known.place) : undefined;
+  return { ...known, ...told, place, ...(late && { step, losses, seconds_per_step }) };
 }
 
 /** Sample pictures without repetitions (a resumed job renders some again), by step, then by prompt and seed as told. */

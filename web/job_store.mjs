@@ -4,6 +4,7 @@ import { merged } from "./job_facts.mjs";
 import { LossHistory } from "./loss_history.mjs";
 
 class JobStore {
+  settings = null; // of the queue, once the server has told them
   #jobs = new Map(); // id → job
   #watchers = new Map(); // id → set of functions
   #allWatchers = new Set();
@@ -18,10 +19,12 @@ class JobStore {
 
   /** Ask the server for all jobs, and for whatever else somebody looks at. Throws where it does not answer. */
   async load() {
-    const listed = await listJobs();
+    const { jobs: listed, queue, settings } = await listJobs();
+    this.settings = settings;
     const there = new Set(listed.map(({ id }) => id));
     for (const id of this.#jobs.keys()) if (!there.has(id)) this.forget(id);
     for (const job of listed) this.put(job);
+    this.reorder(queue);
     for (const id of this.#watchers.keys()) this.refresh(id);
     for (const id of this.#histories.keys()) this.#catchUp(id);
   }
@@ -61,7 +64,7 @@ class JobStore {
 
   /** The newest job for which `fits(job)`, or undefined. */
   async newest(fits) {
-    return (await listJobs()).find(fits);
+    return (await listJobs()).jobs.find(fits);
   }
 
   /** Keep a job as the server told it and show it to all who watch. */
@@ -71,6 +74,14 @@ class JobStore {
     this.#jobs.set(job.id, job);
     for (const show of this.#watchers.get(job.id) ?? []) show(job);
     for (const changed of this.#allWatchers) changed(job, before);
+  }
+
+  /** The ids of the waiting jobs in their order, as the server told them. */
+  reorder(queue) {
+    for (const [place, id] of queue.entries()) {
+      const job = this.#jobs.get(id);
+      if (job && job.place !== place) this.put({ ...job, place });
+    }
   }
 
   /** Drop a job that is no longer there. */

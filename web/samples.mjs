@@ -2,6 +2,7 @@
 import { element } from "./dom.mjs";
 import { differences, picturesOf } from "./job_facts.mjs";
 import { sampleUrl } from "./job_api.mjs";
+import { openModal } from "./modal.mjs";
 import { text } from "./texts.mjs";
 
 const subjectOf = ({ prompt, seed }) => JSON.stringify([prompt, seed]);
@@ -127,13 +128,8 @@ function openViewer(job, pictures, chosen) {
   };
   stepChoice.select.onchange = () =>
     show(pictures.find((one) => subjectOf(one) === subjectOf(shown) && one.step === Number(stepChoice.select.value)));
-  dialog.onkeydown = (event) => event.stopPropagation(); // letters and Delete mean something to the canvas behind it
-  dialog.onclick = (event) => event.target === dialog && dialog.close(); // beside it
-  close.onclick = () => dialog.close();
-  dialog.onclose = () => dialog.remove();
   show(chosen);
-  document.body.append(dialog);
-  dialog.showModal();
+  openModal(dialog, close);
   (slider.disabled ? close : slider).focus();
 }
 

@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import count
 from typing import Any
 
@@ -60,6 +60,13 @@ def wait_until_past(card: Locator, step: int) -> None:
     deadline = time.monotonic() + 300
     while not card.evaluate(pattern, step):
         assert time.monotonic() < deadline, card.inner_text()
+        time.sleep(0.1)
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < deadline
         time.sleep(0.1)
 
 
@@ -198,6 +205,50 @@ def test_the_lora_lists_have_the_new_file_by_themselves(clean: Frontend) -> None
         arg=f"{job['name']}.safetensors",
         timeout=600_000,
     )
+
+
+def test_the_queue_is_reordered_repeated_and_cleared(clean: Frontend) -> None:
+    frontend, page, host = clean, clean.page, clean.host
+    frontend.open()
+    frontend.errors.clear()
+    sidebar = open_tab(frontend)
+    slots = "app.extensionManager.setting.{}('EraseAnything.Slots'{})"
+    try:
+        page.evaluate(slots.format("set", ", 0"))  # as the settings dialog does it
+        wait_until(lambda: host.get("/erase_anything/v1/settings")["slots"] == 0)
+        first, second = submit(host, "car", SHORT), submit(host, "cat", SHORT)
+        order = sidebar.locator(".ea-card")
+        expect(order).to_have_count(2)
+        card_of(frontend, second).get_by_role("button", name="Up").click()
+        expect(order.first).to_have_attribute("data-job", second["id"])
+        assert host.get(JOBS)["queue"] == [second["id"], first["id"]]
+        expect(card_of(frontend, second).get_by_role("button", name="Up")).to_have_count(0)  # it is the first
+        card_of(frontend, second).get_by_role("button", name="Down").click()
+        expect(order.first).to_have_attribute("data-job", first["id"])
+
+        # Stopped, trained again as a new job with the next seed; then deleted, after a question.
+        card = card_of(frontend, first)
+        card.get_by_role("button", name="Stop").click()
+        wait_for_state(card, "cancelled")
+        card.get_by_role("button", name="Train again").click()
+        expect(order).to_have_count(3)
+        again = next(job for job in host.get(JOBS)["jobs"] if job["parent"] == first["id"])
+        assert host.get(f"{JOBS}/{again['id']}/request")["config"]["seed"] == 1
+        card.get_by_role("button", name="Delete").click()
+        question = page.get_by_role("dialog", name="Delete a training")
+        expect(question).to_contain_text(first["name"])
+        expect(question.get_by_role("checkbox")).to_have_count(0)  # it wrote no LoRA
+        page.keyboard.press("Escape")
+        expect(question).to_have_count(0)
+        assert host.get(f"{JOBS}/{first['id']}")["state"] == "cancelled"
+        card.get_by_role("button", name="Delete").click()
+        question.get_by_role("button", name="Delete").click()
+        expect(order).to_have_count(2)
+        assert first["id"] not in [job["id"] for job in host.get(JOBS)["jobs"]]
+        assert not [error for error in frontend.errors if "erase" in error.lower()], frontend.errors
+    finally:
+        host.post("/erase_anything/v1/settings", {"slots": 1})
+        page.evaluate(slots.format("set", ", 1"))
 
 
 def test_keyboard_alone_in_a_narrow_sidebar(clean: Frontend) -> None:

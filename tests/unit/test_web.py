@@ -35,7 +35,7 @@ def test_both_languages_have_the_same_texts() -> None:
 def test_every_text_that_the_code_names_exists_and_is_used() -> None:
     code = "\n".join(path.read_text(encoding="utf-8") for path in WEB.glob("*.mjs"))
     known = texts("en")
-    named = set(re.findall(r'text\(\s*"([\w.]+)"', code))
+    named = set(re.findall(r'\btext\(\s*"([\w.]+)"', code))
     assert named <= set(known), named - set(known)
     # A key that is put together at run time (`state.${state}`) counts as used by its beginning.
     beginnings = set(re.findall(r"`([\w.]+\.)\$\{", code))

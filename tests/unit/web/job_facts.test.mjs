@@ -22,6 +22,19 @@ test("order: what trains, the queue in its order, what could go on, the ended on
   );
 });
 
+test("order: waiting jobs by their place in the queue, those without one after them", () => {
+  const job = (id, place, created) => ({ id, state: "queued", place, created });
+  const jobs = [job("new", undefined, 9), job("second", 1, 1), job("first", 0, 5), job("older", undefined, 2)];
+  assert.deepEqual(inOrder(jobs).map(({ id }) => id), ["first", "second", "older", "new"]);
+});
+
+test("a place in the queue lasts as long as the job waits", () => {
+  const waiting = { id: "a", state: "queued", place: 2 };
+  assert.equal(merged(waiting, { id: "a", state: "queued" }).place, 2);
+  assert.equal(merged(waiting, { id: "a", state: "queued", place: 0 }).place, 0);
+  assert.equal(merged(waiting, { id: "a", state: "running" }).place, undefined);
+});
+
 test("time left is told only while it can be known", () => {
   const job = { state: "running", step: 50, total: 200, seconds_per_step: 0.5 };
   assert.equal(secondsLeft(job), 75);
