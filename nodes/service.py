@@ -19,7 +19,9 @@ from ..training.flux.source import FluxSource
 from ..training.jobs import Job, JobStore, Scheduler
 from .text import check_phrase
 
-EVENT = "erase_anything.job"  # websocket: {"job": id, "n": number, "time": …, "type": "state" | "step" | …, …}
+# websocket: {"job": id, "n": number, "time": …, "type": "state" | "step" | …, …}, as in events.jsonl; and
+# {"job": "", "type": "list"} where jobs came, went or changed their order
+EVENT = "erase_anything.job"
 
 _deleted: list[str] = []  # in this server's life, as long as the host's cache of node outputs lives
 

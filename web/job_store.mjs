@@ -130,6 +130,7 @@ class JobStore {
   }
 
   #take({ job: id, ...event }) {
+    if (event.type === "list") return void this.load().catch(() => {}); // away again: reconnecting asks again
     this.#record(id, event);
     const job = this.#jobs.get(id);
     if (!job) {

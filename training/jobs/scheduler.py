@@ -38,7 +38,8 @@ class Scheduler:
     slots: how many jobs train at once; None: as the store's settings say, which may change at any time. command: how a
     job folder becomes a process. make_room: asks the host to free memory for a job (see Admission).
     listener: called with (job id, event) for each event written since the scheduler began, in order, from the
-    scheduler's thread. patience: seconds until a worker that was asked to stop and did not is terminated.
+    scheduler's thread; with ("", {"type": "list"}) when jobs came, went or changed their order. patience: seconds until
+    a worker that was asked to stop and did not is terminated.
     """
 
     def __init__(
@@ -54,6 +55,7 @@ class Scheduler:
         self._command, self._admission, self._listener = command, Admission(make_room), listener
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._positions: dict[str, int] | None = None  # bytes of events.jsonl that were relayed, by job
+        self._listed: tuple[set[str], list[str]] | None = None  # ids of all jobs, and of the queue in its order
         self._silent: dict[str, float] = {}  # ended jobs whose events were all relayed, with the time of their end
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -90,6 +92,7 @@ class Scheduler:
             busy |= {job_id for job_id, child in self._children.items() if child.poll() is None}
             self._fill_slots(jobs, busy)
         self._relay(jobs)
+        self._tell_of_list(jobs)
 
     def _fill_slots(self, jobs: list[Job], busy: set[str]) -> None:
         """Starts queued jobs; one that must wait for memory lets those behind it pass."""
@@ -193,6 +196,13 @@ class Scheduler:
             # Its last event comes right after its last state; nothing more until it is queued again.
             if start == end and job.state.state in ENDED and time.time() - job.state.since > 10:
                 self._silent[job.id] = job.state.since
+
+    def _tell_of_list(self, jobs: list[Job]) -> None:
+        """Tells that jobs came, went or changed their order in the queue: no job's own events say so."""
+        listed = ({job.id for job in jobs}, [job.id for job in self.store.queue(jobs)])
+        if self._listener is not None and self._listed not in (None, listed):
+            self._listener("", {"type": "list"})
+        self._listed = listed
 
     def _read_on(self, job: Job, start: int | None) -> tuple[int, int]:
         """Tells the events behind byte `start` (None: those still to come); the bytes (from, to) that were read."""

@@ -170,6 +170,28 @@ def test_a_worker_outlives_its_scheduler_and_is_adopted(store, request_for):
     assert {job_id for job_id, _ in heard} == {job.id}
 
 
+def test_the_listener_hears_of_jobs_that_come_go_and_change_their_order(store, request_for):
+    heard: list[str] = []
+    scheduler = Scheduler(store, slots=0, command=command, listener=lambda job_id, event: heard.append(event["type"]))
+
+    def told() -> list[str]:
+        heard.clear()
+        scheduler.tick()
+        return [kind for kind in heard if kind == "list"]
+
+    first = store.submit(request_for("one"))
+    assert told() == []  # whoever connects asks for the list anyway
+    second = store.submit(request_for("two"))
+    assert told() == ["list"]
+    assert told() == []
+    store.move(second.id, "up")
+    assert told() == ["list"]
+    store.cancel(first.id)
+    store.delete(first.id)
+    assert told() == ["list"]
+    scheduler.close()
+
+
 def test_two_servers_do_not_train_one_job_twice(store, scheduler, request_for):
     other_store = JobStore(store.root)
     other = Scheduler(other_store, command=command)
