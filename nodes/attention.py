@@ -22,7 +22,7 @@ from ..training.inspection.heatmaps import (
     overlays,
     save_figure,
 )
-from ..training.inspection.recording import OUTPUT
+from ..training.inspection.recording import NOTHING_RECORDED, OUTPUT
 from .compat import io, output_path, temp_file, ui
 from .concept_maps import ConceptRecorder, encode_clip_concepts
 from .joint_attention import Deleter, Recorder, flux_blocks, read_clip_prompt
@@ -215,6 +215,7 @@ class TokenHeatmaps(io.ComfyNode):
                 ),
                 _export_input(),
             ],
+            hidden=[io.Hidden.prompt, io.Hidden.unique_id],
             outputs=[
                 io.Image.Output("overlays", display_name="overlays", tooltip="One picture per word."),
                 io.Image.Output("sheet", display_name="sheet", tooltip="All of them in one picture."),
@@ -227,6 +228,7 @@ class TokenHeatmaps(io.ComfyNode):
         cls, recording: Recording, image: torch.Tensor, clip: object, prompt: str, words: str, image_index: int,
         colour_map: str, opacity: float, scale: str, save_as: str,
     ) -> io.NodeOutput:  # fmt: skip
+        _check_sampled(cls.hidden, "recording")
         figure = _figure(
             recording, image, clip, prompt, words, image_index, colour_map=colour_map, opacity=opacity, scale=scale
         )
@@ -263,6 +265,7 @@ class CompareAttention(io.ComfyNode):
                 _index_input(),
                 *_drawing_inputs(),
             ],
+            hidden=[io.Hidden.prompt, io.Hidden.unique_id],
             outputs=[
                 io.Image.Output("sheet", display_name="sheet"),
                 io.String.Output("table", display_name="table", tooltip="Attention to each word before and after."),
@@ -274,6 +277,7 @@ class CompareAttention(io.ComfyNode):
         cls, before: Recording, image_before: torch.Tensor, after: Recording, image_after: torch.Tensor, clip: object,
         prompt: str, words: str, image_index: int, colour_map: str, opacity: float,
     ) -> io.NodeOutput:  # fmt: skip
+        _check_sampled(cls.hidden, "before", "after")
         first, second = (
             _figure(recording, image, clip, prompt, words, image_index, colour_map=colour_map, opacity=opacity)
             for recording, image in ((before, image_before), (after, image_after))
@@ -323,6 +327,21 @@ class DeleteAttention(io.ComfyNode):
         if not tokens:  # nothing to hide in this prompt
             return io.NodeOutput(model)
         return io.NodeOutput(Deleter(chosen, double, tokens, words.length, t_start, t_end).put_on(model))
+
+
+def _check_sampled(hidden: object, *names: str) -> None:
+    """ConfigError if a recording comes from a Record node whose MODEL nothing in the graph takes.
+
+    The host keeps that node's outputs, so the recording may still hold what an earlier graph sampled.
+    """
+    graph = hidden.prompt or {}
+    taken = [value for node in graph.values() for value in node["inputs"].values()]
+    for name in names:
+        link = graph.get(str(hidden.unique_id), {"inputs": {}})["inputs"].get(name)
+        source = graph.get(str(link[0])) if isinstance(link, list) else None
+        recorded = source is not None and source["class_type"] == "EraseAnything_RecordAttention"
+        if recorded and [link[0], 0] not in taken:
+            raise ConfigError(NOTHING_RECORDED)
 
 
 def _figure(

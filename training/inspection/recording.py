@@ -13,6 +13,11 @@ from ..errors import ConfigError
 SOFTMAX = "softmax"
 OUTPUT = "output"
 
+NOTHING_RECORDED = (
+    "Nothing was recorded: sample with the MODEL that Record Joint Attention gives, connect that sampler's image here, "
+    "and keep a timestep inside the chosen range."
+)
+
 # Bytes that one recording may take in main memory.
 LIMIT = 2 * 2**30
 
@@ -112,10 +117,7 @@ class Recording:
         """All maps, times `unit`; ConfigError while there are none."""
         if self._joined is None:
             if not self._parts:
-                raise ConfigError(
-                    "Nothing was recorded: sample with the MODEL that Record Joint Attention gives, connect that "
-                    "sampler's image here, and keep a timestep inside the chosen range."
-                )
+                raise ConfigError(NOTHING_RECORDED)
             self._joined, self._parts = torch.stack(self._parts), []
         return self._joined
 
