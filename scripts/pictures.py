@@ -18,7 +18,16 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from scripts.environment import ROOT, SetupError, install_debian, install_requirements, run_inside_venv, say
+from scripts.environment import (
+    ROOT,
+    WORDNET_PACKAGES,
+    SetupError,
+    install_debian,
+    install_requirements,
+    install_wordnet,
+    run_inside_venv,
+    say,
+)
 from scripts.host import PACK_NAME, Host, HostError, get_host
 
 if TYPE_CHECKING:
@@ -140,7 +149,8 @@ def main() -> int:
     try:
         install_requirements(tests=True)
         run_inside_venv()
-        install_debian(["chromium"])
+        install_debian(["chromium", *WORDNET_PACKAGES])
+        install_wordnet()
         with tempfile.TemporaryDirectory() as base, Host(get_host(arguments.comfyui), Path(base)) as host:
             take(host)
     except (SetupError, HostError) as error:

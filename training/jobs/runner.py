@@ -21,7 +21,7 @@ from ..memory import cheaper
 from .folder import JobFolder, JobState, sha256_of, write_json
 from .processes import own_identity
 
-BEAT_SECONDS = 2
+BEAT_SECONDS = 1
 STATE_SECONDS = 1  # how often a step is written to state.json; every step is in events.jsonl
 ALREADY_TRAINED = 3  # exit status when another worker has the job
 
@@ -30,10 +30,15 @@ Run = Callable[[ErasureRequest, Path, Callable[[dict[str, Any]], None], Callable
 
 
 class Reporter:
-    """Writes what the training reports: each event to events.jsonl, the latest step to state.json."""
+    """Writes what the training reports: each event to events.jsonl, the latest step to state.json.
+
+    A step is written to state.json at once unless the last was written within STATE_SECONDS; flush(), called now and
+    then from another thread, makes up for it, so that a reader never sees a step that is long past.
+    """
 
     def __init__(self, folder: JobFolder):
         self.folder, self.state, self._written = folder, folder.state(), 0.0
+        self._late, self._lock = False, threading.Lock()
 
     def __call__(self, event: dict[str, Any]) -> None:
         """Takes one event (see trainer.run)."""
@@ -46,12 +51,21 @@ class Reporter:
             self.state = replace(self.state, phase=event["phase"], message=event.get("message", ""))
         if event["type"] != "step" or time.monotonic() - self._written > STATE_SECONDS:
             self.write()
+        else:
+            self._late = True
         self.folder.append(event)
 
     def write(self) -> None:
         """Puts the latest step into state.json."""
-        self.folder.write_state(self.state)
-        self._written = time.monotonic()
+        with self._lock:
+            self._late = False
+            self.folder.write_state(self.state)
+            self._written = time.monotonic()
+
+    def flush(self) -> None:
+        """The same if there is a step that state.json lacks."""
+        if self._late:
+            self.write()
 
 
 def run_job(path: Path, run: Run, stopped: type[Exception]) -> int:
@@ -71,10 +85,10 @@ def run_job(path: Path, run: Run, stopped: type[Exception]) -> int:
 def _run_locked(folder: JobFolder, run: Run, stopped: type[Exception]) -> int:
     if folder.state().state not in ("starting", "queued"):
         return ALREADY_TRAINED
-    over = threading.Event()
-    threading.Thread(target=_beat, args=(folder.heartbeat_file, over), daemon=True).start()
     folder.change("running", "Reading the model.", phase="", **own_identity())
-    report, problem = Reporter(folder), ""
+    report, problem, over = Reporter(folder), "", threading.Event()
+    heart = threading.Thread(target=_beat, args=(folder.heartbeat_file, report, over), daemon=True)
+    heart.start()
     try:
         request = ErasureRequest.from_dict(folder.request()["request"])
         result = run(request, folder.path, report, lambda: folder.wish() is not None)
@@ -94,6 +108,7 @@ def _run_locked(folder: JobFolder, run: Run, stopped: type[Exception]) -> int:
         if is_out_of_memory(error):
             problem, message = "memory", out_of_memory(folder, report.state)
     over.set()
+    heart.join()
     report.write()
     folder.change(new, message, problem=problem)
     return status
@@ -147,10 +162,11 @@ def sentence_of(error: Exception, state: JobState) -> str:
     return f"The training failed at step {state.step} ({type(error).__name__}: {error}): its log.txt says where."
 
 
-def _beat(path: Path, over: threading.Event) -> None:
+def _beat(path: Path, report: Reporter, over: threading.Event) -> None:
     while not over.is_set():
         with contextlib.suppress(OSError):  # a full disk; the next beat may succeed
             path.touch()
+            report.flush()
         over.wait(BEAT_SECONDS)
 
 

@@ -98,6 +98,12 @@ def test_a_nearly_full_disk_is_refused(store, request_for, monkeypatch):
     assert store.submit(request_for()).state.state == "queued"
 
 
+def test_a_slow_step_hides_none_before_it(store, scheduler, request_for):
+    job = store.submit(request_for(manner=" stuck at 5"))
+    wait_for(store, job, at_step(4), seconds=30)  # the four came within the second in which state.json is not written again
+    store.cancel(job.id)
+
+
 def test_stop_takes_effect_within_one_step(store, scheduler, request_for):
     job = store.submit(request_for(manner=" at 0.20", steps=1000))
     wait_for(store, job, at_step(2))

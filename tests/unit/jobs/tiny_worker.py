@@ -1,7 +1,8 @@
 """A worker process for the job tests: the real runner around a training that only counts.
 
 Its pace and its mishaps come from the concept's template, which the counting has no other use for:
-"{} at 0.05" sleeps 0.05 s a step, "{} full at 3" meets a full disk in step 3, "{} deaf" never looks whether to stop.
+"{} at 0.05" sleeps 0.05 s a step, "{} full at 3" meets a full disk in step 3, "{} deaf" never looks whether to stop,
+"{} stuck at 3" takes a minute for step 3.
 """
 
 import errno
@@ -38,7 +39,7 @@ def count(request, folder, report, should_stop):
             raise SourceError("The file is missing: put it back.")
         if f"bug at {step}" in manner:
             raise ZeroDivisionError("division by zero")
-        time.sleep(pace)
+        time.sleep(60 if f"stuck at {step}" in manner else pace)
         done.append(step)
         scratch = checkpoint.with_suffix(".tmp")
         scratch.write_text(json.dumps(done))
