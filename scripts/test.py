@@ -25,7 +25,6 @@ from scripts.environment import (
 )
 from scripts.host import get_host
 
-
 # Two at a time, since a browser or a server keeps its test waiting half of the time; file by file, since the tests of a
 # file share what it has made; in order, so that the long ones come first. `-n 0` switches it off.
 TWO_AT_A_TIME = ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"]
