@@ -20,6 +20,7 @@ from scripts.environment import (
     install_wordnet,
     run_inside_venv,
 )
+from scripts.measures.attention import attention
 from scripts.measures.cost import cost
 from scripts.measures.page import page
 from scripts.measures.strength import strength
@@ -60,6 +61,10 @@ def parser() -> argparse.ArgumentParser:
     costs.add_argument("--pairs", type=int, default=10, help="of ours in a timing")
     costs.add_argument("--no-training", action="store_true", help="count and time only")
     add(strength, NOUNS[:5], "1", 24)
+    maps = add(attention, ("car",), "1", 24)
+    maps.add_argument("--scenes", type=int, default=100, help="of each kind")
+    maps.add_argument("--tokens", type=int, default=128, help="recorded text tokens, for the cost")
+    maps.add_argument("--repeats", type=int, default=3, help="of the cost's timing, of which the best counts")
     written = commands.add_parser("page", help=page.__doc__)
     written.add_argument("--out", type=Path, default=RESULTS)
     written.set_defaults(run=page)

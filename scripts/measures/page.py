@@ -388,11 +388,67 @@ def _strength_page(summary: Summary) -> list[str]:
     return markdown(["strength", *(f"{s:g}" for s in summary["strengths"])], body)
 
 
+def attention_summary(rows: list[Row]) -> Summary:
+    """The rows by what they measure: scenes → table, concept → what erasing changes, and the cost."""
+    bare = ("key", "what", "date", "machine")
+    found: Summary = {"scenes": {}, "erased": {}, "cost": None}
+    for row in rows:
+        facts = {name: value for name, value in row.items() if name not in bare}
+        if row["what"] == "cost":
+            found["cost"] = facts
+        else:
+            name = row["kind"] if row["what"] == "scenes" else f"{row['concept']}, seed {row['seed']}"
+            found[row["what"]][name] = facts
+    return found
+
+
+LOCALISED = ("pointing", "iou_best", "iou_otsu", "precision", "energy", "leakage")
+
+
+def _attention_page(summary: Summary) -> list[str]:
+    lines = [
+        "One pass over composed scenes with known masks, noised to t. Pointing: the highest value lies on the object;",
+        "IoU at the best threshold and at Otsu's; average precision over pixels; energy: share of the map on it;",
+        "leakage: that on the other objects. Area: a map without information. Ceiling: a perfect map on the image",
+        "tokens' grid.", "",
+    ]  # fmt: skip
+    for kind, row in summary["scenes"].items():
+        table = row["table"]
+        shown = [n for n in table if n in ("area", "ceiling") or "best" in n]
+        body = [[name, *(f"{table[name][measure]:.3f}" for measure in LOCALISED)] for name in shown]
+        lines += [f"### {kind.capitalize()} ({row['objects']} objects)", ""]
+        lines += markdown(["", "pointing", "best IoU", "Otsu IoU", "precision", "energy", "leakage"], body)
+        times = list(dict.fromkeys(n.split(", t ")[1] for n in table if n.startswith("block ")))
+        blocks = list(dict.fromkeys(n.split(",")[0] for n in table if n.startswith("block ")))
+        cells = [[b, *(f"{table[f'{b}, t {t}']['iou_best']:.3f}" for t in times)] for b in blocks]
+        lines += ["Best IoU by block and t:", "", *markdown(["", *times], cells)]
+    if summary["erased"]:
+        body = [
+            [name, f"{row['falls']['median']} × (least {row['falls']['worst']} ×)",
+             f"{row['others']['mean']} (worst {row['others']['worst']})", str(row["scenes"])]
+            for name, row in summary["erased"].items() if "falls" in row
+        ]  # fmt: skip
+        head = ["erased", "its attention on its own object falls", "correlation of other words' maps", "scenes"]
+        lines += markdown(head, body)
+    if cost := summary["cost"]:
+        share, apart = (
+            cost[f"added_share_5_of_57_blocks{end}"] for end in ("", "_beside_another_kernel")
+        )  # fmt: skip
+        lines += [
+            f"Recording 5 of 57 blocks at Flux's shape ({cost['dtype']}) adds {percent(share)} to attention's time, "
+            f"{percent(apart)} where another kernel computes it; memory {cost['peak_mib_added_by_recording']:.0f} MiB "
+            f"(one head's whole matrix: {cost['one_head_matrix_mib']:.0f} MiB); a recording of 28 steps holds "
+            f"{cost['recording_28_steps_mb']:.0f} MB.", "",
+        ]  # fmt: skip
+    return lines
+
+
 SECTIONS: dict[str, tuple[str, Callable[[list[Row]], Summary], Callable[[Summary], list[str]]]] = {
     "erasure": ("Methods", erasure_summary, _erasure_page),
     "ablation": ("One setting at a time", ablation_summary, _ablation_page),
     "cost": ("Cost", cost_summary, _cost_page),
     "strength": ("Strength", strength_summary, _strength_page),
+    "attention": ("Looking inside", attention_summary, _attention_page),
 }
 
 INTRO = """# Benchmarks

@@ -22,7 +22,7 @@ NOTHING_RECORDED = (
 LIMIT = 2 * 2**30
 
 # Where attention localises best, by the number of double blocks. Flux.1: published rankings; 3: the demo model, as
-# scripts/bench_attention.py measured it.
+# `scripts/bench.py attention` measured it.
 _BEST = {19: (11, 12, 14, 17, 18), 3: (1, 2)}
 
 

@@ -100,7 +100,7 @@ def test_a_nearly_full_disk_is_refused(store, request_for, monkeypatch):
 
 def test_a_slow_step_hides_none_before_it(store, scheduler, request_for):
     job = store.submit(request_for(manner=" stuck at 5"))
-    wait_for(store, job, at_step(4), seconds=30)  # the four came within the second in which state.json is not written again
+    wait_for(store, job, at_step(4), seconds=30)  # within a second, in which state.json is not written twice
     store.cancel(job.id)
 
 
