@@ -1,11 +1,13 @@
-"""Many trainings from a list, on this machine's devices, in the same job folders that a server uses.
+"""Many trainings from a list, on this machine's devices or a Ray cluster, in the same job folders that a server uses.
 
     python -m training.jobs.fleet submit concepts.csv --source FOLDER --jobs DIR
     python -m training.jobs.fleet work --jobs DIR --slots 2
+    python -m training.jobs.fleet work --jobs DIR --ray ADDRESS
     python -m training.jobs.fleet status --jobs DIR
 
 `submit` queues one job per line; the same line again is the same job. `work` trains what is queued, several at once,
-until nothing is left; it may be killed and started again at any time. A ComfyUI server works off the same queue when
+until nothing is left; it may be killed and started again at any time. With --ray the tasks of a Ray cluster do it
+(--ray alone: one of this machine's own; see cluster.py). A ComfyUI server works off the same queue when
 DIR is its jobs folder (user/__erase_anything/jobs). LoRAs go to --loras, or to DIR's neighbour "loras".
 
 The list is CSV in UTF-8 with a header. Columns: `phrase` (what to erase), `kind` and `template` (see make_concept),
@@ -30,6 +32,7 @@ from ..concepts import make_concept, vocabulary_of
 from ..config import ErasureConfig, ErasureRequest
 from ..errors import ConfigError, ErasureError
 from ..flux.source import PRECISIONS, FluxSource
+from . import cluster
 from .processes import worker_command
 from .scheduler import Scheduler
 from .store import Job, JobStore
@@ -114,6 +117,20 @@ def submit(store: JobStore, path: Path, source: FluxSource, loras: Path, devices
     return [store.submit(request, choose_name=chosen) for request, chosen in requests]
 
 
+class News:
+    """Tells a line for each change of a job's state."""
+
+    def __init__(self, tell: Callable[[str], None]):
+        self._tell, self._told = tell, {}
+
+    def hear(self, job: Job) -> None:
+        """Takes a job as it is now."""
+        state = (job.state.state, job.state.message if job.state.state != "running" else "")
+        if self._told.get(job.id) != state:
+            self._told[job.id] = state
+            self._tell(line_of(job))
+
+
 def work(
     store: JobStore,
     slots: int | None = None,
@@ -127,16 +144,13 @@ def work(
     jobs = [job.id for job in store.list() if job.state.state in ("queued", "starting", "running")]
     if slots is None and store.settings().slots == 0:
         raise ConfigError("The queue is held (0 slots): say how many with --slots.")
-    scheduler, told = Scheduler(store, slots, command), {}
+    scheduler, news = Scheduler(store, slots, command), News(tell)
     scheduler.start()
     try:
         while True:
             now = [job for job in store.list() if job.id in jobs]
             for job in now:
-                state = (job.state.state, job.state.message if job.state.state != "running" else "")
-                if told.get(job.id) != state:
-                    told[job.id] = state
-                    tell(line_of(job))
+                news.hear(job)
             if not any(job.state.state in ("queued", "starting", "running") for job in now):
                 return all(job.state.state == "completed" for job in now)
             time.sleep(POLL_SECONDS)
@@ -164,6 +178,7 @@ def parser() -> argparse.ArgumentParser:
     queue.add_argument("--device", default="auto", help="or several, separated by commas: cuda:0,cuda:1")
     train = commands.add_parser("work", help="train what is queued")
     train.add_argument("--slots", type=int, help="how many at once (default: the queue's setting)")
+    train.add_argument("--ray", nargs="?", const="", metavar="ADDRESS", help="on a Ray cluster (alone: a local one)")
     status = commands.add_parser("status", help="show all jobs")
     status.add_argument("--json", action="store_true", help="as the routes tell them")
     for command in (queue, train, status):
@@ -182,7 +197,9 @@ def main(arguments: list[str] | None = None) -> int:
             for job in submit(store, args.list, source, loras, args.device.split(",")):
                 print(line_of(job))
         elif args.command == "work":
-            return 0 if work(store, args.slots) else 1
+            if args.ray is None:
+                return 0 if work(store, args.slots) else 1
+            return 0 if cluster.work(store, args.ray or None, args.slots, News(print).hear, POLL_SECONDS) else 1
         else:
             jobs, problems = store.scan()
             told = [job.to_dict(samples=False) for job in jobs]

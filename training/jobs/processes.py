@@ -21,7 +21,7 @@ def worker_command(job: Path) -> list[str]:
 
 # The last two keep Intel's MKL from choosing threads and code paths by load and memory alignment: without them a
 # resumed run may differ from an uninterrupted one in the last bits.
-_ENVIRONMENT = {"PYTHONUTF8": "1", "MKL_DYNAMIC": "FALSE", "MKL_CBWR": "AUTO,STRICT"}
+ENVIRONMENT = {"PYTHONUTF8": "1", "MKL_DYNAMIC": "FALSE", "MKL_CBWR": "AUTO,STRICT"}
 
 
 def start_detached(command: list[str], log: Path) -> subprocess.Popen[bytes]:
@@ -36,7 +36,7 @@ def start_detached(command: list[str], log: Path) -> subprocess.Popen[bytes]:
             stdout=output,
             stderr=subprocess.STDOUT,
             cwd=log.parent,
-            env={**os.environ, **_ENVIRONMENT},
+            env={**os.environ, **ENVIRONMENT},
             **options,
         )
 
