@@ -7,6 +7,7 @@ import { attachJobPanel } from "./job_node.mjs";
 import { attachWaiting } from "./wait_node.mjs";
 import { attachConcept, attachWords } from "./concept_node.mjs";
 import { attachHeatmaps } from "./heatmap_node.mjs";
+import { beginAsSet, defaultSettings } from "./defaults.mjs";
 import { queueSettings, showQueueSettings } from "./queue_settings.mjs";
 import { commands, keybindings, menuCommands, registerSidebar } from "./sidebar.mjs";
 import { jobs } from "./job_store.mjs";
@@ -26,7 +27,7 @@ app.registerExtension({
   commands,
   keybindings,
   menuCommands,
-  settings: [...settings, ...queueSettings],
+  settings: [...settings, ...queueSettings, ...defaultSettings],
 
   // Before any node exists, so that no panel is ever drawn without its words.
   async init() {
@@ -36,6 +37,7 @@ app.registerExtension({
 
   nodeCreated(node) {
     if (!node.constructor.comfyClass?.startsWith("EraseAnything_")) return;
+    beginAsSet(node);
     attachAdvanced(node);
     PANELS[node.constructor.comfyClass]?.(node);
   },

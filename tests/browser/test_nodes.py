@@ -128,3 +128,29 @@ def test_wordnet_is_fetched_at_a_click_alone(
         shutil.copytree(data, empty / "corpora" / "wordnet")
         button.click()
         expect(frontend.page.locator(".ea-sense")).to_have_count(3)
+
+
+def test_new_nodes_begin_as_the_settings_say(frontend: Frontend) -> None:
+    page = frontend.page
+    frontend.open("1_erase_and_compare")
+    value = """(type, name) => app.graph.nodes.filter((node) => node.type === type).at(-1)
+        .widgets.find((widget) => widget.name === name).value"""
+    add = """([type]) => app.graph.add(LiteGraph.createNode(type))"""
+    read = f"([type, name]) => ({value})(type, name)"
+    loaded = page.evaluate(read, ["EraseAnything_Train", "sample_every"])
+    settings = {"SampleEvery": 25, "EndpointUrl": "http://localhost:9/v1", "EndpointModel": "mine"}
+    try:
+        for name, wanted in settings.items():
+            page.evaluate(
+                "([id, value]) => app.extensionManager.setting.set(id, value)", [f"EraseAnything.{name}", wanted]
+            )
+        page.evaluate(add, ["EraseAnything_Train"])
+        assert page.evaluate(read, ["EraseAnything_Train", "sample_every"]) == 25
+        page.evaluate(add, ["EraseAnything_WordsEndpoint"])
+        assert page.evaluate(read, ["EraseAnything_WordsEndpoint", "base_url"]) == settings["EndpointUrl"]
+        assert page.evaluate(read, ["EraseAnything_WordsEndpoint", "model"]) == "mine"
+        frontend.open("1_erase_and_compare")
+        assert page.evaluate(read, ["EraseAnything_Train", "sample_every"]) == loaded != 25
+    finally:
+        for name in settings:
+            page.evaluate("([id, value]) => app.extensionManager.setting.set(id, value)", [f"EraseAnything.{name}", ""])
