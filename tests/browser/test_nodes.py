@@ -138,6 +138,7 @@ def test_new_nodes_begin_as_the_settings_say(frontend: Frontend) -> None:
     add = """([type]) => app.graph.add(LiteGraph.createNode(type))"""
     read = f"([type, name]) => ({value})(type, name)"
     loaded = page.evaluate(read, ["EraseAnything_Train", "sample_every"])
+    put = "([name, value]) => app.extensionManager.setting.set(`EraseAnything.${name}`, value)"
     settings = {"SampleEvery": 25, "EndpointUrl": "http://localhost:9/v1", "EndpointModel": "mine"}
     try:
         for name, wanted in settings.items():
@@ -153,4 +154,4 @@ def test_new_nodes_begin_as_the_settings_say(frontend: Frontend) -> None:
         assert page.evaluate(read, ["EraseAnything_Train", "sample_every"]) == loaded != 25
     finally:
         for name in settings:
-            page.evaluate("([id, value]) => app.extensionManager.setting.set(id, value)", [f"EraseAnything.{name}", ""])
+            page.evaluate(put, [name, ""])
