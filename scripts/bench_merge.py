@@ -24,7 +24,7 @@ HIDDEN, BLOCKS = 3072, 19
 MODES = {"normalised": {}, "sum": {}, "concat": {}, "svd": {"rank": 64}, "svd to 10 %": {"error": 0.1}, "fusion": {}}
 
 
-def make_loras(folder: Path, count: int, rank: int) -> list[Path]:
+def make_loras(folder: Path, count: int, rank: int, blocks: int) -> list[Path]:
     """LoRA files with concept inputs, random but of trained LoRAs' spectrum: ranks matter less and less."""
     import torch
 
@@ -35,7 +35,7 @@ def make_loras(folder: Path, count: int, rank: int) -> list[Path]:
     for number in range(count):
         generator = torch.Generator().manual_seed(number)
         weights, concept, keep = {}, {}, {}
-        for block in range(BLOCKS):
+        for block in range(blocks):
             for target in ("add_q_proj", "add_k_proj"):
                 a = torch.randn(rank, HIDDEN, generator=generator) / HIDDEN**0.5
                 b = 0.1 * torch.randn(HIDDEN, rank, generator=generator) * 0.7 ** torch.arange(rank)
@@ -50,18 +50,16 @@ def make_loras(folder: Path, count: int, rank: int) -> list[Path]:
     return paths
 
 
-def make_checkpoint(path: Path, gigabytes: float) -> None:
-    """A bf16 file of Flux's blocks, as many as fit the size, written without holding it: zeros on disk."""
+def make_checkpoint(path: Path, blocks: int) -> None:
+    """A bf16 file of Flux's double blocks (0.68 GB each), written without holding it: zeros on disk."""
     from training.lora.format import encode_header
 
-    shapes, size, block = {}, 0, 0
-    while size < gigabytes * 1e9:
+    shapes = {}
+    for block in range(blocks):
         widths = {"img_attn.qkv": (3, 1), "txt_attn.qkv": (3, 1), "img_mlp.0": (4, 1), "txt_mlp.0": (4, 1),
                   "img_mlp.2": (1, 4), "txt_mlp.2": (1, 4), "img_mod.lin": (6, 1), "txt_mod.lin": (6, 1)}  # fmt: skip
         for name, (outputs, inputs) in widths.items():
             shapes[f"double_blocks.{block}.{name}.weight"] = [outputs * HIDDEN, inputs * HIDDEN]
-            size += 2 * outputs * inputs * HIDDEN**2
-        block += 1
     header, end = {}, 0
     for name, shape in shapes.items():
         start, end = end, end + 2 * shape[0] * shape[1]
@@ -108,7 +106,7 @@ def main() -> int:
     parser.add_argument("--loras", type=int, default=100)
     parser.add_argument("--rank", type=int, default=8)
     parser.add_argument("--modes", default=",".join(MODES), help="with commas (default: %(default)s)")
-    parser.add_argument("--gigabytes", type=float, default=8.0, help="of the checkpoint to bake into")
+    parser.add_argument("--blocks", type=int, default=BLOCKS, help="fewer for part of the work (default: %(default)s)")
     parser.add_argument("--folder", type=Path, help="for the files (default: a temporary one, removed in the end)")
     parser.add_argument("--case", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -120,11 +118,11 @@ def main() -> int:
     with tempfile.TemporaryDirectory(dir=args.folder) as name:
         folder = Path(name)
         if args.what == "merge":
-            make_loras(folder, args.loras, args.rank)
+            make_loras(folder, args.loras, args.rank, args.blocks)
             cases = args.modes.split(",")
         else:
-            make_loras(folder, 1, args.rank)[0].rename(folder / "lora.safetensors")
-            make_checkpoint(folder / "flux.safetensors", args.gigabytes)
+            make_loras(folder, 1, args.rank, args.blocks)[0].rename(folder / "lora.safetensors")
+            make_checkpoint(folder / "flux.safetensors", args.blocks)
             cases = ["bake"]
         for case in cases:
             command = [sys.executable, __file__, args.what, "--case", case, "--folder", str(folder)]
@@ -134,7 +132,9 @@ def main() -> int:
                 return 1
             results[case] = json.loads(done.stdout.splitlines()[-1])
             print(case, results[case], flush=True)
-    print(json.dumps({"what": args.what, "loras": args.loras, "rank": args.rank, "cases": results}))
+    print(
+        json.dumps({"what": args.what, "loras": args.loras, "rank": args.rank, "blocks": args.blocks, "cases": results})
+    )
     return 0
 
 

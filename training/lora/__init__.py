@@ -1,1 +1,1 @@
-"""LoRA: the file format and the adapter on the transformer."""
+"""LoRA: the file format, the adapter on the transformer, merging, and baking into a checkpoint."""

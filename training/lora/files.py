@@ -102,6 +102,7 @@ def describe(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     file = open_lora(path)
     layers = [re.sub(r"^(single_)?transformer_blocks\.\d+\.", r"\1", module) for module in file.weights]
+    blocks = {match[0] for module in file.weights if (match := re.match(r"\w*transformer_blocks\.\d+", module))}
     ranks = sorted({len(a) for a, _, _ in file.weights.values()})
     return {
         "file": path.name,
@@ -110,7 +111,7 @@ def describe(path: str | Path) -> dict[str, Any]:
         "rank": ranks[-1],
         "ranks": ranks,
         "targets": sorted({layer.replace("single_", "single: ", 1) for layer in layers}),
-        "blocks": len({m.rpartition("blocks.")[0] + m.rpartition("blocks.")[2].split(".")[0] for m in file.weights}),
+        "blocks": len(blocks),
         "tensors": file.tensors,
         "parameters": file.parameters,
         "host_format": file.host_format,
