@@ -21,7 +21,14 @@ install_wordnet()  # finds what scripts/test.py has put in place; sets NLTK_DATA
 Graph = dict[str, dict[str, Any]]
 
 DEMO = "demo (flux-emoji)"
-A_TRAINING_OF_SECONDS = {"steps": 4, "erase_prompts": 2, "preserve_prompts": 2, "sample_every": 2}
+A_TRAINING_OF_SECONDS = {
+    "steps": 4,
+    "erase_prompts": 2,
+    "preserve_prompts": 2,
+    "batch_erase": 1,
+    "batch_preserve": 1,
+    "sample_every": 2,
+}
 
 
 @pytest.fixture(scope="session")
