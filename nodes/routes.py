@@ -20,7 +20,8 @@
                                     {"queue": [id, …]}
     POST /jobs/{id}/delete          {"lora": false}: remove the job; only with {"lora": true} also the LoRA it wrote;
                                     {"deleted": id, "lora": its file name or null, "lora_deleted": bool}
-    GET  /settings                  {"slots": how many jobs train at once (0 holds the queue), "wait_for_memory": bool}
+    GET  /settings                  {"slots": how many jobs train at once (0 holds the queue), "wait_for_memory": bool,
+                                    "lora_folder": where below the loras folder new LoRAs go}
     POST /settings                  change some of these; all of them as they are then
     GET  /config                    {"config": {setting: default}}, every setting that a training has
     POST /concept                   the words that would be chosen for a concept (see ConceptBody)
@@ -147,6 +148,7 @@ class Settings(BaseModel):
 
     slots: Annotated[int, Field(ge=0, le=MAX_SLOTS)] | None = None
     wait_for_memory: bool | None = None
+    lora_folder: Text | None = None
 
 
 ACTIONS: dict[str, type[BaseModel]] = {
@@ -261,11 +263,11 @@ async def list_jobs(_: web.Request) -> web.Response:
 async def submit(request: web.Request) -> web.Response:
     submission = parsed(Submission, await body_of(request))
     job = await in_thread(submission.submit)
-    return web.json_response(await in_thread(job.to_dict))
+    return web.json_response(await in_thread(service.told, job))
 
 
 async def get_job(request: web.Request) -> web.Response:
-    return web.json_response(await in_thread(lambda: service.store().get(request.match_info["id"]).to_dict()))
+    return web.json_response(await in_thread(lambda: service.told(service.store().get(request.match_info["id"]))))
 
 
 async def get_events(request: web.Request) -> web.Response:

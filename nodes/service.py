@@ -56,13 +56,14 @@ def _tell(job_id: str, event: dict[str, Any]) -> None:
 
 
 def submit(source: FluxSource, concept: Concept, config: ErasureConfig, name: str) -> Job:
-    """Queues a training whose LoRA goes to the host's first loras folder, or finds the job of the same request.
+    """Queues a training whose LoRA goes into the host's first loras folder (or where the queue's settings say below
+    it), or finds the job of the same request.
 
     An empty `name` is chosen: erase-<phrase>, with a number where that is taken by something else.
     Raises ErasureError's subclasses.
     """
-    output = folder_paths.get_folder_paths("loras")[0]
-    request = ErasureRequest(source, concept, config, name.strip(), str(Path(output).absolute()), device())
+    output = Path(folder_paths.get_folder_paths("loras")[0]).absolute() / store().settings().lora_folder
+    request = ErasureRequest(source, concept, config, name.strip(), str(output), device())
     named = bool(request.name)
     if not named:
         concept.validate()  # before a name is made of it
@@ -91,11 +92,25 @@ def unfinished() -> str:
     return " ".join([*(job.id for job in store().list() if lost(job)), *_deleted])
 
 
+def lora_name(path: Path) -> str:
+    """A LoRA as the host's lists name it: its path below a loras folder."""
+    for root in folder_paths.get_folder_paths("loras"):
+        with contextlib.suppress(ValueError):
+            return str(path.relative_to(Path(root).absolute()))
+    return path.name
+
+
+def told(job: Job, samples: bool = True) -> dict[str, Any]:
+    """A job as clients are told, its LoRA as the host's lists name it."""
+    data = job.to_dict(samples)
+    return {**data, "lora": lora_name(job.lora)} if data["lora"] else data
+
+
 def overview() -> dict[str, Any]:
     """All jobs, newest first, the ids of the queued ones in their order, the queue's settings, and what is broken."""
     jobs, problems = store().scan()
     return {
-        "jobs": [job.to_dict(samples=False) for job in reversed(jobs)],
+        "jobs": [told(job, samples=False) for job in reversed(jobs)],
         "queue": [job.id for job in store().queue(jobs)],
         "settings": store().settings().to_dict(),
         "problems": problems,
@@ -116,7 +131,7 @@ def act(job_id: str, action: str, **options: Any) -> dict[str, Any]:
     if action == "move":
         return {"queue": store().move(job_id, **options)}
     if action == "clone":
-        return store().clone(job_id, options["config"], options["name"]).to_dict()
+        return told(store().clone(job_id, options["config"], options["name"]))
     actions = {
         "pause": store().pause,
         "resume": store().resume,
@@ -124,4 +139,4 @@ def act(job_id: str, action: str, **options: Any) -> dict[str, Any]:
         "cancel": store().cancel,
         "stop": store().cancel,
     }
-    return actions[action](job_id, **options).to_dict()
+    return told(actions[action](job_id, **options))

@@ -148,7 +148,8 @@ class WaitForErasureLora(io.ComfyNode):
     @classmethod
     def execute(cls, job: str) -> io.NodeOutput:
         done = wait(job)
-        return io.NodeOutput(done.lora.name, ui={"job": [done.id], "text": [f"{done.lora.name} is ready"]})
+        name = service.lora_name(done.lora)
+        return io.NodeOutput(name, ui={"job": [done.id], "text": [f"{name} is ready"]})
 
 
 def wait(job_id: str) -> Job:

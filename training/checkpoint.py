@@ -22,10 +22,8 @@ from .lora.format import LoraWeights
 AFTER_THE_BANK = frozenset({
     "bilevel", "steps", "rank", "alpha", "targets", "blocks", "lr_erase", "lr_preserve", "weight_decay", "weight_esd",
     "weight_attn", "weight_lora", "eta", "tau", "batch_erase", "batch_preserve", "refresh_every", "random_strength",
-    "checkpoint_every", "sample_every", "sample_count",
+    "checkpoint_every", "keep_checkpoints", "sample_every", "sample_count",
 })  # fmt: skip
-
-KEEP = 2  # the newest, and one more in case the newest's disk block is lost
 
 
 @dataclass
@@ -47,7 +45,7 @@ class Checkpoint:
 
 def request_digest(request: ErasureRequest) -> str:
     """A hash of what decides a training's course: concept and settings (not names, folders and how often to save)."""
-    return _digest(request, {"checkpoint_every", "sample_every", "sample_count"})
+    return _digest(request, {"checkpoint_every", "keep_checkpoints", "sample_every", "sample_count"})
 
 
 def bank_request_digest(request: ErasureRequest) -> str:
@@ -84,8 +82,8 @@ def load_optimizer_state(optimizer: torch.optim.Optimizer, states: list[dict[str
     optimizer.load_state_dict(whole)
 
 
-def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
-    """Writes the checkpoint atomically, then removes all but the newest two. Raises CheckpointError.
+def write_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int = 2) -> Path:
+    """Writes the checkpoint atomically, then removes all but the newest `keep`. Raises CheckpointError.
 
     A checkpoint with a number that is not finite is refused, so that the last good one stays.
     """
@@ -105,7 +103,7 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     path = _path(folder, checkpoint.step)
     metadata = {"facts": json.dumps(facts, sort_keys=True), "digest": digest(tensors)}
     write_tensors(path, tensors, metadata, "checkpoint")
-    for step in _steps(folder)[:-KEEP]:
+    for step in _steps(folder)[:-keep]:
         _path(folder, step).unlink(missing_ok=True)
     return path
 

@@ -173,6 +173,9 @@ class ErasureConfig:
     checkpoint_every: int = setting(
         50, "Steps between checkpoints. Fewer where little may be lost when the worker is killed.", 1, 100_000
     )
+    keep_checkpoints: int = setting(
+        2, "How many checkpoints stay on disk, the newest ones. More where you may want to go back by hand.", 1, 1000
+    )
     sample_every: int = setting(
         100, "Steps between sample images; 0: none. Fewer show more, and take longer.", 0, 100_000
     )

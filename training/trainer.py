@@ -198,7 +198,7 @@ class _Training:
             states = {name: optimizer_state(optimizer) for name, optimizer in optimizers.items()}
             lora, random_state = adapter_weights(flow.transformer), generator.get_state()
             state = Checkpoint(self.step, lora, states, random_state, facts, self.refreshed)
-            write_checkpoint(self.folder / "checkpoints", state)
+            write_checkpoint(self.folder / "checkpoints", state, self.config.keep_checkpoints)
             self.report({"type": "checkpoint", "step": self.step})
 
         self._train(method, flow, optimizers, generator, parameters, save)

@@ -4,9 +4,12 @@ import { app } from "../../scripts/app.js";
 /** Setting → the node and widget that begin with its value. */
 const BEGINNINGS = [
   { id: "EraseAnything.SampleEvery", type: "EraseAnything_Train", widget: "sample_every" },
+  { id: "EraseAnything.KeepCheckpoints", type: "EraseAnything_Train", widget: "keep_checkpoints" },
   { id: "EraseAnything.EndpointUrl", type: "EraseAnything_WordsEndpoint", widget: "base_url" },
   { id: "EraseAnything.EndpointModel", type: "EraseAnything_WordsEndpoint", widget: "model" },
 ];
+
+const choices = (numbers) => [{ text: "as the node says", value: "" }, ...numbers.map((n) => ({ text: `${n}`, value: n }))];
 
 /** For the host's settings dialog. Names and tooltips in other languages: locales/<language>/settings.json. */
 export const defaultSettings = [
@@ -16,7 +19,16 @@ export const defaultSettings = [
     name: "Steps between samples",
     tooltip: "What a new Train Erasure LoRA node begins with. 0 renders none.",
     type: "combo",
-    options: [{ text: "as the node says", value: "" }, ...[0, 10, 25, 50, 100, 200].map((n) => ({ text: `${n}`, value: n }))],
+    options: choices([0, 10, 25, 50, 100, 200]),
+    defaultValue: "",
+  },
+  {
+    id: "EraseAnything.KeepCheckpoints",
+    category: ["Erase Anything", "New nodes", "Checkpoints"],
+    name: "Checkpoints to keep",
+    tooltip: "What a new Train Erasure LoRA node begins with.",
+    type: "combo",
+    options: choices([1, 2, 3, 5, 10]),
     defaultValue: "",
   },
   {

@@ -3,7 +3,11 @@ import { app } from "../../scripts/app.js";
 import { changeSettings } from "./job_api.mjs";
 import { jobs } from "./job_store.mjs";
 
-const SETTINGS = { slots: "EraseAnything.Slots", wait_for_memory: "EraseAnything.WaitForMemory" };
+const SETTINGS = {
+  slots: "EraseAnything.Slots",
+  wait_for_memory: "EraseAnything.WaitForMemory",
+  lora_folder: "EraseAnything.LoraFolder",
+};
 
 /** For the host's settings dialog. Names and tooltips in other languages: locales/<language>/settings.json. */
 export const queueSettings = [
@@ -25,6 +29,15 @@ export const queueSettings = [
     type: "boolean",
     defaultValue: true,
     onChange: (value, before) => tell("wait_for_memory", value, before),
+  },
+  {
+    id: SETTINGS.lora_folder,
+    category: ["Erase Anything", "Queue", "Folder"],
+    name: "Folder for new LoRAs",
+    tooltip: "Below the first loras folder, for example: erased/people. Empty: that folder itself.",
+    type: "text",
+    defaultValue: "",
+    onChange: (value, before) => tell("lora_folder", value, before),
   },
 ];
 

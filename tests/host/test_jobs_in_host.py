@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -249,3 +250,17 @@ def test_a_name_is_chosen_where_none_is_given(host, erase_graph):
     assert [job["name"] for job in jobs] == ["erase-rocket", "erase-rocket-2", "erase-rocket"]
     for job in jobs[:2]:
         host.request("POST", f"{JOBS}/{job['id']}/cancel", {})
+
+
+def test_new_loras_go_where_the_settings_say(host, erase_graph):
+    settings = "/erase_anything/v1/settings"
+    assert host.post(settings, {"lora_folder": "erased/animals/"})["lora_folder"] == "erased/animals"
+    try:
+        outputs = host.run(erase_graph("cow", "no-cows", sample_every=0))["outputs"]
+    finally:
+        host.post(settings, {"lora_folder": ""})
+    name = os.path.join("erased", "animals", "no-cows.safetensors")
+    assert (host.base / "models" / "loras" / name).is_file()
+    assert outputs["show"]["text"] == [name]
+    assert job_of(host, outputs["train"]["job"][0])["lora"] == name
+    assert name in host.get("/object_info/LoraLoader")["LoraLoader"]["input"]["required"]["lora_name"][0]

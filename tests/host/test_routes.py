@@ -125,7 +125,7 @@ def test_unknown_actions_and_bad_numbers(host, job):
 def held(host):
     """The queue held, so that jobs stay in it; and a way to submit some."""
     settings = "/erase_anything/v1/settings"
-    assert host.get(settings) == {"slots": 1, "wait_for_memory": True}
+    assert host.get(settings) == {"slots": 1, "wait_for_memory": True, "lora_folder": ""}
     assert host.post(settings, {"slots": 0})["slots"] == 0
     made: list[str] = []
 
@@ -137,7 +137,7 @@ def held(host):
     yield submit
     for job_id in made:
         host.request("POST", f"{JOBS}/{job_id}/delete", {})  # some are gone already
-    assert host.post(settings, {"slots": 1}) == {"slots": 1, "wait_for_memory": True}
+    assert host.post(settings, {"slots": 1}) == {"slots": 1, "wait_for_memory": True, "lora_folder": ""}
 
 
 def test_the_queue_is_reordered(host, held):
@@ -177,9 +177,12 @@ def test_deleting_tells_of_the_lora(host, held):
 
 
 def test_settings_out_of_range_are_refused(host):
-    for body in ({"slots": -1}, {"slots": 17}, {"slots": "1"}, {"slots": True}, {"slot": 1}, {"wait_for_memory": 1}):
+    for body in (
+        {"slots": -1}, {"slots": 17}, {"slots": "1"}, {"slots": True}, {"slot": 1}, {"wait_for_memory": 1},
+        {"lora_folder": "../x"}, {"lora_folder": "a/con"}, {"lora_folder": "a\0b"}, {"lora_folder": 1},
+    ):  # fmt: skip
         refused(host, 400, "POST", "/erase_anything/v1/settings", body)
-    assert host.get("/erase_anything/v1/settings") == {"slots": 1, "wait_for_memory": True}
+    assert host.get("/erase_anything/v1/settings") == {"slots": 1, "wait_for_memory": True, "lora_folder": ""}
 
 
 def test_words_can_be_asked_for(host):

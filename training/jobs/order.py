@@ -8,11 +8,12 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import JobError
+from ..config import validate_name
+from ..errors import ConfigError, ErasureError, JobError
 from .folder import read_json, write_json
 
 VERSION = 1  # of the file's layout
@@ -25,24 +26,37 @@ class QueueSettings:
     """How queued jobs are started.
 
     slots: how many train at once, 0 to MAX_SLOTS; 0 holds the queue, nothing new starts. wait_for_memory: whether a job
-    waits until its estimated memory is free; off: it starts whatever the estimate says.
+    waits until its estimated memory is free; off: it starts whatever the estimate says. lora_folder: where below the
+    LoRAs' folder new jobs write theirs, parts divided by "/"; empty: into that folder itself.
     """
 
     slots: int = 1
     wait_for_memory: bool = True
+    lora_folder: str = ""
 
     def changed(self, **changes: Any) -> QueueSettings:
-        """With other values, validated; None leaves a value as it is. Raises JobError."""
+        """With other values, validated; None leaves a value as it is. Raises JobError, ConfigError for the folder."""
         new = replace(self, **{name: value for name, value in changes.items() if value is not None})
         if not isinstance(new.slots, int) or isinstance(new.slots, bool) or not 0 <= new.slots <= MAX_SLOTS:
             raise JobError(f"The number of slots must be a whole number from 0 to {MAX_SLOTS}, not {new.slots!r}.")
         if not isinstance(new.wait_for_memory, bool):
             raise JobError("wait_for_memory must be true or false.")
-        return new
+        return replace(new, lora_folder=_folder(new.lora_folder))
 
     def to_dict(self) -> dict[str, Any]:
         """As clients are told."""
         return asdict(self)
+
+
+def _folder(path: object) -> str:
+    """A folder below another one, as it is kept. Raises ConfigError where it could lead out of that."""
+    parts = [part for part in str(path).replace("\\", "/").split("/") if part]
+    try:
+        return "/".join(validate_name(part) for part in parts)
+    except ConfigError:
+        raise ConfigError(
+            f"{str(path)[:80]!r} cannot be a folder below the LoRAs' one: use letters, digits and / between folders."
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -60,9 +74,10 @@ class QueueFile:
         try:
             if data["version"] != VERSION:
                 return cls()
-            settings = QueueSettings().changed(slots=data["slots"], wait_for_memory=data["wait_for_memory"])
+            known = {field.name: data[field.name] for field in fields(QueueSettings) if field.name in data}
+            settings = QueueSettings().changed(**known)
             return cls(settings, tuple(str(job_id) for job_id in data["order"]), float(data["ordered"]))
-        except (KeyError, TypeError, ValueError, JobError):
+        except (KeyError, TypeError, ValueError, ErasureError):
             return cls()
 
     def write(self, path: Path) -> None:
