@@ -2,7 +2,9 @@
 
 Trains one small request on the demo model three times: left alone; with the process of the scheduler (the server's
 part) killed again and again, always to find the same worker again; with the worker killed again and again, and resumed.
-All three LoRAs must be the same to the last bit. Prints one JSON object; the exit status is 0 when everything held.
+All three LoRAs must be the same to the last bit. With --server a real ComfyUI is killed as often: each time it must find
+the same worker again, and a browser must show the right step within two seconds. Prints one JSON object; the exit status
+is 0 when everything held.
 """
 
 from __future__ import annotations
@@ -124,11 +126,70 @@ def measure(times: int, steps: int, seed: int, folder: Path) -> dict[str, object
         server.kill()
 
 
+def kill_server(times: int, seed: int, folder: Path) -> dict[str, object]:
+    """Kills a real ComfyUI in the middle of a training, starts it again, and times when the page shows the right step.
+
+    shown_after: seconds from the click on the tab until the step on it is the one on disk, one per kill.
+    """
+    import shutil
+
+    from playwright.sync_api import sync_playwright
+
+    from scripts.host import Host, get_host
+
+    jobs, draw = "/erase_anything/v1/jobs", random.Random(seed)
+    concept = {"phrase": "car", "synonyms": [], "irrelevant": ["house", "tree", "apple"]}
+    small = {"erase_prompts": 2, "preserve_prompts": 2, "batch_erase": 1, "batch_preserve": 1, "sample_every": 0}
+    with Host(get_host(), folder / "comfyui") as host, sync_playwright() as playwright:
+        host.post("/settings", {"Comfy.TutorialCompleted": True})
+        job = host.post(jobs, {"concept": concept, "config": {"steps": 100_000, **small}, "name": "killed"})["id"]
+        state_file = host.base / "user" / "__erase_anything" / "jobs" / job / "state.json"
+        events = state_file.with_name("events.jsonl")
+
+        def step_told() -> int:
+            lines = [json.loads(line) for line in events.read_text(encoding="utf-8").splitlines()]
+            return max((event["step"] for event in lines if event["type"] == "step"), default=0)
+
+        while step_told() < 2:
+            time.sleep(0.1)
+        workers, seconds = {json.loads(state_file.read_text(encoding="utf-8"))["pid"]}, []
+        chromium = shutil.which("chromium") or shutil.which("google-chrome")
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        for _ in range(times):
+            time.sleep(3 * draw.random())
+            host.stop(kill=True)
+            host.start()
+            page = browser.new_page()
+            page.set_default_timeout(180_000)
+            page.goto(host.url)
+            page.wait_for_function("window.app?.vueAppReady && window.app.graph")
+            tab = page.locator(".erase-anything-tab-button")
+            tab.wait_for()
+            began = time.monotonic()
+            tab.click()
+            steps = page.locator(f'.ea-card[data-job="{job}"] .ea-steps')
+            while True:
+                told, shown = step_told(), "".join(filter(str.isdigit, steps.inner_text().split("of")[0]))
+                if shown and int(shown) >= told:
+                    break
+                time.sleep(0.02)
+            seconds.append(round(time.monotonic() - began, 2))
+            workers.add(json.loads(state_file.read_text(encoding="utf-8"))["pid"])
+            page.close()
+        attempts = host.get(f"{jobs}/{job}")["attempt"]
+        host.post(f"{jobs}/{job}/cancel", {})
+        while host.get(f"{jobs}/{job}")["state"] != "cancelled":
+            time.sleep(0.1)
+        browser.close()
+    return {"kills": times, "attempts": attempts, "workers": len(workers), "shown_after": seconds}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--times", type=int, default=10, help="how often each is killed")
     parser.add_argument("--steps", type=int, default=24, help="of the training; more than the kills")
     parser.add_argument("--seed", type=int, default=None, help="of the moments (default: another one each time)")
+    parser.add_argument("--server", action="store_true", help="kill a real ComfyUI too (needs Chromium)")
     parser.add_argument("--serve", type=Path, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.serve:
@@ -139,12 +200,15 @@ def main() -> int:
         seed = random.randrange(10**6) if args.seed is None else args.seed
         with tempfile.TemporaryDirectory() as folder:
             result = measure(args.times, args.steps, seed, Path(folder))
+            if args.server:
+                result["server"] = kill_server(args.times, seed, Path(folder))
     except SetupError as error:
         print(error, file=sys.stderr)
         return 1
     print(json.dumps(result))
     held = all(result[name]["identical"] and result[name]["events_whole"] for name in ("scheduler", "worker"))
-    return 0 if held and result["scheduler"]["workers"] == 1 else 1
+    held = held and all(result[name]["workers"] == 1 for name in ("scheduler", "server") if name in result)
+    return 0 if held and max(result.get("server", {}).get("shown_after", [0])) <= 2 else 1
 
 
 if __name__ == "__main__":
