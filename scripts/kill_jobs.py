@@ -2,9 +2,9 @@
 
 Trains one small request on the demo model three times: left alone; with the process of the scheduler (the server's
 part) killed again and again, always to find the same worker again; with the worker killed again and again, and resumed.
-All three LoRAs must be the same to the last bit. With --server a real ComfyUI is killed as often: each time it must find
-the same worker again, and a browser must show the right step within two seconds. Prints one JSON object; the exit status
-is 0 when everything held.
+All three LoRAs must be the same to the last bit. With --server a real ComfyUI is killed as often: each time it must
+find the same worker again, and a browser must show the right step within two seconds. Prints one JSON object; the exit
+status is 0 when everything held.
 """
 
 from __future__ import annotations
