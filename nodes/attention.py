@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import uuid
 from collections.abc import Sequence
 
 import comfy.sample
@@ -237,7 +236,7 @@ class TokenHeatmaps(io.ComfyNode):
         height, width = figure.image.shape[:2]
         tops = np.array([figure.ceiling(n) for n in range(figure.drawn)], np.float32)[:, None, None]
         masks = torch.from_numpy((enlarged(figure.maps[: figure.drawn], height, width) / tops).clip(0, 1))
-        data = temp_file(f"heatmaps_{uuid.uuid4().hex}.json", json.dumps(figure.to_dict()))
+        data = temp_file("heatmaps", ".json", json.dumps(figure.to_dict()))
         return io.NodeOutput(
             _image(overlays(figure)), _image(np.asarray(draw_figure(figure))[None]), masks, ui={"heatmaps": [data]}
         )

@@ -6,6 +6,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -24,6 +25,7 @@ __all__ = [
     "quiet_log",
     "resolve_file",
     "temp_file",
+    "temp_path",
     "ui",
 ]
 
@@ -91,12 +93,18 @@ def output_path(prefix: str, width: int, height: int, error: type[ErasureError])
     return Path(folder) / f"{name}_{counter:05}_"
 
 
-def temp_file(name: str, data: str) -> dict[str, str]:
-    """Writes a text file into the host's folder for previews; what the page needs to fetch it from /view."""
+def temp_path(stem: str, ending: str) -> Path:
+    """A new file's path in the host's folder for previews, which the host empties when it starts."""
     folder = Path(folder_paths.get_temp_directory())
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / name).write_text(data, encoding="utf-8")
-    return {"filename": name, "subfolder": "", "type": "temp"}
+    return folder / f"{stem}_{uuid.uuid4().hex}{ending}"
+
+
+def temp_file(stem: str, ending: str, data: str) -> dict[str, str]:
+    """Writes a text file into the host's folder for previews; what the page needs to fetch it from /view."""
+    path = temp_path(stem, ending)
+    path.write_text(data, encoding="utf-8")
+    return {"filename": path.name, "subfolder": "", "type": "temp"}
 
 
 @contextlib.contextmanager

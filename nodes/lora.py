@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import comfy.model_management
@@ -17,7 +18,7 @@ from ..training.flux.sampling import initial_noise, sigmas, unpack
 from ..training.flux.source import FluxSource
 from .compat import io, list_files, resolve_file, ui
 from .native import NativeFlux, apply_lora, load_native
-from .types import CATEGORY, NONE, FluxSourceType
+from .types import CATEGORY, NONE, FluxSourceType, StackType
 
 MAX_STRENGTH = 1.5
 _MARGIN = 6  # pixels between images and around labels
@@ -44,12 +45,16 @@ def _lora_name_input() -> io.Input:
 
 def lora_path(lora: str | None, lora_name: str | None, strength: float) -> str:
     """The file behind a node's LoRA inputs; LoraError or ConfigError if they cannot be used."""
-    if not 0 <= strength <= MAX_STRENGTH:
-        raise ConfigError(f"The strength {strength} is outside 0 to {MAX_STRENGTH}: choose one between.")
+    _check_strength(strength)
     name = lora_name or lora
     if not name or name == NONE:
         raise LoraError("There is no LoRA to apply: train one, or put one into models/loras and refresh the list.")
     return resolve_file("loras", name if name.endswith(".safetensors") else f"{name}.safetensors", LoraError)
+
+
+def _check_strength(strength: float) -> None:
+    if not 0 <= strength <= MAX_STRENGTH:
+        raise ConfigError(f"The strength {strength} is outside 0 to {MAX_STRENGTH}: choose one between.")
 
 
 class ApplyErasureLora(io.ComfyNode):
@@ -61,16 +66,27 @@ class ApplyErasureLora(io.ComfyNode):
             node_id="EraseAnything_ApplyLora",
             display_name="Apply Erasure LoRA",
             category=CATEGORY,
-            description="Applies an erasure LoRA at a strength, and says so if it was made for another model.",
-            inputs=[io.Model.Input("model"), *_lora_inputs(), _lora_name_input()],
+            description="Applies an erasure LoRA or a stack of them, and says so if one was made for another model.",
+            inputs=[
+                io.Model.Input("model"),
+                *_lora_inputs(),
+                _lora_name_input(),
+                StackType.Input("stack", optional=True, tooltip="Used instead of the list: all its LoRAs at once."),
+            ],
             outputs=[io.Model.Output("erased", display_name="MODEL")],
         )
 
     @classmethod
     def execute(
-        cls, model: object, lora: str | None = None, strength: float = 1.0, lora_name: str | None = None
-    ) -> io.NodeOutput:
-        return io.NodeOutput(apply_lora(model, lora_path(lora, lora_name, strength), strength))
+        cls, model: object, lora: str | None = None, strength: float = 1.0, lora_name: str | None = None,
+        stack: Sequence[tuple[str, float]] | None = None,
+    ) -> io.NodeOutput:  # fmt: skip
+        if stack is None:
+            return io.NodeOutput(apply_lora(model, lora_path(lora, lora_name, strength), strength))
+        _check_strength(strength)
+        for path, weight in stack:
+            model = apply_lora(model, path, weight * strength)
+        return io.NodeOutput(model)
 
 
 class Compare(io.ComfyNode):

@@ -1,0 +1,206 @@
+"""Nodes for many LoRAs: Erasure LoRA Stack, Erasure LoRA Folder, Merge Erasure LoRAs."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import comfy.utils
+import folder_paths
+
+from ..training.config import validate_name
+from ..training.errors import ConfigError, LoraError
+from ..training.lora.files import describe, merge_files, numbered
+from ..training.lora.merge import MODES, PRESERVE
+from .compat import io, list_files, resolve_file, temp_path
+from .types import CATEGORY, NONE, StackType
+
+
+class Row(NamedTuple):
+    """One LoRA of a stack: an absolute path and its weight."""
+
+    path: str
+    weight: float
+
+
+Stack = tuple[Row, ...]
+MAX_WEIGHT = 2.0
+
+
+def _weight_input() -> io.Input:
+    return io.Float.Input(
+        "weight", default=1.0, min=-MAX_WEIGHT, max=MAX_WEIGHT, step=0.05,
+        tooltip="1 as trained, less where it disturbs others, 0 leaves it out, negative brings the concept back.",
+    )  # fmt: skip
+
+
+def _stack_input() -> io.Input:
+    return StackType.Input("stack", optional=True, tooltip="LoRAs from another stack node; these are added to them.")
+
+
+def _stack_outputs() -> list[io.Output]:
+    return [
+        StackType.Output("loras", display_name="stack"),
+        io.String.Output("info", display_name="info", tooltip="What is in it, one line each."),
+    ]
+
+
+class LoraStack(io.ComfyNode):
+    """Adds one LoRA to a stack."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="EraseAnything_LoraStack",
+            display_name="Erasure LoRA Stack",
+            category=CATEGORY,
+            description="One LoRA of a stack, to apply or merge them together. Chain as many as you like.",
+            inputs=[
+                io.Combo.Input(
+                    "lora", options=[NONE, *list_files("loras")], default=NONE,
+                    tooltip="A Flux LoRA of any kind: erasure, style, from any trainer.",
+                ),
+                _weight_input(),
+                io.Boolean.Input("on", default=True, tooltip="Off: as if the row were not there."),
+                _stack_input(),
+            ],
+            outputs=_stack_outputs(),
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, lora: str, weight: float, on: bool, stack: Stack = ()) -> io.NodeOutput:
+        if on and lora != NONE:
+            stack = (*stack, Row(resolve_file("loras", lora, LoraError), _checked(weight)))
+        return _told(stack)
+
+
+class LoraFolder(io.ComfyNode):
+    """Adds all LoRAs of a folder to a stack."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="EraseAnything_LoraFolder",
+            display_name="Erasure LoRA Folder",
+            category=CATEGORY,
+            description="All LoRAs of a folder as a stack.",
+            inputs=[
+                io.String.Input("folder", default="", tooltip="Below models/loras, for example: erased. Empty: that."),
+                _weight_input(),
+                _stack_input(),
+            ],
+            outputs=_stack_outputs(),
+        )
+
+    @classmethod
+    def execute(cls, folder: str, weight: float, stack: Stack = ()) -> io.NodeOutput:
+        wanted = [part for part in folder.replace("\\", "/").split("/") if part not in ("", ".")]
+        names = [name for name in list_files("loras") if Path(name).parts[:-1] == tuple(wanted) and _is_lora(name)]
+        if not names:
+            raise LoraError(
+                f"There is no LoRA in the folder {folder or 'loras'!r}: choose another, or put some into it."
+            )
+        rows = (Row(resolve_file("loras", name, LoraError), _checked(weight)) for name in sorted(names))
+        return _told((*stack, *rows))
+
+    @classmethod
+    def fingerprint_inputs(cls, **_: object) -> str:
+        return "\n".join(sorted(list_files("loras")))  # a folder changes without the graph
+
+
+class MergeErasureLoras(io.ComfyNode):
+    """Makes one LoRA of a stack."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="EraseAnything_MergeLoras",
+            display_name="Merge Erasure LoRAs",
+            category=CATEGORY,
+            description="Makes one LoRA of a stack, to be used at once or saved for any other pipeline.",
+            is_output_node=True,
+            inputs=[
+                StackType.Input("stack", tooltip="From Erasure LoRA Stack or Folder."),
+                io.Combo.Input(
+                    "mode", options=list(MODES), default=next(iter(MODES)),
+                    tooltip="\n".join(f"{mode}: {use}" for mode, use in MODES.items()),
+                ),
+                io.String.Input(
+                    "save_as", default="",
+                    tooltip="A name in models/loras; a number is added where it is taken. Empty: not saved.",
+                ),
+                io.Int.Input("rank", default=16, min=0, max=4096, tooltip="For svd: highest rank. 0: by error."),
+                io.Float.Input(
+                    "error", default=0.05, min=0.001, max=0.99, step=0.001,
+                    tooltip="For svd with rank 0: the relative error that may be made.",
+                ),
+                io.Float.Input(
+                    "preserve", default=PRESERVE, min=0.0, max=100.0, step=0.01,
+                    tooltip="For fusion: weight of what must stay as it is. Raise it where other things change.",
+                ),
+            ],
+            outputs=[
+                StackType.Output("merged", display_name="stack", tooltip="The one LoRA, for Apply Erasure LoRA."),
+                io.String.Output("lora_name", display_name="lora name", tooltip="Empty where it was not saved."),
+                io.String.Output("report", display_name="report", tooltip="What is left of each LoRA, and its price."),
+            ],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, stack: Stack, mode: str, save_as: str, rank: int, error: float, preserve: float) -> io.NodeOutput:
+        if not stack:
+            raise LoraError("The stack is empty: add a LoRA to it.")
+        name = save_as.strip()
+        if name:
+            validate_name(name)
+            out = numbered(Path(folder_paths.get_folder_paths("loras")[0]) / f"{name}.safetensors")
+        else:
+            out = temp_path("merged", ".safetensors")
+        compress = {"rank": rank or None, "error": None if rank else error} if mode == "svd" else {}
+        bar = comfy.utils.ProgressBar(1)
+        report = merge_files(
+            [row.path for row in stack], out, mode, weights=[row.weight for row in stack], preserve=preserve,
+            **compress, progress=lambda done, total: bar.update_absolute(done, total),
+        )  # fmt: skip
+        text = report_text(report)
+        return io.NodeOutput((Row(str(out), 1.0),), out.name if name else "", text, ui={"text": [text]})
+
+
+def report_text(report: dict) -> str:
+    """A merge's report as lines of text: the whole, each source, notes."""
+    lines = [
+        f"{report['mode']}: {report['modules']} layers, rank {report['mean_rank']:g} (at most {report['rank']}), "
+        f"{report['parameters']:,} parameters, relative error {report['relative_error']:.2g}",
+    ]
+    for source in report["sources"]:
+        told = ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in source.items() if _is_share(value))
+        lines.append(f"{source['concept'] or source['name']}: {told}")
+    return "\n".join([*lines, *report["notes"]])
+
+
+def _is_share(value: object) -> bool:
+    return isinstance(value, float) and math.isfinite(value)
+
+
+def _is_lora(name: str) -> bool:
+    return not name.endswith(".inputs.safetensors")
+
+
+def _checked(weight: float) -> float:
+    if not -MAX_WEIGHT <= weight <= MAX_WEIGHT:
+        raise ConfigError(f"The weight {weight} is outside -{MAX_WEIGHT:g} to {MAX_WEIGHT:g}: choose one between.")
+    return weight
+
+
+def _told(stack: Stack) -> io.NodeOutput:
+    lines = []
+    for row in stack:
+        known = describe(row.path)
+        what = ", ".join(str(known[key]) for key in ("concept", "method") if known[key]) or known["dialect"]
+        lines.append(f"{row.weight:g} × {Path(row.path).stem} ({what}, rank {known['rank']})")
+    text = "\n".join(lines)
+    return io.NodeOutput(stack, text, ui={"text": [text]})
+
+
+NODES = [LoraStack, LoraFolder, MergeErasureLoras]
