@@ -466,7 +466,7 @@ def page_of(results: dict[str, dict[str, Any]]) -> str:
     """The page, from the result files' contents by name."""
     summaries = {name: SECTIONS[name][1](result["rows"]) for name, result in results.items()}
     signs = {True: "met", False: "missed", None: "not measured"}
-    lines = [*INTRO, "## Bars", ""]
+    lines = [*INTRO, "", "## Bars", ""]
     lines += markdown(["bar", "", "numbers"], [[text, signs[met], numbers] for text, met, numbers in bars(summaries)])
     for name, (title, _, section) in SECTIONS.items():
         if name in results:
