@@ -121,7 +121,7 @@ def test_a_training_writes_its_lora_samples_and_events(whole, flux: FluxSource):
     assert events[-1]["type"] == "completed" and events[-1]["lora"] == result["lora"]
     phases = [e["phase"] for e in events if e["type"] == "phase"]
     assert list(dict.fromkeys(phases)) == ["encode", "bank", "samples", "train", "save"]
-    assert len(list((out / "job" / "checkpoints").iterdir())) == checkpoints.KEEP
+    assert len(list((out / "job" / "checkpoints").iterdir())) == CONFIG.keep_checkpoints
     assert not [p for p in out.rglob("*") if p.name.endswith(".part")]
 
 
