@@ -109,6 +109,7 @@ function openViewer(job, pictures, chosen) {
     }
     sides[0].textContent = text("step", { step: first.step });
     sides[1].textContent = alone ? "" : text("step", { step: picture.step });
+    if (alone && document.activeElement === slider) stepChoice.select.focus(); // it goes, and Escape must reach the dialog
     compare.classList.toggle("ea-alone", alone); // nothing to compare with
     slider.disabled = alone;
     uncover();

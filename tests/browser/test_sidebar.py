@@ -55,7 +55,7 @@ def step_of(card: Locator) -> int:
 
 
 def wait_for_state(card: Locator, state: str) -> None:
-    expect(card).to_have_attribute("data-state", state, timeout=600_000)
+    expect(card).to_have_attribute("data-state", state, timeout=240_000)
 
 
 def wait_until_past(card: Locator, step: int) -> None:
@@ -207,7 +207,7 @@ def test_the_lora_lists_have_the_new_file_by_themselves(clean: Frontend) -> None
         """(name) => app.graph.nodes.find((node) => node.type === "LoraLoader")
             .widgets.find((widget) => widget.name === "lora_name").options.values.includes(name)""",
         arg=f"{job['name']}.safetensors",
-        timeout=600_000,
+        timeout=240_000,
     )
 
 
