@@ -328,12 +328,14 @@ class DeleteAttention(io.ComfyNode):
         return io.NodeOutput(Deleter(chosen, double, tokens, words.length, t_start, t_end).put_on(model))
 
 
-def _check_sampled(hidden: object, *names: str) -> None:
+def _check_sampled(hidden: object | None, *names: str) -> None:
     """ConfigError if a recording comes from a Record node whose MODEL nothing in the graph takes.
 
     The host keeps that node's outputs, so the recording may still hold what an earlier graph sampled.
     """
-    graph = hidden.prompt or {}
+    graph = getattr(hidden, "prompt", None)
+    if not graph:  # called by other code than the host
+        return
     taken = [value for node in graph.values() for value in node["inputs"].values()]
     for name in names:
         link = graph.get(str(hidden.unique_id), {"inputs": {}})["inputs"].get(name)
