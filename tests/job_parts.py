@@ -40,6 +40,11 @@ def wait_for(store: JobStore, job: Job, test: Callable[[Job], bool], seconds: fl
     raise AssertionError(f"{now.state}\n{now.folder.log_file.read_text() if now.folder.log_file.exists() else ''}")
 
 
+def ended(store: JobStore, job: Job) -> Job:
+    """The job as soon as nothing more will happen to it by itself."""
+    return wait_for(store, job, lambda now: now.state.state not in ("queued", "starting", "running"), seconds=1800)
+
+
 def in_state(*states: str) -> Callable[[Job], bool]:
     """For wait_for()."""
     return lambda job: job.state.state in states

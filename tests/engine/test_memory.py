@@ -9,7 +9,6 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import psutil
 import pytest
 import torch
 from diffusers import FluxTransformer2DModel
@@ -139,15 +138,6 @@ def test_a_shortage_says_how_much_is_missing_and_what_would_help(demo_folder, tm
     assert "no setting makes it fit" in shortage(wanted, 1000)
 
 
-@pytest.fixture
-def store(tmp_path: Path, demo_folder: Path):
-    store = JobStore(tmp_path / "jobs")
-    yield store
-    for job in store.list():
-        if job.state.pid and psutil.pid_exists(job.state.pid):
-            psutil.Process(job.state.pid).kill()
-
-
 def trained(store: JobStore, job: Job, **options: object) -> Job:
     """The job when its worker has ended."""
     scheduler = Scheduler(store, **options)
@@ -161,9 +151,9 @@ def trained(store: JobStore, job: Job, **options: object) -> Job:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="a limit on the address space makes memory run out")
-def test_running_out_of_memory_keeps_the_checkpoint_and_retries_with_less(store, tmp_path):
-    job = store.submit(request(tmp_path / "loras", batch_erase=8, batch_preserve=32))
-    failed = trained(store, job, command=lambda folder: [sys.executable, str(STARVED_WORKER), str(folder)])
+def test_running_out_of_memory_keeps_the_checkpoint_and_retries_with_less(idle_store, tmp_path):
+    job = idle_store.submit(request(tmp_path / "loras", batch_erase=8, batch_preserve=32))
+    failed = trained(idle_store, job, command=lambda folder: [sys.executable, str(STARVED_WORKER), str(folder)])
     log = failed.folder.log_file.read_text()
     assert failed.state.state == "failed", log
     assert "allocate memory" in log  # the allocator's own words
@@ -173,17 +163,17 @@ def test_running_out_of_memory_keeps_the_checkpoint_and_retries_with_less(store,
         "resume."
     )
     assert failed.to_dict()["cheaper"] == less
-    again = store.retry(job.id, cheaper=True)
-    assert store.retry(job.id, cheaper=True).id == again.id
+    again = idle_store.retry(job.id, cheaper=True)
+    assert idle_store.retry(job.id, cheaper=True).id == again.id
     assert again.parent == job.id
     assert (again.request["config"]["batch_erase"], again.request["config"]["batch_preserve"]) == (4, 16)
     with pytest.raises(JobError, match="Another job already writes the LoRA"):
-        store.retry(job.id)
-    done = trained(store, again)
+        idle_store.retry(job.id)
+    done = trained(idle_store, again)
     assert done.state.state == "completed", done.folder.log_file.read_text()
     assert [e["step"] for e in done.folder.events() if e["type"] == "step"] == [3, 4, 5]  # it went on
     assert done.lora.is_file()
-    assert store.get(job.id).state.state == "failed"  # as it was
+    assert idle_store.get(job.id).state.state == "failed"  # as it was
 
 
 def test_the_peak_phase_is_what_is_made_cheaper(demo_folder, tmp_path):

@@ -5,17 +5,17 @@ from __future__ import annotations
 import contextlib
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
 
+from tests.job_parts import ended
 from training.concepts import Concept
 from training.config import ErasureConfig, ErasureRequest
 from training.errors import JobError
 from training.flux.source import demo_source
-from training.jobs import JobFolder, JobStore, Scheduler, worker_command
+from training.jobs import JobFolder, worker_command
 
 
 def request_into(folder: Path, name: str = "erase-car", **settings: int) -> ErasureRequest:
@@ -23,24 +23,6 @@ def request_into(folder: Path, name: str = "erase-car", **settings: int) -> Eras
     small = {"steps": 5, "rank": 4, "erase_prompts": 2, "sampling_steps": 2, "sample_every": 0, "checkpoint_every": 1}
     config = ErasureConfig(**{**small, **settings})
     return ErasureRequest(demo_source("fp32"), concept, config, name, str(folder), "cpu")
-
-
-@pytest.fixture
-def store(tmp_path: Path, demo_folder: Path) -> Iterator[JobStore]:
-    store = JobStore(tmp_path / "jobs")
-    scheduler = Scheduler(store)
-    scheduler.start()
-    yield store
-    scheduler.close()
-    for job in store.list():
-        if job.state.pid and psutil.pid_exists(job.state.pid):
-            psutil.Process(job.state.pid).kill()
-
-
-def ended(store: JobStore, job_id: str):
-    while store.get(job_id).state.state in ("queued", "starting", "running"):
-        time.sleep(0.05)
-    return store.get(job_id)
 
 
 def test_a_full_disk_keeps_the_last_checkpoint(small_disk, tmp_path, demo_folder):
@@ -80,16 +62,16 @@ def test_a_loras_folder_that_becomes_read_only(small_disk, store, tmp_path):
     with small_disk("220m") as disk:
         job = store.submit(request_into(disk))
         subprocess.run(["mount", "-o", "remount,ro", str(disk)], check=True)
-        failed = ended(store, job.id)
+        failed = ended(store, job)
         assert failed.state.state == "failed"
         assert failed.state.message == (
             "The LoRA erase-car.safetensors cannot be written: check the folder's permissions (Read-only file system)."
         )
         with pytest.raises(JobError, match="cannot be written: change its permissions"):
             store.submit(request_into(disk, "another"))
-        other = ended(store, store.submit(request_into(tmp_path / "loras", "another")).id)
+        other = ended(store, store.submit(request_into(tmp_path / "loras", "another")))
         assert other.state.state == "completed", other.folder.log_file.read_text()
         subprocess.run(["mount", "-o", "remount,rw", str(disk)], check=True)
-        done = ended(store, store.resume(job.id).id)
+        done = ended(store, store.resume(job.id))
         assert done.state.state == "completed"
         assert [e["step"] for e in done.folder.events() if e["type"] == "step"] == [1, 2, 3, 4, 5]  # none again

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
-import pytest
 
 from scripts import kill_jobs
+from tests.job_parts import ended
 from training.concepts import Concept
 from training.config import ErasureConfig, ErasureRequest
 from training.flux.source import demo_source
-from training.jobs import Job, JobStore, Scheduler
+from training.jobs import Job, JobStore
 
 STEPS = 8
 
@@ -28,41 +27,23 @@ def request_into(folder: Path) -> ErasureRequest:
     return ErasureRequest(demo_source("fp32"), concept, config, "erase-car", str(folder), "cpu")
 
 
-@pytest.fixture
-def store(tmp_path: Path, demo_folder: Path) -> Iterator[JobStore]:
-    store = JobStore(tmp_path / "jobs")
-    scheduler = Scheduler(store)
-    scheduler.start()
-    yield store
-    scheduler.close()
-    for job in store.list():
-        if job.state.pid and psutil.pid_exists(job.state.pid):
-            psutil.Process(job.state.pid).kill()
-
-
-def wait_until_ended(store: JobStore, job: Job) -> Job:
-    while store.get(job.id).state.state in ("queued", "starting", "running"):
-        time.sleep(0.05)
-    return store.get(job.id)
-
-
 def kill_at(store: JobStore, job: Job, step: int) -> None:
     """Kills the worker right after it has told of `step`."""
     while not any(event.get("step", 0) >= step for event in job.folder.events() if event["type"] == "step"):
         assert store.get(job.id).state.state in ("queued", "starting", "running"), store.get(job.id).state
         time.sleep(0.01)
     psutil.Process(store.get(job.id).state.pid).kill()
-    assert wait_until_ended(store, job).state.state == "interrupted"
+    assert ended(store, job).state.state == "interrupted"
 
 
 def test_a_killed_and_resumed_run_is_bit_identical(store, tmp_path):
-    left_alone = wait_until_ended(store, store.submit(request_into(tmp_path / "alone")))
+    left_alone = ended(store, store.submit(request_into(tmp_path / "alone")))
     assert left_alone.state.state == "completed", left_alone.folder.log_file.read_text()
     killed = store.submit(request_into(tmp_path / "killed"))
     for step in sorted(random.Random().sample(range(1, STEPS), 2)):
         kill_at(store, killed, step)
         killed = store.resume(killed.id)
-    killed = wait_until_ended(store, killed)
+    killed = ended(store, killed)
     assert killed.state.state == "completed", killed.folder.log_file.read_text()
     assert killed.state.attempt == 3
     assert killed.lora.read_bytes() == left_alone.lora.read_bytes()
@@ -82,14 +63,14 @@ def test_kills_of_scheduler_and_worker_lose_nothing(tmp_path, demo_folder):
 
 
 def test_a_paused_run_is_bit_identical_and_repeats_no_step(store, tmp_path):
-    left_alone = wait_until_ended(store, store.submit(request_into(tmp_path / "alone")))
+    left_alone = ended(store, store.submit(request_into(tmp_path / "alone")))
     paused = store.submit(request_into(tmp_path / "paused"))
     while not any(event["type"] == "step" for event in paused.folder.events()):
         time.sleep(0.01)
     store.pause(paused.id)
-    assert wait_until_ended(store, paused).state.state == "paused"
+    assert ended(store, paused).state.state == "paused"
     store.resume(paused.id)
-    paused = wait_until_ended(store, paused)
+    paused = ended(store, paused)
     assert paused.state.state == "completed"
     assert paused.lora.read_bytes() == left_alone.lora.read_bytes()
     assert [e["step"] for e in paused.folder.events() if e["type"] == "step"] == list(range(1, STEPS + 1))

@@ -110,9 +110,10 @@ class Build:
             weights = self.output / part / "model.safetensors"
             if weights.exists():
                 _to_bf16(weights)
-                _note_dtype(self.output / part / "config.json")
-        self._transformer("transformer").to(torch.bfloat16).save_pretrained(self.output / "transformer")
-        self._vae("vae_polished").to(torch.bfloat16).save_pretrained(self.output / "vae")
+                _amend(self.output / part / "config.json", dtype="bfloat16")
+        for part, model in {"transformer": self._transformer("transformer"), "vae": self._vae("vae_polished")}.items():
+            model.to(torch.bfloat16).save_pretrained(self.output / part)
+            _amend(self.output / part / "config.json", _name_or_path=None)  # a folder of this machine
         FlowMatchEulerDiscreteScheduler(shift=1.0, use_dynamic_shifting=False).save_pretrained(
             self.output / "scheduler"
         )
@@ -140,10 +141,11 @@ def _to_bf16(path: Path) -> None:
     save_file({key: value.bfloat16() for key, value in load_file(path).items()}, path, metadata={"format": "pt"})
 
 
-def _note_dtype(path: Path) -> None:
-    config = json.loads(path.read_text(encoding="utf-8"))
-    config["dtype"] = "bfloat16"
-    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+def _amend(path: Path, **changes: str | None) -> None:
+    """Changes entries of a configuration file; None takes one out."""
+    config = {**json.loads(path.read_text(encoding="utf-8")), **changes}
+    kept = {name: value for name, value in config.items() if name not in changes or value is not None}
+    path.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
 
 
 def main() -> None:
