@@ -13,7 +13,7 @@ from pathlib import Path
 import folder_paths
 from comfy_api.v0_0_2 import ComfyExtension, io, ui
 
-from ..training.errors import ErasureError
+from ..training.errors import ErasureError, LoraError
 
 __all__ = [
     "ComfyExtension",
@@ -24,6 +24,8 @@ __all__ = [
     "output_path",
     "quiet_log",
     "resolve_file",
+    "resolve_lora",
+    "show_text",
     "temp_file",
     "temp_path",
     "ui",
@@ -57,6 +59,11 @@ def resolve_file(kind: str, name: str, error: type[ErasureError]) -> str:
             f"There is no file {os.path.basename(str(name))!r} among the {kind}: refresh the list, choose another."
         )
     return os.path.abspath(path)
+
+
+def resolve_lora(name: str) -> str:
+    """The absolute path of a LoRA that the host lists, with or without its ending; LoraError if it lists none."""
+    return resolve_file("loras", name if name.endswith(".safetensors") else f"{name}.safetensors", LoraError)
 
 
 def diffusers_folders() -> dict[str, Path]:
@@ -105,6 +112,15 @@ def temp_file(stem: str, ending: str, data: str) -> dict[str, str]:
     path = temp_path(stem, ending)
     path.write_text(data, encoding="utf-8")
     return {"filename": path.name, "subfolder": "", "type": "temp"}
+
+
+def show_text(node: str | None, text: str) -> None:
+    """Shows a line of text on a node while the graph runs; nothing where there is no page, or no node."""
+    from server import PromptServer
+
+    server = getattr(PromptServer, "instance", None)
+    if server is not None and node is not None:
+        server.send_progress_text(text, node)
 
 
 @contextlib.contextmanager

@@ -1,8 +1,8 @@
-"""Apply Erasure LoRA: the strength slider. Compare: before and after at equal seeds, side by side."""
+"""Apply Erasure LoRA: the strength slider. Compare and Strength Sweep: what it does at equal seeds, side by side."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import comfy.model_management
@@ -13,14 +13,17 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from ..training.concepts import THRESHOLD
 from ..training.errors import ConfigError, LoraError
 from ..training.flux.sampling import initial_noise, sigmas, unpack
 from ..training.flux.source import FluxSource
-from .compat import io, list_files, resolve_file, ui
-from .native import NativeFlux, apply_lora, load_native
+from .compat import io, list_files, resolve_lora, show_text, ui
+from .conditional import ConditionalLora, make_gate, sigma_range
+from .native import NativeFlux, apply_lora, load_native, place_lora
 from .types import CATEGORY, NONE, FluxSourceType, StackType
 
 MAX_STRENGTH = 1.5
+MAX_COLUMNS = 21
 _MARGIN = 6  # pixels between images and around labels
 
 
@@ -49,7 +52,7 @@ def lora_path(lora: str | None, lora_name: str | None, strength: float) -> str:
     name = lora_name or lora
     if not name or name == NONE:
         raise LoraError("There is no LoRA to apply: train one, or put one into models/loras and refresh the list.")
-    return resolve_file("loras", name if name.endswith(".safetensors") else f"{name}.safetensors", LoraError)
+    return resolve_lora(name)
 
 
 def _check_strength(strength: float) -> None:
@@ -72,21 +75,79 @@ class ApplyErasureLora(io.ComfyNode):
                 *_lora_inputs(),
                 _lora_name_input(),
                 StackType.Input("stack", optional=True, tooltip="Used instead of the list: all its LoRAs at once."),
+                io.Float.Input(
+                    "start", default=0.0, min=0.0, max=1.0, step=0.05, optional=True,
+                    tooltip="Part of the sampling at which it begins to act. Raise it to keep the composition.",
+                ),
+                io.Float.Input(
+                    "end", default=1.0, min=0.0, max=1.0, step=0.05, optional=True,
+                    tooltip="Part of the sampling at which it stops to act. Lower it to keep fine details.",
+                ),
+                io.Boolean.Input(
+                    "only_when_asked", default=False, optional=True,
+                    tooltip="Act on prompts about the concept only, and leave all others exactly as they are. Take it "
+                    "with many LoRAs. Needs CLIP.",
+                ),
+                io.Float.Input(
+                    "threshold", default=THRESHOLD, min=0.05, max=1.0, step=0.05, optional=True,
+                    tooltip="Similarity of prompt and concept from which a prompt counts as about it. Lower it where "
+                    "the concept gets through, raise it where other prompts change. The node shows the last one.",
+                ),
+                io.Clip.Input("clip", optional=True, tooltip="The text encoder, for only_when_asked."),
             ],
             outputs=[io.Model.Output("erased", display_name="MODEL")],
-        )
+            hidden=[io.Hidden.unique_id],
+        )  # fmt: skip
 
     @classmethod
     def execute(
         cls, model: object, lora: str | None = None, strength: float = 1.0, lora_name: str | None = None,
-        stack: Sequence[tuple[str, float]] | None = None,
+        stack: Sequence[tuple[str, float]] | None = None, start: float = 0.0, end: float = 1.0,
+        only_when_asked: bool = False, threshold: float = THRESHOLD, clip: object = None,
     ) -> io.NodeOutput:  # fmt: skip
         if stack is None:
-            return io.NodeOutput(apply_lora(model, lora_path(lora, lora_name, strength), strength))
+            stack = [(lora_path(lora, lora_name, strength), 1.0)]
         _check_strength(strength)
+        sigmas = sigma_range(model, start, end)
+        always = (start, end, only_when_asked) == (0.0, 1.0, False)
         for path, weight in stack:
-            model = apply_lora(model, path, weight * strength)
+            if always:
+                model = apply_lora(model, path, weight * strength)
+                continue
+            weights, metadata, places = place_lora(model, path)
+            told = _teller(cls.hidden.unique_id, Path(path).stem, threshold)
+            gate = make_gate(path, metadata, clip, threshold, told) if only_when_asked else None
+            if weight * strength:
+                model = ConditionalLora(weights, places, weight * strength, sigmas, gate).put_on(model)
         return io.NodeOutput(model)
+
+
+def _teller(node: str | None, name: str, threshold: float) -> Callable[[float], None]:
+    """Shows on the node how near the prompt that is being sampled comes to a concept."""
+    last: list[str] = []
+
+    def told(similarity: float) -> None:
+        text = f"{name}: {similarity:.2f}, {'on' if similarity >= threshold else 'off'} ({threshold:g})"
+        if last != [text]:  # not at every step
+            last[:] = [text]
+            show_text(node, text)
+
+    return told
+
+
+def _rendered_inputs(prompts: str) -> list[io.Input]:
+    return [
+        io.String.Input(
+            "prompts", multiline=True, default=prompts,
+            tooltip="One prompt a line: the erased concept, and others that should stay as they are.",
+        ),
+        io.Int.Input("seed", default=0, min=0, max=2**48, tooltip="The first seed."),
+        io.Int.Input("seeds", default=3, min=1, max=16, tooltip="Images per prompt; more show the spread."),
+        io.Int.Input("steps", default=0, min=0, max=200, tooltip="Sampling steps; 0 takes the model's usual number."),
+    ]  # fmt: skip
+
+
+_PROMPTS = "a photo of a car\na photo of a cat"
 
 
 class Compare(io.ComfyNode):
@@ -103,15 +164,43 @@ class Compare(io.ComfyNode):
             inputs=[
                 FluxSourceType.Input("flux", tooltip="From Load Flux."),
                 *_lora_inputs(),
+                *_rendered_inputs(_PROMPTS),
+                _lora_name_input(),
+            ],
+            outputs=[io.Image.Output("image", display_name="IMAGE")],
+        )
+
+    @classmethod
+    def execute(
+        cls, flux: FluxSource, prompts: str, seed: int, seeds: int, lora: str | None = None, strength: float = 1.0,
+        steps: int = 0, lora_name: str | None = None,
+    ) -> io.NodeOutput:  # fmt: skip
+        path = lora_path(lora, lora_name, strength)
+        after = f"after: {Path(path).stem}, strength {strength:g}"
+        return _rendered(cls, flux, path, {"before": 0.0, after: strength}, prompts, seed, seeds, steps)
+
+
+class StrengthSweep(io.ComfyNode):
+    """Renders prompts at several strengths of a LoRA from the same noise."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        loras, _ = _lora_inputs()
+        return io.Schema(
+            node_id="EraseAnything_StrengthSweep",
+            display_name="Strength Sweep",
+            category=CATEGORY,
+            description="Renders each prompt at several strengths of an erasure LoRA, at the same seeds, in one "
+            "labelled picture: which strength is enough?",
+            is_output_node=True,
+            inputs=[
+                FluxSourceType.Input("flux", tooltip="From Load Flux."),
+                loras,
                 io.String.Input(
-                    "prompts", multiline=True, default="a photo of a car\na photo of a cat",
-                    tooltip="One prompt a line: the erased concept, and others that should stay as they are.",
+                    "strengths", default="0, 0.25, 0.5, 0.75, 1",
+                    tooltip=f"With commas, each from 0 to {MAX_STRENGTH}; at most {MAX_COLUMNS}.",
                 ),
-                io.Int.Input("seed", default=0, min=0, max=2**48, tooltip="The first seed."),
-                io.Int.Input("seeds", default=3, min=1, max=16, tooltip="Images per prompt; more show the spread."),
-                io.Int.Input(
-                    "steps", default=0, min=0, max=200, tooltip="Sampling steps; 0 takes the model's usual number."
-                ),
+                *_rendered_inputs(_PROMPTS),
                 _lora_name_input(),
             ],
             outputs=[io.Image.Output("image", display_name="IMAGE")],
@@ -119,24 +208,40 @@ class Compare(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, flux: FluxSource, prompts: str, seed: int, seeds: int, lora: str | None = None, strength: float = 1.0,
+        cls, flux: FluxSource, strengths: str, prompts: str, seed: int, seeds: int, lora: str | None = None,
         steps: int = 0, lora_name: str | None = None,
     ) -> io.NodeOutput:  # fmt: skip
-        lines = [line.strip() for line in prompts.splitlines() if line.strip()]
-        if not lines:
-            raise ConfigError("There is no prompt to compare: write at least one line.")
-        path = lora_path(lora, lora_name, strength)
-        native = load_native(flux)
-        erased = apply_lora(native.model, path, strength)
-        steps = steps or native.variant.default_steps
-        progress = comfy.utils.ProgressBar(2 * len(lines) * steps)
-        numbers = [seed + i for i in range(seeds)]
-        rows = [
-            tuple(render(native, model, line, numbers, steps, progress) for model in (native.model, erased))
-            for line in lines
-        ]
-        picture = comparison_grid(lines, numbers, rows, f"after: {Path(path).stem}, strength {strength:g}")
-        return io.NodeOutput(picture, ui=ui.PreviewImage(picture, cls=cls))
+        try:
+            numbers = [float(part) for part in strengths.split(",") if part.strip()]
+        except ValueError as error:
+            raise ConfigError(
+                f"The strengths {strengths!r} are no numbers: write some with commas, 0, 0.5, 1."
+            ) from error
+        if not 1 <= len(numbers) <= MAX_COLUMNS:
+            raise ConfigError(f"There are {len(numbers)} strengths: write 1 to {MAX_COLUMNS} of them with commas.")
+        for number in numbers:
+            path = lora_path(lora, lora_name, number)
+        columns = {f"strength {number:g}": number for number in numbers}
+        return _rendered(cls, flux, path, columns, prompts, seed, seeds, steps)
+
+
+def _rendered(
+    cls: type[io.ComfyNode], flux: FluxSource, path: str, columns: dict[str, float], prompts: str, seed: int,
+    seeds: int, steps: int,
+) -> io.NodeOutput:  # fmt: skip
+    """A grid of prompts at equal seeds: `columns` are labels and the LoRA's strengths."""
+    lines = [line.strip() for line in prompts.splitlines() if line.strip()]
+    if not lines:
+        raise ConfigError("There is no prompt to render: write at least one line.")
+    native = load_native(flux)
+    models = [apply_lora(native.model, path, strength) for strength in columns.values()]
+    steps = steps or native.variant.default_steps
+    progress = comfy.utils.ProgressBar(len(models) * len(lines) * steps)
+    numbers = [seed + i for i in range(seeds)]
+    # model by model, since the host puts a LoRA into the weights and takes it out again
+    made = [[render(native, model, line, numbers, steps, progress) for line in lines] for model in models]
+    picture = comparison_grid(lines, numbers, list(columns), list(zip(*made, strict=True)))
+    return io.NodeOutput(picture, ui=ui.PreviewImage(picture, cls=cls))
 
 
 def render(
@@ -157,29 +262,30 @@ def render(
 
 
 def comparison_grid(
-    prompts: list[str], seeds: list[int], rows: list[tuple[torch.Tensor, torch.Tensor]], after: str
+    prompts: list[str], seeds: list[int], labels: list[str], rows: list[tuple[torch.Tensor, ...]]
 ) -> torch.Tensor:
-    """One picture [1, H, W, 3] in 0..1: a row per prompt, its images before on the left and after on the right.
+    """One picture [1, H, W, 3] in 0..1: a row per prompt, in it a group of images per label, side by side.
 
-    rows: (before, after), each [n, h, w, 3] with n = len(seeds), in the order of prompts.
+    rows: in the order of prompts, for each label [n, h, w, 3] with n = len(seeds).
     """
     height, width = rows[0][0].shape[1:3]
     size = max(11, height // 11)
     font = ImageFont.load_default(size)
     line = size + 2 * _MARGIN
-    half = len(seeds) * (width + _MARGIN)
-    canvas = Image.new("RGB", (2 * half + 3 * _MARGIN, 2 * line + len(rows) * (height + line) + _MARGIN), "white")
+    group = len(seeds) * (width + _MARGIN)
+    whole = len(labels) * (group + _MARGIN)
+    canvas = Image.new("RGB", (whole + _MARGIN, 2 * line + len(rows) * (height + line) + _MARGIN), "white")
     draw = ImageDraw.Draw(canvas)
-    for side, label in enumerate(("before", after)):
-        left = _MARGIN + side * (half + _MARGIN)
-        draw.text((left, _MARGIN), _shortened(draw, label, font, half - _MARGIN), "black", font)
+    for side, label in enumerate(labels):
+        left = _MARGIN + side * (group + _MARGIN)
+        draw.text((left, _MARGIN), _shortened(draw, label, font, group - _MARGIN), "black", font)
         for column, seed in enumerate(seeds):
             text = _shortened(draw, f"seed {seed}", font, width)
             draw.text((left + column * (width + _MARGIN), line + _MARGIN), text, "gray", font)
-        for row, images in enumerate(pair[side] for pair in rows):
+        for row, images in enumerate(groups[side] for groups in rows):
             top = 2 * line + row * (height + line)
             if side == 0:
-                draw.text((left, top + _MARGIN), _shortened(draw, prompts[row], font, 2 * half), "black", font)
+                draw.text((left, top + _MARGIN), _shortened(draw, prompts[row], font, whole), "black", font)
             for column, image in enumerate(images):
                 pixels = (image.clamp(0, 1) * 255).round().byte().cpu().numpy()
                 canvas.paste(Image.fromarray(pixels), (left + column * (width + _MARGIN), top + line))
@@ -195,4 +301,4 @@ def _shortened(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFon
     return text + "…"
 
 
-NODES = [ApplyErasureLora, Compare]
+NODES = [ApplyErasureLora, Compare, StrengthSweep]

@@ -1,4 +1,4 @@
-"""Nodes for many LoRAs: Erasure LoRA Stack, Erasure LoRA Folder, Merge Erasure LoRAs."""
+"""Nodes for many LoRAs: Erasure LoRA Stack, Erasure LoRA Folder, Merge Erasure LoRAs, Bake into Checkpoint."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import folder_paths
 
 from ..training.config import validate_name
 from ..training.errors import ConfigError, LoraError
+from ..training.lora.bake import bake
 from ..training.lora.files import describe, merge_files, numbered
 from ..training.lora.merge import MODES, PRESERVE
-from .compat import io, list_files, resolve_file, temp_path
+from .compat import io, list_files, resolve_file, resolve_lora, temp_path
 from .types import CATEGORY, NONE, StackType
 
 
@@ -64,14 +65,21 @@ class LoraStack(io.ComfyNode):
                 _weight_input(),
                 io.Boolean.Input("on", default=True, tooltip="Off: as if the row were not there."),
                 _stack_input(),
+                io.String.Input(
+                    "lora_name", optional=True, force_input=True,
+                    tooltip="The name that Wait for Erasure LoRA gives; used instead of the list when connected.",
+                ),
             ],
             outputs=_stack_outputs(),
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, lora: str, weight: float, on: bool, stack: Stack = ()) -> io.NodeOutput:
-        if on and lora != NONE:
-            stack = (*stack, Row(resolve_file("loras", lora, LoraError), _checked(weight)))
+    def execute(
+        cls, lora: str, weight: float, on: bool, stack: Stack = (), lora_name: str | None = None
+    ) -> io.NodeOutput:
+        name = lora_name or lora
+        if on and name != NONE:
+            stack = (*stack, Row(resolve_lora(name), _checked(weight)))
         return _told(stack)
 
 
@@ -101,7 +109,7 @@ class LoraFolder(io.ComfyNode):
             raise LoraError(
                 f"There is no LoRA in the folder {folder or 'loras'!r}: choose another, or put some into it."
             )
-        rows = (Row(resolve_file("loras", name, LoraError), _checked(weight)) for name in sorted(names))
+        rows = (Row(resolve_lora(name), _checked(weight)) for name in sorted(names))
         return _told((*stack, *rows))
 
     @classmethod
@@ -167,6 +175,57 @@ class MergeErasureLoras(io.ComfyNode):
         return io.NodeOutput((Row(str(out), 1.0),), out.name if name else "", text, ui={"text": [text]})
 
 
+_CHECKPOINTS = ("diffusion_models", "checkpoints")
+
+
+class BakeIntoCheckpoint(io.ComfyNode):
+    """Writes a Flux checkpoint with a stack folded in."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        files = [f"{kind}/{name}" for kind in _CHECKPOINTS for name in list_files(kind)]
+        return io.Schema(
+            node_id="EraseAnything_Bake",
+            display_name="Bake into Checkpoint",
+            category=CATEGORY,
+            description="Writes a copy of a Flux checkpoint with the erasure in its weights, for pipelines that take "
+            "no LoRA. Needs disk space for the copy, and little memory.",
+            is_output_node=True,
+            inputs=[
+                io.Combo.Input(
+                    "checkpoint", options=[NONE, *files], default=NONE,
+                    tooltip="In bf16, fp16 or fp32: quantised weights cannot be changed.",
+                ),
+                StackType.Input("stack", tooltip="From Merge Erasure LoRAs, Erasure LoRA Stack or Folder."),
+                io.Float.Input(
+                    "strength", default=1.0, min=0.0, max=MAX_WEIGHT, step=0.05, tooltip="Of the whole stack.",
+                ),
+                io.String.Input(
+                    "save_as", default="flux-erased",
+                    tooltip="A name in the checkpoint's own folder; a number is added where it is taken.",
+                ),
+            ],
+            outputs=[io.String.Output("name", display_name="checkpoint name")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, checkpoint: str, stack: Stack, strength: float, save_as: str) -> io.NodeOutput:
+        kind, _, name = checkpoint.partition("/")
+        if kind not in _CHECKPOINTS:
+            raise LoraError("There is no checkpoint to bake into: choose one, or put one into diffusion_models.")
+        if not stack:
+            raise LoraError("The stack is empty: add a LoRA to it.")
+        source = Path(resolve_file(kind, name, LoraError))
+        out = numbered(source.parent / f"{validate_name(save_as.strip())}.safetensors")
+        bar = comfy.utils.ProgressBar(1)
+        done = bake(
+            source, [row.path for row in stack], out, strengths=[row.weight * _checked(strength) for row in stack],
+            progress=lambda part, total: bar.update_absolute(part, total),
+        )  # fmt: skip
+        text = "\n".join([f"{out.name}: {done['changed']} of {done['tensors']} tensors changed", *done["notes"]])
+        return io.NodeOutput(out.name, ui={"text": [text]})
+
+
 def report_text(report: dict) -> str:
     """A merge's report as lines of text: the whole, each source, notes."""
     lines = [
@@ -203,4 +262,4 @@ def _told(stack: Stack) -> io.NodeOutput:
     return io.NodeOutput(stack, text, ui={"text": [text]})
 
 
-NODES = [LoraStack, LoraFolder, MergeErasureLoras]
+NODES = [LoraStack, LoraFolder, MergeErasureLoras, BakeIntoCheckpoint]

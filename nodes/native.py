@@ -26,7 +26,7 @@ from ..training.flux.loading import load_text_encoders, load_vae, weights_dtype
 from ..training.flux.source import FluxSource
 from ..training.flux.text import TextEncoders
 from ..training.flux.variants import FluxVariant, variant_of
-from ..training.lora.format import PREFIX, read_lora
+from ..training.lora.format import PREFIX, LoraWeights, read_lora
 from .compat import quiet_log
 
 
@@ -213,18 +213,28 @@ def _vae(source: FluxSource) -> comfy.sd.VAE:
     return _FluxVAE(source)
 
 
-def apply_lora(model: comfy.model_patcher.ModelPatcher, path: str, strength: float) -> comfy.model_patcher.ModelPatcher:
-    """The MODEL with an erasure LoRA at `strength`, through the host's own LoRA code; LoraError if it does not fit."""
-    weights, _ = read_lora(path)
+def place_lora(
+    model: comfy.model_patcher.ModelPatcher, path: str
+) -> tuple[LoraWeights, dict[str, str], dict[str, tuple[str, tuple[int, int] | None]]]:
+    """A LoRA's weights and metadata, and where each module is in the MODEL: the weight's name and the range of its
+    outputs (start, length), None for all of them. LoraError if it does not fit."""
+    weights, metadata = read_lora(path)
     keys = comfy.lora.model_lora_keys_unet(model.model, {})
     shapes = {name: tuple(weight.shape) for name, weight in model.model.state_dict().items()}
+    places: dict[str, tuple[str, tuple[int, int] | None]] = {}
     for module, (a, b, _) in weights.items():
         target = keys.get(PREFIX + module)
         # a slice of a fused projection comes as (name, (dimension, start, length))
-        name, part = target[:2] if isinstance(target, tuple) else (target, None)
-        length = part[2] if part else None
-        if name not in shapes or (b.shape[0], a.shape[1]) != (length or shapes[name][0], shapes[name][1]):
+        name, part = (target[0], target[1][1:]) if isinstance(target, tuple) else (target, None)
+        if name not in shapes or (b.shape[0], a.shape[1]) != (part[1] if part else shapes[name][0], shapes[name][1]):
             raise LoraError(f"{Path(path).name} was made for another Flux: choose the model it was trained on.")
+        places[module] = name, part
+    return weights, metadata, places
+
+
+def apply_lora(model: comfy.model_patcher.ModelPatcher, path: str, strength: float) -> comfy.model_patcher.ModelPatcher:
+    """The MODEL with an erasure LoRA at `strength`, through the host's own LoRA code; LoraError if it does not fit."""
+    place_lora(model, path)
     if strength == 0:
         return model
     state = comfy.utils.load_torch_file(path, safe_load=True)

@@ -117,10 +117,12 @@ def measure(times: int, steps: int, seed: int, folder: Path) -> dict[str, object
             row = kill(store, job, moments)
             lora = row.pop("lora")
             same = lora.is_file() and lora.read_bytes() == alone.lora.read_bytes()
-            events = [event["n"] for event in store.get(job.id).folder.events()]
-            whole = events == list(range(1, len(events) + 1))
+            events = store.get(job.id).folder.events()
+            whole = [event["n"] for event in events] == list(range(1, len(events) + 1))
+            told = {event["step"] for event in events if event["type"] == "step"}
             seconds = round(time.monotonic() - began, 1)
-            rows[name] = {**row, "at_steps": moments, "identical": same, "events_whole": whole, "seconds": seconds}
+            facts = {"identical": same, "events_whole": whole, "every_step": told == set(range(1, steps + 1))}
+            rows[name] = {**row, "at_steps": moments, **facts, "seconds": seconds}
         return {"seed": seed, "steps": steps, **rows}
     finally:
         server.kill()
@@ -206,7 +208,8 @@ def main() -> int:
         print(error, file=sys.stderr)
         return 1
     print(json.dumps(result))
-    held = all(result[name]["identical"] and result[name]["events_whole"] for name in ("scheduler", "worker"))
+    facts = ("identical", "events_whole", "every_step")
+    held = all(result[name][fact] for name in ("scheduler", "worker") for fact in facts)
     held = held and all(result[name]["workers"] == 1 for name in ("scheduler", "server") if name in result)
     return 0 if held and max(result.get("server", {}).get("shown_after", [0])) <= 2 else 1
 

@@ -180,6 +180,14 @@ class ErasureConfig:
         100, "Steps between sample images; 0: none. Fewer show more, and take longer.", 0, 100_000
     )
     sample_count: int = setting(2, "Seeds per sample image. More show more, and take longer.", 1, 16)
+    # New settings come last: saved workflows hold the node's values in this order.
+    erase_to: str = setting(
+        "auto",
+        "Which prompt the concept's prompts are sent to (eraseanything, esd): the empty one, or the rest of the same "
+        "prompt, with another relation in a relation's place. auto: the rest for styles and relations, which are only "
+        "a part of what is seen.",
+        choices=("auto", "empty", "rest"),
+    )
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON can hold it."""

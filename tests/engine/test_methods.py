@@ -142,6 +142,26 @@ def test_a_fresh_adapter_is_exactly_the_teacher(tokenizer):
     assert float(esd.value) == pytest.approx(float(distance), rel=1e-3)
 
 
+STYLE = Concept("twemoji", "abstraction", "a {subject} in the style of {}", irrelevant=("noto", "openmoji", "fluent"))
+RELATION = Concept("above", "relationship", "a {subject} {} a {object}", irrelevant=("next to", "below", "behind"))
+
+
+@pytest.mark.parametrize("name", ["eraseanything", "esd"])
+def test_styles_and_relations_are_sent_to_the_rest_of_their_prompt(tokenizer, name: str):
+    def targets(concept: Concept, **settings) -> list[tuple[str, str]]:
+        method, prompts = make_method(concept, dataclasses.replace(CONFIG, method=name, **settings)), Prompts()
+        method.plan(prompts, tokenizer, LENGTH)
+        return [(prompts.texts[text], prompts.texts[target]) for text, target in method.erase]
+
+    style, relation = targets(STYLE, shuffle=False), targets(RELATION, shuffle=False)
+    assert all(text == (f"{target} in the style of twemoji" if target else "twemoji") for text, target in style)
+    assert {target for _, target in style} - {""}
+    assert all(target == text.replace("above", "next to") for text, target in relation)
+    for empty in (targets(CONCEPT), targets(STYLE, erase_to="empty"), targets(RELATION, erase_to="empty")):
+        assert {target for _, target in empty} == {""}
+    assert "a photo" in {target for _, target in targets(CONCEPT, erase_to="rest")}
+
+
 def test_random_strength_sends_weak_adapters_less_far(tokenizer):
     flow = adapted_flow(noisy=False)
     method = ready(tokenizer, flow, dataclasses.replace(CONFIG, random_strength=True))

@@ -105,7 +105,7 @@ def main(folder: Path) -> None:
     seeds = [seed, seed + 1]
     images = [nodes_lora.render(native, each, prompt, seeds, steps, progress) for each in (model, ours)]
     out["compare_before"], out["compare_after"] = images
-    out["compare_picture"] = nodes_lora.comparison_grid([prompt], seeds, [tuple(images)], "after: test")
+    out["compare_picture"] = nodes_lora.comparison_grid([prompt], seeds, ["before", "after: test"], [tuple(images)])
 
     weights = {}
     for path in source.transformer_files():

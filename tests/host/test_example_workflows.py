@@ -24,12 +24,15 @@ def test_workflow_runs(host, erase_graph, path):
     assert {node["class_type"] for node in prompt.values()} <= set(known)
     outputs = {node_id for node_id, node in prompt.items() if known[node["class_type"]]["output_node"]}
     assert outputs
-    for node in prompt.values():
+    for number, node in prompt.items():
+        inputs = node["inputs"]
         if node["class_type"] == "EraseAnything_Train":  # the road is tested here, not how well it erases
-            node["inputs"].update(steps=2, erase_prompts=2, preserve_prompts=2, sample_every=0)
-            node["inputs"]["name"] = f"example-{path.stem}"
+            inputs.update(steps=2, erase_prompts=2, preserve_prompts=2, batch_preserve=2, sample_every=0)
+            inputs["name"] = f"example-{path.stem}-{number}"
         if node["class_type"] in ("LoraLoader", "LoraLoaderModelOnly"):
-            node["inputs"]["lora_name"] = _existing_lora(host, erase_graph)
+            inputs["lora_name"] = _existing_lora(host, erase_graph)
+        elif "lora" in inputs and "lora_name" not in inputs:
+            inputs["lora"] = _existing_lora(host, erase_graph)
     history = host.run(prompt)
     assert history["status"]["completed"]
     assert outputs <= set(history["outputs"])  # Wait shows its job too, though it is no output node

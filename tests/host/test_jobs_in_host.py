@@ -107,7 +107,7 @@ def test_a_stock_prompt_runs_while_a_job_trains_and_stop_takes_one_step(host, er
 
 
 def test_pause_frees_the_slot_and_resume_goes_on(host, erase_graph):
-    first = submit(host, erase_graph("cat", "paused", wait=False, steps=40, sample_every=0))
+    first = submit(host, erase_graph("cat", "paused", wait=False, steps=16, sample_every=0))
     wait_for(host, first["id"], lambda job: job["step"] >= 2)
     second = submit(host, erase_graph("pig", "meanwhile", wait=False))
     assert job_of(host, second["id"])["state"] == "queued"
@@ -117,11 +117,11 @@ def test_pause_frees_the_slot_and_resume_goes_on(host, erase_graph):
     assert wait_for(host, second["id"], ended)["state"] == "completed"
     host.post(f"{JOBS}/{first['id']}/resume", {})
     assert wait_for(host, first["id"], ended)["state"] == "completed"
-    assert steps_told(host, first["id"]) == list(range(1, 41))
+    assert steps_told(host, first["id"]) == list(range(1, 17))
 
 
 def test_interrupt_ends_the_waiting_only(host, erase_graph):
-    graph = erase_graph("duck", "waited-for", steps=60, sample_every=0)
+    graph = erase_graph("duck", "waited-for", steps=30, sample_every=0)
     prompt_id = host.queue(graph)
     while not (jobs := [job for job in host.get(JOBS)["jobs"] if job["name"] == "waited-for" and job["step"] >= 1]):
         time.sleep(0.1)
@@ -134,7 +134,7 @@ def test_interrupt_ends_the_waiting_only(host, erase_graph):
 
 def test_a_killed_server_finds_its_worker_again(own_host, erase_graph):
     with own_host as host:
-        job = submit(host, erase_graph("lion", "survivor", wait=False, steps=80, sample_every=0))
+        job = submit(host, erase_graph("lion", "survivor", wait=False, steps=60, sample_every=0))
         wait_for(host, job["id"], lambda job: job["step"] >= 2)
         host.stop(kill=True)
         state_file = host.base / "user" / "__erase_anything" / "jobs" / job["id"] / "state.json"
@@ -145,7 +145,7 @@ def test_a_killed_server_finds_its_worker_again(own_host, erase_graph):
         assert found["state"] in ("running", "completed")
         assert found["attempt"] == 1
         assert wait_for(host, job["id"], ended)["state"] == "completed"
-        assert steps_told(host, job["id"]) == list(range(1, 81))  # one worker, never started again
+        assert steps_told(host, job["id"]) == list(range(1, 61))  # one worker, never started again
 
 
 def test_a_killed_worker_is_resumed_by_queueing_the_graph_again(host, erase_graph):

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import io
-import math
+import shutil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
+from safetensors.torch import load_file
 
-from scripts.host import Host, HostError
+from scripts.host import Host
 from tests.loras import dense, random_lora, relative_error, weighted
 from training.lora.format import make_metadata, read_lora, write_lora
 
-Graph = dict[str, dict[str, Any]]
+from .graphs import Graph, node, painted, picture, psnr, refusal
+
 WEIGHTS = {"one": 1.0, "two": -0.5}
+PHRASES = {"one": "cat", "two": "car"}
 LORAS = {name: random_lora(n, rank=4 + n, blocks=3, hidden=256) for n, name in enumerate(("one", "two"))}
-
-
-def node(class_type: str, **inputs: Any) -> dict[str, Any]:
-    return {"class_type": class_type, "inputs": inputs}
 
 
 @pytest.fixture(scope="module")
@@ -29,9 +27,15 @@ def folder(host: Host) -> str:
     place = host.base / "models" / "loras" / "stacked"
     place.mkdir()
     for name, weights in LORAS.items():
-        small = {module: (a * 0.02, b, alpha) for module, (a, b, alpha) in weights.items()}
+        small = {module: (a * 0.15, b, alpha) for module, (a, b, alpha) in weights.items()}
         LORAS[name] = small
-        facts = {"concept": {"phrase": f"the {name}"}, "method": "esd", "base": "a base", "version": "1"}
+        concept = {"phrase": PHRASES[name], "synonyms": []}
+        facts = {
+            "concept": concept,
+            "method": "esd",
+            "base": "a base",
+            "version": "1",
+        }
         write_lora(place / f"{name}.safetensors", small, make_metadata(**facts, config={}, metrics={}))
     return place.name
 
@@ -55,40 +59,9 @@ def merged(folder: str, mode: str = "concat", **settings: Any) -> Graph:
     return graph
 
 
-def painted(graph: Graph, loras: list[Any]) -> Graph:
-    """A sampler behind Apply Erasure LoRA with a stack."""
-    files = dict.fromkeys(("transformer", "clip_l", "t5", "vae"), "none")
-    sampling = {"seed": 4, "steps": 3, "cfg": 1.0, "sampler_name": "euler", "scheduler": "simple", "denoise": 1.0}
-    return {
-        **graph,
-        "flux": node("EraseAnything_LoadFlux", model="demo (flux-emoji)", precision="fp32", **files),
-        "native": node("EraseAnything_FluxToNative", flux=["flux", 0]),
-        "apply": node("EraseAnything_ApplyLora", model=["native", 0], lora="none", strength=1.0, stack=loras),
-        "text": node("CLIPTextEncode", clip=["native", 1], text="a photo of a cat"),
-        "empty": node("EmptySD3LatentImage", width=128, height=128, batch_size=1),
-        "sampler": node("KSampler", model=["apply", 0], positive=["text", 0], negative=["text", 0],
-                        latent_image=["empty", 0], **sampling),
-        "image": node("VAEDecode", samples=["sampler", 0], vae=["native", 2]),
-        "show": node("PreviewImage", images=["image", 0]),
-    }  # fmt: skip
-
-
-def picture(host: Host, graph: Graph) -> np.ndarray:
-    image = host.run(graph)["outputs"]["show"]["images"][0]
-    query = f"filename={image['filename']}&subfolder={image['subfolder']}&type={image['type']}"
-    return np.asarray(Image.open(io.BytesIO(host.request("GET", f"/view?{query}")[1])).convert("RGB"), dtype=float)
-
-
-def refusal(host: Host, graph: Graph) -> str:
-    with pytest.raises(HostError) as caught:
-        host.run(graph)
-    assert "Traceback" not in str(caught.value)
-    return str(caught.value)
-
-
 def test_a_stack_says_what_is_in_it(host: Host, folder: str) -> None:
     lines = host.run(stack(folder))["outputs"]["info"]["text"][0].splitlines()
-    assert lines == ["1 × one (the one, esd, rank 4)", "-0.5 × two (the two, esd, rank 5)"]
+    assert lines == ["1 × one (cat, esd, rank 4)", "-0.5 × two (car, esd, rank 5)"]
     graph = stack(folder)
     graph["row 1"]["inputs"]["on"] = False
     assert host.run(graph)["outputs"]["info"]["text"] == [lines[0]]
@@ -107,17 +80,78 @@ def test_a_merge_is_the_weighted_sum_and_never_overwrites(host: Host, folder: st
         found, _ = read_lora(host.base / "models" / "loras" / name)
         assert relative_error(dense(found), expected) < 1e-5
     report = outputs["merge"]["text"][0]
-    assert report.startswith("concat: 6 layers") and "the two: " in report and "dilution" in report
+    assert report.startswith("concat: 6 layers") and "car: " in report and "dilution" in report
 
 
 def test_a_merge_paints_as_its_stack(host: Host, folder: str) -> None:
-    base = picture(host, painted({}, ["nothing", 0]) | {"apply": node("EraseAnything_ApplyLora", model=["native", 0],
-                   lora=f"{folder}/one.safetensors", strength=0.0)})  # fmt: skip
-    stacked = picture(host, painted(stack(folder), ["row 1", 0]))
-    one = picture(host, painted(merged(folder), ["merge", 0]))
+    base = picture(host, painted({}, lora=f"{folder}/one.safetensors", strength=0.0))
+    stacked = picture(host, painted(stack(folder), stack=["row 1", 0]))
+    one = picture(host, painted(merged(folder), stack=["merge", 0]))
     assert np.abs(stacked - base).max() > 20
-    error = float(np.square(one - stacked).mean())
-    assert error == 0 or 10 * math.log10(255**2 / error) >= 45
+    assert psnr(one, stacked) >= 45
+
+
+def test_only_when_asked_acts_on_its_own_prompts_alone(host: Host, folder: str) -> None:
+    def shown(**apply: Any) -> np.ndarray:
+        return picture(host, painted(stack(folder, one=1.0, two=1.0), **apply))
+
+    gate = {"stack": ["row 1", 0], "only_when_asked": True, "threshold": 0.6, "clip": ["native", 1]}
+    one, two = (f"{folder}/{name}.safetensors" for name in LORAS)
+    base, erased = shown(lora=one, strength=0.0), shown(lora=one)
+    assert psnr(base, erased) < 30
+    assert psnr(shown(**gate), erased) >= 45  # the prompt has a cat in it, and no car
+    tree = {"prompt": "a photo of a tree"}
+    assert np.array_equal(shown(**gate, **tree), shown(lora=one, strength=0, **tree))
+    cats = {**gate, "lora": two}
+    del cats["stack"]
+    assert np.array_equal(shown(**cats), base)
+
+
+def test_a_part_of_the_sampling(host: Host, folder: str) -> None:
+    one = f"{folder}/one.safetensors"
+    base, whole, first, last, nothing = (
+        picture(host, painted({}, lora=one, **apply))
+        for apply in ({"strength": 0.0}, {}, {"end": 0.5}, {"start": 0.5}, {"start": 0.99})
+    )
+    assert np.array_equal(nothing, base)
+    for part in (first, last):
+        assert psnr(part, base) < 40 and psnr(part, whole) < 40
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({"start": 0.6, "end": 0.4}, "start must be below end"),
+        ({"only_when_asked": True}, "connect CLIP"),
+        (
+            {"only_when_asked": True, "clip": ["native", 1], "lora": "nameless.safetensors"},
+            "does not say what",
+        ),
+    ],
+)
+def test_conditions_that_cannot_be_met(host: Host, folder: str, inputs: dict[str, Any], message: str) -> None:
+    write_lora(host.base / "models" / "loras" / "nameless.safetensors", LORAS["one"], {})
+    assert message in refusal(host, painted({}, **{"lora": f"{folder}/one.safetensors", **inputs}))
+
+
+def test_a_checkpoint_with_the_stack_in_it(host: Host, folder: str, demo_folder: Path) -> None:
+    models = host.base / "models" / "diffusion_models"
+    models.mkdir(exist_ok=True)
+    shutil.copy(next((demo_folder / "transformer").glob("*.safetensors")), models / "small.safetensors")
+    bake = node("EraseAnything_Bake", checkpoint="diffusion_models/small.safetensors", stack=["row 1", 0],
+                strength=0.5, save_as="erased")  # fmt: skip
+    graph = {**stack(folder), "bake": bake, "name": node("PreviewAny", source=["bake", 0])}
+    assert host.run(graph)["outputs"]["name"]["text"] == ["erased.safetensors"]
+    before, after = load_file(models / "small.safetensors"), load_file(models / "erased.safetensors")
+    changes = weighted(list(LORAS.values()), [0.5 * weight for weight in WEIGHTS.values()])
+    changed = {name for name in before if not before[name].equal(after[name])}
+    assert changed == {f"{module}.weight" for module in changes}
+    for module, change in changes.items():
+        expected = (before[f"{module}.weight"].double() + change).to(before[f"{module}.weight"].dtype)
+        assert relative_error({"": after[f"{module}.weight"].double()}, {"": expected.double()}) < 1e-3
+    for inputs, message in [({"save_as": "../out"}, "cannot be a LoRA's"), ({"checkpoint": "none"}, "no checkpoint")]:
+        bake["inputs"].update(inputs)
+        assert message in refusal(host, graph)
 
 
 @pytest.mark.parametrize(

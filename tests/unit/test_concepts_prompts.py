@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections import Counter
 
 import pytest
@@ -21,6 +22,7 @@ from training.concepts import (
     span_mask,
     substitute,
     token_spans,
+    without,
 )
 from training.concepts.prompts import fill
 from training.concepts.words import contains
@@ -128,6 +130,22 @@ def test_substitute_replaces_every_occurrence():
     assert substitute("car a of {x}", "car", "soccer ball") == "soccer ball a of x"
 
 
+@pytest.mark.parametrize(
+    ("prompt", "phrase", "rest"),
+    [
+        ("a cat in the style of Van Gogh", "Van Gogh", "a cat"),
+        ("a cat on a red background in the style of Van Gogh", "van gogh", "a cat on a red background"),
+        ("An Art in the style of Picasso, oil", "Picasso", "An Art oil"),
+        ("a Van Gogh style painting of a cat", "Van Gogh", "painting of a cat"),
+        ("a cat by Monet and a dog by Monet", "Monet", "a cat and a dog"),
+        ("Monet", "Monet", ""),
+        ("a cat in the garden", "Monet", "a cat in the garden"),
+    ],
+)
+def test_without_takes_out_the_style_and_what_brings_it_in(prompt: str, phrase: str, rest: str):
+    assert without(prompt, phrase) == rest
+
+
 def test_erase_prompts_hold_their_phrase_and_differ():
     found = erase_prompts(["car", "auto"], "a photo of a {}", "entity", ["dog"], 24, seed=0)
     assert len(found) == 24 == len({prompt for prompt, _ in found})
@@ -139,6 +157,17 @@ def test_erase_prompts_hold_their_phrase_and_differ():
     assert found != erase_prompts(["car", "auto"], "a photo of a {}", "entity", ["dog"], 24, seed=1)
     straight = erase_prompts(["car"], "a photo of a {}", "entity", ["dog"], 12, seed=0, shuffled=False)
     assert all(p.endswith("car") or "background" in p for p, _ in straight)
+
+
+def test_shuffled_erase_prompts_of_styles_and_relations_say_the_same():
+    nouns = ["dog", "tree", "cat"]
+    styles = erase_prompts(["Van Gogh"], "a {subject} in the style of {}", "abstraction", nouns, 24, seed=0)
+    assert any(not prompt.endswith("in the style of Van Gogh") and " style" in prompt for prompt, _ in styles)
+    assert all("in the style of Van Gogh" in prompt or prompt == "Van Gogh" for prompt, _ in styles)
+    relations = erase_prompts(["above"], "a {subject} {} a {object}", "relationship", nouns, 10, seed=0)
+    for prompt, _ in relations[1:]:
+        match = re.fullmatch(r"(?:a photo of )?a (\w+) above a (\w+)|above", prompt)
+        assert match and (match[1] is None or match[1] != match[2]), prompt
 
 
 def test_prompts_keep_to_the_vocabulary():

@@ -3,13 +3,15 @@
 from .concept import TEMPLATES, Concept, Kind, make_concept
 from .endpoint import EndpointWords, endpoint_words
 from .presets import Preset, presets
-from .prompts import erase_prompts, preservation_prompts, shuffle, substitute
+from .prompts import erase_prompts, preservation_prompts, shuffle, substitute, without
+from .relevance import THRESHOLD, concept_key, relevance
 from .spans import occurrences, require_span, span_mask, token_spans
 from .wordnet import Sense, WordNetMissing, assemble_wordnet, download_wordnet, senses
 from .words import Vocabulary, irrelevant_words, phrases_of, synonyms_of, vocabulary_of
 
 __all__ = [
     "TEMPLATES",
+    "THRESHOLD",
     "Concept",
     "EndpointWords",
     "Kind",
@@ -18,6 +20,7 @@ __all__ = [
     "Vocabulary",
     "WordNetMissing",
     "assemble_wordnet",
+    "concept_key",
     "download_wordnet",
     "endpoint_words",
     "erase_prompts",
@@ -27,6 +30,7 @@ __all__ = [
     "phrases_of",
     "preservation_prompts",
     "presets",
+    "relevance",
     "require_span",
     "senses",
     "shuffle",
@@ -35,4 +39,5 @@ __all__ = [
     "synonyms_of",
     "token_spans",
     "vocabulary_of",
+    "without",
 ]

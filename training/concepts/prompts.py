@@ -28,6 +28,10 @@ RELATION_PATTERNS = ("a {y} {x} a {z}", "{x}", "a photo of a {y} {x} a {z}")
 EMPTY_PATTERNS = ("", "a photo", "a drawing", "a {color} background")
 
 
+# Words that only bring in a style and go with its name: "in the style of", "by", "after the manner of".
+_BRINGS_IN = r"(?:\b(?:an?|the|in|by|of|from|after|with|style|manner)\s+)*$"
+
+
 def article(word: str) -> str:
     """ "a " or "an " as `word` asks for; nothing before names (capital letter) and plurals."""
     plural = word.endswith("s") and not word.endswith(("ss", "us", "is"))
@@ -54,11 +58,16 @@ def slots_of(template: str) -> list[str]:
     return re.findall(r"\{(\w*)\}", template)
 
 
-def shuffle(prompt: str, phrases: Sequence[str], draw: random.Random) -> str:
-    """The prompt's words in another order; every occurrence of each of `phrases` stays in one piece."""
+def shuffle(prompt: str, phrases: Sequence[str], draw: random.Random, brought_in: bool = False) -> str:
+    """The prompt's words in another order; every occurrence of each of `phrases` stays in one piece.
+
+    brought_in: the words that only bring it in stay with it ("in the style of …").
+    """
     ranges: list[tuple[int, int]] = []
     for phrase in sorted(phrases, key=len, reverse=True):
         for start, end in occurrences(prompt, phrase):
+            if brought_in:
+                start = re.search(_BRINGS_IN, prompt[:start], flags=re.IGNORECASE).start()
             if all(end <= a or start >= b for a, b in ranges):
                 ranges.append((start, end))
     units: list[str] = []
@@ -79,6 +88,15 @@ def substitute(prompt: str, phrase: str, word: str) -> str:
         template += prompt[at:start].replace("{", "").replace("}", "") + "{x}"
         at = end
     return fill(template + prompt[at:].replace("{", "").replace("}", ""), {"x": word})
+
+
+def without(prompt: str, phrase: str) -> str:
+    """`prompt` with every occurrence of `phrase` taken out, and with it the words that only bring it in."""
+    rest, at = "", 0
+    for start, end in occurrences(prompt, phrase):
+        rest += re.sub(_BRINGS_IN, "", prompt[at:start], flags=re.IGNORECASE)
+        at = end + len(re.match(r"(?:\s+style\b)?[\s,]*", prompt[end:], re.IGNORECASE)[0])
+    return (rest + prompt[at:]).strip(" ,")
 
 
 def known_patterns(patterns: Sequence[str], vocabulary: Vocabulary | None) -> list[str]:
@@ -123,17 +141,14 @@ def erase_prompts(
             break
         phrase = phrases[0] if number % 2 == 0 or len(phrases) == 1 else phrases[1 + (number // 2) % (len(phrases) - 1)]
         pattern = template if number % 3 == 0 or not patterns else draw.choice(patterns)
-        slots = {
-            "": phrase,
-            "x": phrase,
-            "y": draw.choice(nouns),
-            "z": draw.choice(nouns),
-            "color": draw.choice(colors),
-        }
+        slots = {"": phrase, "x": phrase, "y": draw.choice(nouns), "z": draw.choice(nouns)}
+        slots["color"] = draw.choice(colors)
+        if kind == "relationship" and slots["y"] == slots["z"] and len(nouns) > 1:
+            continue
         slots |= {"subject": slots["y"], "object": slots["z"]}
         prompt = fill(pattern, slots)
-        if shuffled and number > len(phrases) and number % 3 == 2:
-            prompt = shuffle(prompt, phrases, draw)
+        if shuffled and number > len(phrases) and number % 3 == 2 and kind != "relationship":
+            prompt = shuffle(prompt, phrases, draw, brought_in=kind == "abstraction")
         if (prompt, phrase) not in found:
             found.append((prompt, phrase))
     return found

@@ -93,6 +93,24 @@ def concept_of(metadata: Mapping[str, str]) -> str | None:
     return ", ".join(dict.fromkeys(each for each in phrases if isinstance(each, str))) or None
 
 
+def erased_names(metadata: Mapping[str, str]) -> tuple[str, ...]:
+    """All phrases and synonyms that a LoRA, or the LoRAs merged into it, erase; () if the file does not say."""
+    found: list[object] = []
+
+    def add(record: Mapping[str, Any], phrase: str) -> None:
+        synonyms, sources = record.get("synonyms"), record.get("sources")
+        found.extend([record.get(phrase), *(synonyms if isinstance(synonyms, list) else [])])
+        for source in sources if isinstance(sources, list) else []:
+            if isinstance(source, dict):
+                add(source, "concept")
+
+    add(_mapping(metadata.get(KEY_CONCEPT)), "phrase")
+    add(_mapping(metadata.get(KEY_MERGE)), "concept")
+    # of a merge of merges, "concept" is a list with commas, whose parts its own sources name
+    names = [name for name in found if isinstance(name, str) and name.strip() and ", " not in name]
+    return tuple(dict.fromkeys(names))
+
+
 def describe(path: str | Path) -> dict[str, Any]:
     """What a LoRA file is: "concept" and "method" (None where it does not say), "rank" (the highest), "ranks",
     "targets" (layers without their block; "single: …" in single blocks), "blocks" (how many), "tensors", "parameters",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..bank import record, used_steps
-from ..concepts import Concept, erase_prompts, require_span, vocabulary_of
+from ..concepts import Concept, erase_prompts, require_span, substitute, vocabulary_of, without
 from ..concepts.words import Vocabulary, common_words
 from ..config import ErasureConfig
 from ..flow import Flow, Progress
@@ -47,8 +47,17 @@ class TrajectoryMethod:
         self.embeds: TextEmbeds | None = None
 
     def target(self, text: str, phrase: str) -> str:
-        """The prompt whose velocity the erase prompt `text`, with `phrase` in it, is sent to: here the empty one."""
-        return ""
+        """The prompt whose velocity the erase prompt `text`, with `phrase` in it, is sent to; see `erase_to`.
+
+        A thing is most of its picture, and goes with all of it. A style or a relation is not: sent to the empty prompt,
+        the things that are drawn in it would go too.
+        """
+        kind = self.concept.kind
+        if self.config.erase_to == "empty" or (self.config.erase_to == "auto" and kind in ("entity", "custom")):
+            return ""
+        if kind == "relationship":  # a prompt says no relation only by saying another
+            return substitute(text, phrase, self.concept.irrelevant[0])
+        return without(text, phrase)
 
     def kept(self) -> Sequence[str]:
         """Prompts whose velocities must stay: here none. Asked for when the erase prompts are known."""
