@@ -14,6 +14,7 @@ import folder_paths
 from comfy_api.v0_0_2 import ComfyExtension, io, ui
 
 from ..training.errors import ErasureError, LoraError
+from ..training.lora.inputs import INPUTS_SUFFIX
 
 __all__ = [
     "ComfyExtension",
@@ -44,8 +45,9 @@ def advanced(widget: io.Input) -> io.Input:
 
 def list_files(kind: str) -> list[str]:
     """Names of the .safetensors files in one of the host's model folders ("loras", "vae", ...), as its combos show
-    them."""
-    return [name for name in folder_paths.get_filename_list(kind) if name.lower().endswith(".safetensors")]
+    them; without those that lie beside LoRAs for merging."""
+    names = folder_paths.get_filename_list(kind)
+    return [name for name in names if name.lower().endswith(".safetensors") and not name.endswith(INPUTS_SUFFIX)]
 
 
 def resolve_file(kind: str, name: str, error: type[ErasureError]) -> str:

@@ -6,16 +6,21 @@ import math
 from pathlib import Path
 from typing import NamedTuple
 
+import comfy.model_management
 import comfy.utils
 import folder_paths
+import torch
 
+from ..training.concept_inputs import write_missing
 from ..training.config import validate_name
 from ..training.errors import ConfigError, LoraError
+from ..training.flux.source import FluxSource
 from ..training.lora.bake import bake
 from ..training.lora.files import describe, merge_files, numbered
+from ..training.lora.format import KEY_CONCEPT, read_metadata
 from ..training.lora.merge import MODES, PRESERVE
 from .compat import io, list_files, resolve_file, resolve_lora, temp_path
-from .types import CATEGORY, NONE, StackType
+from .types import CATEGORY, NONE, FluxSourceType, StackType
 
 
 class Row(NamedTuple):
@@ -104,7 +109,7 @@ class LoraFolder(io.ComfyNode):
     @classmethod
     def execute(cls, folder: str, weight: float, stack: Stack = ()) -> io.NodeOutput:
         wanted = [part for part in folder.replace("\\", "/").split("/") if part not in ("", ".")]
-        names = [name for name in list_files("loras") if Path(name).parts[:-1] == tuple(wanted) and _is_lora(name)]
+        names = [name for name in list_files("loras") if Path(name).parts[:-1] == tuple(wanted)]
         if not names:
             raise LoraError(
                 f"There is no LoRA in the folder {folder or 'loras'!r}: choose another, or put some into it."
@@ -147,6 +152,11 @@ class MergeErasureLoras(io.ComfyNode):
                     "preserve", default=PRESERVE, min=0.0, max=100.0, step=0.01,
                     tooltip="For fusion: weight of what must stay as it is. Raise it where other things change.",
                 ),
+                FluxSourceType.Input(
+                    "flux", optional=True,
+                    tooltip="The model that the LoRAs were trained on. For fusion: what it needs to know of a LoRA is "
+                    "made with it, once, and kept beside the LoRA.",
+                ),
             ],
             outputs=[
                 StackType.Output("merged", display_name="stack", tooltip="The one LoRA, for Apply Erasure LoRA."),
@@ -156,7 +166,10 @@ class MergeErasureLoras(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, stack: Stack, mode: str, save_as: str, rank: int, error: float, preserve: float) -> io.NodeOutput:
+    def execute(
+        cls, stack: Stack, mode: str, save_as: str, rank: int, error: float, preserve: float,
+        flux: FluxSource | None = None,
+    ) -> io.NodeOutput:  # fmt: skip
         if not stack:
             raise LoraError("The stack is empty: add a LoRA to it.")
         name = save_as.strip()
@@ -165,8 +178,13 @@ class MergeErasureLoras(io.ComfyNode):
             out = numbered(Path(folder_paths.get_folder_paths("loras")[0]) / f"{name}.safetensors")
         else:
             out = temp_path("merged", ".safetensors")
-        compress = {"rank": rank or None, "error": None if rank else error} if mode == "svd" else {}
         bar = comfy.utils.ProgressBar(1)
+        if mode == "fusion" and flux is not None:
+            own = [row.path for row in stack if KEY_CONCEPT in read_metadata(row.path)]  # others join as in a sum
+            comfy.model_management.unload_all_models()  # the model is loaded once more, beside the host's
+            with torch.inference_mode(False):
+                write_missing(flux, own, progress=lambda done, total: bar.update_absolute(done, total + 1))
+        compress = {"rank": rank or None, "error": None if rank else error} if mode == "svd" else {}
         report = merge_files(
             [row.path for row in stack], out, mode, weights=[row.weight for row in stack], preserve=preserve,
             **compress, progress=lambda done, total: bar.update_absolute(done, total),
@@ -240,10 +258,6 @@ def report_text(report: dict) -> str:
 
 def _is_share(value: object) -> bool:
     return isinstance(value, float) and math.isfinite(value)
-
-
-def _is_lora(name: str) -> bool:
-    return not name.endswith(".inputs.safetensors")
 
 
 def _checked(weight: float) -> float:

@@ -1,13 +1,16 @@
 """Measures the job store at scale: `python scripts/bench_jobs.py` prints one JSON object, times in milliseconds.
 
 A store of 1,000 jobs is written to a temporary folder: how long its list takes as a client gets it (for the first time
-and again), one look of the scheduler, moving a job in the queue, and replaying 10,000 events of one job.
+and again), one look of the scheduler, moving a job in the queue, and replaying 10,000 events of one job. With --page
+also in a real ComfyUI with a real browser: the same answers over HTTP, and the time from the click on the sidebar tab
+until its cards are there.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import statistics
 import sys
 import tempfile
@@ -106,16 +109,58 @@ def measure(jobs: int, events: int, folder: Path) -> dict[str, object]:
     return {"jobs": jobs, "events": events, "milliseconds": rows}
 
 
+def measure_page(jobs: int, events: int, folder: Path, times: int = 5) -> dict[str, object]:
+    """The same through a server and a page: answers in milliseconds, the tab's opening in seconds, each time."""
+    from playwright.sync_api import sync_playwright
+
+    from scripts.host import Host, get_host
+    from training.jobs import JobStore
+
+    root = folder / "comfyui" / "user" / "__erase_anything" / "jobs"
+    root.parent.mkdir(parents=True)
+    fill(root, folder / "loras", jobs)
+    store = JobStore(root)
+    store.configure(slots=0)  # nothing starts
+    one = store.list()[0]
+    write_events(one.folder.events_file, events)
+    route, opened = "/erase_anything/v1/jobs", []
+    with Host(get_host(), folder / "comfyui") as host, sync_playwright() as playwright:
+        host.post("/settings", {"Comfy.TutorialCompleted": True})
+        assert len(host.get(route)["jobs"]) == jobs
+        rows = {
+            "list": timed(lambda: host.request("GET", route)),
+            "events_all": timed(lambda: host.request("GET", f"{route}/{one.id}/events")),
+        }
+        chromium = shutil.which("chromium") or shutil.which("google-chrome")
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+        for _ in range(times):
+            page = browser.new_page()
+            page.goto(host.url)
+            page.wait_for_function("window.app?.vueAppReady && window.app.graph")
+            page.wait_for_timeout(3000)  # as a user who sees the page before the click
+            began = time.perf_counter()
+            page.locator(".erase-anything-tab-button").click()
+            page.locator(".ea-card").nth(20).wait_for()
+            opened.append(round(time.perf_counter() - began, 2))
+            page.close()
+        browser.close()
+    return {"milliseconds": rows, "tab_seconds": opened}
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--jobs", type=int, default=1000)
     parser.add_argument("--events", type=int, default=10_000)
+    parser.add_argument("--page", action="store_true", help="measure a real ComfyUI and its page too (needs Chromium)")
     args = parser.parse_args()
     try:
         install_requirements(tests=True)
         run_inside_venv()
         with tempfile.TemporaryDirectory() as folder:
-            print(json.dumps(measure(args.jobs, args.events, Path(folder))))
+            result = measure(args.jobs, args.events, Path(folder))
+            if args.page:
+                result["page"] = measure_page(args.jobs, args.events, Path(folder) / "page")
+            print(json.dumps(result))
     except SetupError as error:
         print(error, file=sys.stderr)
         return 1

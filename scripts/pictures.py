@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -93,6 +95,59 @@ def photograph_sidebar(page: Page, target: Path) -> None:
     say(f"{target.relative_to(ROOT)}")
 
 
+def photograph_states(page: Page, host: Host) -> None:
+    """A training's card in every state that it can be in, each brought about as it happens to a user."""
+    jobs = "/erase_anything/v1/jobs"
+    small = {"erase_prompts": 4, "preserve_prompts": 4, "sample_every": 20, "sample_count": 1, "checkpoint_every": 5}
+
+    def submit(phrase: str, steps: int) -> str:
+        name, concept = f"state-{phrase}", {"phrase": phrase}
+        return host.post(jobs, {"concept": concept, "config": {"steps": steps, **small}, "name": name})["id"]
+
+    def card(job: str, state: str, step: int = 0, shown: bool = True) -> None:
+        """Waits until a job is in a state and has come to a step, and photographs its card."""
+        deadline = time.monotonic() + TRAINING_LIMIT
+        while (now := host.get(f"{jobs}/{job}"))["state"] != state or now["step"] < step:
+            if time.monotonic() > deadline:
+                raise HostError(f"{job} is {now['state']} at step {now['step']}, not {state} at {step}")
+            time.sleep(0.2)
+        if shown:
+            found = page.locator(f'.ea-card[data-job="{job}"][data-state="{state}"]')
+            found.scroll_into_view_if_needed()
+            page.wait_for_timeout(1500)
+            found.screenshot(path=IMAGES / f"state_{state}.jpg", type="jpeg", quality=85)
+            say(f"docs/images/state_{state}.jpg")
+
+    def do(job: str, action: str) -> None:
+        host.post(f"{jobs}/{job}/{action}", {})
+
+    def folder(job: str) -> Path:
+        return host.base / "user" / "__erase_anything" / "jobs" / job
+
+    page.keyboard.press("e")
+    page.locator(".ea-sidebar .ea-card").first.wait_for()
+    page.evaluate(SIDEBAR_WIDTH)
+    first, second = submit("umbrella", 200), submit("tree", 20)
+    card(first, "running", 45)
+    card(second, "queued")
+    do(first, "pause")
+    card(first, "paused")
+    card(second, "completed")
+    do(first, "resume")
+    card(first, "running", 60, shown=False)
+    os.kill(json.loads((folder(first) / "state.json").read_text(encoding="utf-8"))["pid"], signal.SIGKILL)
+    card(first, "interrupted")
+    do(first, "resume")
+    card(first, "running", 62, shown=False)
+    do(first, "cancel")
+    card(first, "cancelled")
+    for checkpoint in (folder(first) / "checkpoints").iterdir():  # as a disk that dies leaves it
+        os.truncate(checkpoint, 1000)
+    do(first, "resume")
+    card(first, "failed")
+    page.keyboard.press("e")
+
+
 def run_workflow(page: Page, host: Host, name: str, seen_training: Path | None) -> None:
     """Opens an example workflow, runs it to its end; `seen_training`: photograph the Train node midway into this."""
     page.goto(f"{host.url}/?template={name}&source={PACK_NAME}")
@@ -134,6 +189,7 @@ def take(host: Host) -> None:
             if first:
                 photograph(page, IMAGES / "erase_and_compare.jpg", 1400)
                 photograph_sidebar(page, IMAGES / "sidebar_done.jpg")
+        photograph_states(page, host)
         browser.close()
     from PIL import Image
 

@@ -146,6 +146,26 @@ def inputs_of_lora(
     return found
 
 
+def write_missing(
+    source: FluxSource, loras: Sequence[str | Path], device: str = "auto", overwrite: bool = False,
+    progress: Progress | None = None,
+) -> list[Path]:  # fmt: skip
+    """Writes the concept inputs of those LoRAs that have none beside them (`overwrite`: of all); → the files written.
+
+    source: the model that they were trained on. progress(done, total) counts LoRAs. Raises LoraError for one that does
+    not say its concept, or was trained on another model; those before it are written.
+    """
+    missing = [Path(path) for path in loras if overwrite or not inputs_path(path).is_file()]
+    text = load_text_encoders(source, pick_device(device)) if missing else None
+    written = []
+    for number, path in enumerate(missing, 1):
+        write_inputs(inputs_path(path), inputs_of_lora(source, text, *read_lora(path), device))
+        written.append(inputs_path(path))
+        if progress is not None:
+            progress(number, len(missing))
+    return written
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; returns the exit status (1: one sentence on stderr says why not)."""
     parser = argparse.ArgumentParser(prog="python -m training.concept_inputs", description=__doc__.partition("\n")[0])
@@ -154,19 +174,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16"))
     parser.add_argument("--device", default="auto")
     args = parser.parse_args(arguments)
-    written = []
     try:
         source = FluxSource("diffusers", folder=str(Path(args.source).resolve()), precision=args.precision)
         source.validate()
-        text = load_text_encoders(source, pick_device(args.device))
-        for path in args.loras:
-            print(f"concept inputs of {path.name}", file=sys.stderr)
-            write_inputs(inputs_path(path), inputs_of_lora(source, text, *read_lora(path), args.device))
-            written.append(str(inputs_path(path)))
+        written = write_missing(source, args.loras, args.device, overwrite=True)
     except ErasureError as error:
         print(error, file=sys.stderr)
         return 1
-    print(json.dumps({"written": written}))
+    print(json.dumps({"written": [str(path) for path in written]}))
     return 0
 
 

@@ -67,7 +67,7 @@ def wait_until_past(card: Locator, step: int) -> None:
 
 
 def wait_until(true: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + 180
     while not true():
         assert time.monotonic() < deadline
         time.sleep(0.1)
@@ -94,7 +94,7 @@ def clean(frontend: Frontend) -> Iterator[Frontend]:
 
 def test_a_job_from_start_to_lora(clean: Frontend) -> None:
     frontend, page, host = clean, clean.page, clean.host
-    frontend.open()
+    frontend.open("2_use_an_erasure_lora")
     frontend.errors.clear()
     sidebar = open_tab(frontend)
     expect(sidebar).to_contain_text("No trainings yet")
@@ -160,7 +160,6 @@ def test_a_job_from_start_to_lora(clean: Frontend) -> None:
     expect(badge).to_have_count(0)
 
     # Another one to its end, while the page looks on: the lists of LoRAs have the new file by themselves.
-    page.evaluate("app.graph.add(LiteGraph.createNode('LoraLoader'))")
     short = submit(host, "car", SHORT)
     done = card_of(frontend, short)
     wait_for_state(done, "completed")
@@ -175,6 +174,25 @@ def test_a_job_from_start_to_lora(clean: Frontend) -> None:
     done.get_by_role("button", name="Add Load LoRA node").click()
     page.wait_for_function(nodes.format("LoraLoader") + ".length === 2")
     assert page.evaluate(nodes.format("LoraLoader") + "[1].widgets[0].value") == name
+    # Wired in the other one's place, it renders.
+    page.evaluate(
+        """() => {
+            const [old, added] = app.graph.nodes.filter((node) => node.type === "LoraLoader");
+            for (const slot of [0, 1]) old.getInputNode(slot).connect(old.getInputLink(slot).origin_slot, added, slot);
+            for (const slot of [0, 1]) {
+                for (const link of [...old.outputs[slot].links].map((id) => app.graph.links.get(id))) {
+                    added.connect(slot, app.graph.getNodeById(link.target_id), link.target_slot);
+                }
+            }
+        }"""
+    )
+    ran = set(host.get("/history"))
+    frontend.queue()
+    wait_until(lambda: set(host.get("/history")) > ran)
+    rendered = host.get("/history")[(set(host.get("/history")) - ran).pop()]
+    assert rendered["status"]["completed"] and rendered["prompt"][2]
+    assert [file["type"] for output in rendered["outputs"].values() for file in output["images"]] == ["output"] * 4
+    assert name in [node["inputs"].get("lora_name") for node in rendered["prompt"][2].values()]
     with page.expect_download() as download:
         done.get_by_role("link", name="Download").click()
     lora = host.base / "models" / "loras" / f"{short['name']}.safetensors"

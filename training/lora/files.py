@@ -15,7 +15,7 @@ from .. import __version__
 from ..config import validate_name
 from ..errors import ConfigError, LoraError
 from .format import KEY_BASE, KEY_CONCEPT, KEY_METHOD, KEY_VERSION, LoraWeights, open_lora, write_lora
-from .inputs import inputs_path, read_inputs
+from .inputs import INPUTS_SUFFIX, inputs_path, read_inputs
 from .merge import PRESERVE, Source, merge
 
 KEY_MERGE = (
@@ -57,7 +57,7 @@ def lora_files(paths: Sequence[str | Path]) -> list[Path]:
         if not path.is_dir():
             found.append(path)
             continue
-        inside = [file for file in sorted(path.glob("*.safetensors")) if not file.name.endswith(".inputs.safetensors")]
+        inside = [file for file in sorted(path.glob("*.safetensors")) if not file.name.endswith(INPUTS_SUFFIX)]
         if not inside:
             raise LoraError(f"The folder {path.name} holds no .safetensors files: choose another one.")
         found += inside

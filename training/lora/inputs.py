@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..errors import LoraError
 
+INPUTS_SUFFIX = ".inputs.safetensors"
 KEY_FORMAT = "erase_anything.inputs"  # version of this layout
 FORMAT = "1"
 COLUMNS = {"concept": 16, "keep": 32}  # kept directions at most; on Flux.1-dev 19 places of them are 5.6 MB
@@ -61,7 +62,7 @@ def low_rank_factor(moment: Tensor, columns: int) -> Tensor:
 
 def inputs_path(lora: str | Path) -> Path:
     """Where the concept inputs of a LoRA file are, if there are any."""
-    return Path(lora).with_suffix(".inputs.safetensors")
+    return Path(lora).with_suffix(INPUTS_SUFFIX)
 
 
 def write_inputs(path: str | Path, inputs: ConceptInputs) -> None:
