@@ -103,9 +103,7 @@ def frontend(request: pytest.FixtureRequest, browser: Browser, host: Host) -> It
 @contextmanager
 def new_frontend(request: pytest.FixtureRequest, browser: Browser, host: Host, vue: bool = False) -> Iterator[Frontend]:
     """A host's frontend in one of the renderers; a screenshot stays of it where its test fails."""
-    # without a GPU every frame of the canvas costs the trainings beside it their time
-    slow = {"LiteGraph.Canvas.MaximumFps": 10}
-    host.post("/settings", {"Comfy.TutorialCompleted": True, "Comfy.VueNodes.Enabled": vue, **slow})
+    host.post("/settings", {"Comfy.TutorialCompleted": True, "Comfy.VueNodes.Enabled": vue})
     context = browser.new_context(viewport={"width": 1600, "height": 1000})
     context.set_default_timeout(PATIENCE)
     expect.set_options(timeout=PATIENCE)
