@@ -75,9 +75,7 @@ def make_venv() -> None:
 
 def pip_install(name: str, arguments: Sequence[str]) -> None:
     """`pip install` into `.venv`; `name` is for the message. Raises SetupError when pip fails."""
-    # not compiled: most of torch's modules are never imported
-    options = ["--quiet", "--disable-pip-version-check", "--no-compile"]
-    command = [str(venv_python()), "-m", "pip", "install", *options, *arguments]
+    command = [str(venv_python()), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *arguments]
     if subprocess.call(command, cwd=ROOT) != 0:
         raise SetupError(f"pip could not install {name} (its words are above): check the network and run this again.")
 

@@ -44,6 +44,8 @@ def main() -> int:
     python = str(venv_python())
     # passive: a thread of torch's that waits for another one leaves its core to the other tests
     environment = {**os.environ, "PYTHONUTF8": "1", "HF_HUB_OFFLINE": "1", "OMP_WAIT_POLICY": "passive"}
+    # servers and workers are started a hundred times: they need not compile the host and the pack each time
+    environment.pop("PYTHONDONTWRITEBYTECODE", None)
     lint = subprocess.call([python, "-m", "ruff", "check", "."], cwd=ROOT)
     tests = subprocess.call([python, "-m", "pytest", *TWO_AT_A_TIME, *sys.argv[1:]], cwd=ROOT, env=environment)
     return tests or lint
