@@ -33,7 +33,11 @@ export class Samples {
       ...rows.flatMap((step) => this.#row(job, pictures, subjects, step)),
     );
     if (scrolled) this.element.scrollTop = this.element.scrollHeight; // the newest row stays in sight
-    if (focused) this.element.querySelector(`[data-file="${CSS.escape(focused)}"]`)?.focus();
+    if (focused) this.#focus(focused);
+  }
+
+  #focus(file) {
+    this.element.querySelector(`[data-file="${CSS.escape(file)}"]`)?.focus();
   }
 
   #row(job, pictures, subjects, step) {
@@ -54,7 +58,8 @@ export class Samples {
         title: text("enlarge", { caption }),
         className: "ea-sample",
         "data-file": picture.file,
-        onclick: () => openViewer(job, pictures, picture),
+        // the grid may have been drawn again meanwhile: the browser would give the focus to a button that is gone
+        onclick: () => openViewer(job, pictures, picture, () => this.#focus(picture.file)),
       },
       element("img", { src: sampleUrl(job.id, picture.file), alt: caption, draggable: false, loading: "lazy" }),
     );
@@ -75,7 +80,7 @@ function heads(pictures) {
 }
 
 /** One picture large, with the same prompt and seed at the first step under it and a slider that uncovers it. */
-function openViewer(job, pictures, chosen) {
+function openViewer(job, pictures, chosen, ended) {
   const before = element("img", { draggable: false });
   const after = element("img", { className: "ea-after", draggable: false });
   const slider = element("input", { type: "range", min: 0, max: 100, step: 1, value: 50, className: "ea-uncover" });
@@ -130,7 +135,7 @@ function openViewer(job, pictures, chosen) {
   stepChoice.select.onchange = () =>
     show(pictures.find((one) => subjectOf(one) === subjectOf(shown) && one.step === Number(stepChoice.select.value)));
   show(chosen);
-  openModal(dialog, close);
+  openModal(dialog, close, ended);
   (slider.disabled ? close : slider).focus();
 }
 

@@ -140,6 +140,8 @@ def test_a_job_from_start_to_lora(clean: Frontend) -> None:
     expect(slider).to_have_value("100")
     viewer.get_by_label("Compare with").select_option("step 0")
     expect(slider).to_have_count(0)  # there is nothing to compare the first step with
+    drawn = card.locator(".ea-sample").count()
+    wait_until(lambda: card.locator(".ea-sample").count() > drawn)  # a later step comes behind the viewer
     page.keyboard.press("Escape")
     expect(viewer).to_have_count(0)
     expect(newest).to_be_focused()
