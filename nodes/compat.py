@@ -9,17 +9,21 @@ import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import folder_paths
+from comfy.ldm.flux.model import FluxParams
 from comfy_api.v0_0_2 import ComfyExtension, io, ui
 
 from ..training.errors import ErasureError, LoraError
 from ..training.lora.inputs import INPUTS_SUFFIX
 
 __all__ = [
+    "ChoosesLora",
     "ComfyExtension",
     "advanced",
     "diffusers_folders",
+    "flux_config",
     "io",
     "list_files",
     "output_path",
@@ -41,6 +45,19 @@ def advanced(widget: io.Input) -> io.Input:
     widget.optional = True
     widget.extra_dict = {**widget.extra_dict, "advanced": True}
     return widget
+
+
+class ChoosesLora(io.ComfyNode):
+    """A node with a list of LoRAs named "lora", whose value it checks itself when it needs it.
+
+    Newer hosts refuse a prompt where the value is not in the list, also when another input takes its place, in words
+    that say no way out. Inputs named by `validate_inputs` they leave to the node.
+    """
+
+    @classmethod
+    def validate_inputs(cls, lora: str | None = None) -> bool:
+        """Nothing is refused before the node runs."""
+        return True
 
 
 def list_files(kind: str) -> list[str]:
@@ -66,6 +83,12 @@ def resolve_file(kind: str, name: str, error: type[ErasureError]) -> str:
 def resolve_lora(name: str) -> str:
     """The absolute path of a LoRA that the host lists, with or without its ending; LoraError if it lists none."""
     return resolve_file("loras", name if name.endswith(".safetensors") else f"{name}.safetensors", LoraError)
+
+
+def flux_config(values: dict[str, Any]) -> dict[str, Any]:
+    """The host's description of a Flux.1, with what newer hosts ask for besides."""
+    newer = {"txt_ids_dims": []}  # text tokens have no positions
+    return {**values, **{name: value for name, value in newer.items() if name in FluxParams.__dataclass_fields__}}
 
 
 def diffusers_folders() -> dict[str, Path]:

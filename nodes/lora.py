@@ -17,7 +17,7 @@ from ..training.concepts import THRESHOLD
 from ..training.errors import ConfigError, LoraError
 from ..training.flux.sampling import initial_noise, sigmas, unpack
 from ..training.flux.source import FluxSource
-from .compat import io, list_files, resolve_lora, show_text, ui
+from .compat import ChoosesLora, io, list_files, resolve_lora, show_text, ui
 from .conditional import ConditionalLora, make_gate, sigma_range
 from .native import NativeFlux, apply_lora, load_native, place_lora
 from .types import CATEGORY, NONE, FluxSourceType, StackType
@@ -60,7 +60,7 @@ def _check_strength(strength: float) -> None:
         raise ConfigError(f"The strength {strength} is outside 0 to {MAX_STRENGTH}: choose one between.")
 
 
-class ApplyErasureLora(io.ComfyNode):
+class ApplyErasureLora(ChoosesLora):
     """Puts an erasure LoRA on a MODEL."""
 
     @classmethod
@@ -150,7 +150,7 @@ def _rendered_inputs(prompts: str) -> list[io.Input]:
 _PROMPTS = "a photo of a car\na photo of a cat"
 
 
-class Compare(io.ComfyNode):
+class Compare(ChoosesLora):
     """Renders prompts with and without a LoRA from the same noise."""
 
     @classmethod
@@ -180,7 +180,7 @@ class Compare(io.ComfyNode):
         return _rendered(cls, flux, path, {"before": 0.0, after: strength}, prompts, seed, seeds, steps)
 
 
-class StrengthSweep(io.ComfyNode):
+class StrengthSweep(ChoosesLora):
     """Renders prompts at several strengths of a LoRA from the same noise."""
 
     @classmethod

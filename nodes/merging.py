@@ -19,7 +19,7 @@ from ..training.lora.bake import bake
 from ..training.lora.files import describe, merge_files, numbered
 from ..training.lora.format import KEY_CONCEPT, read_metadata
 from ..training.lora.merge import MODES, PRESERVE
-from .compat import io, list_files, resolve_file, resolve_lora, temp_path
+from .compat import ChoosesLora, io, list_files, resolve_file, resolve_lora, temp_path
 from .types import CATEGORY, NONE, FluxSourceType, StackType
 
 
@@ -52,7 +52,7 @@ def _stack_outputs() -> list[io.Output]:
     ]
 
 
-class LoraStack(io.ComfyNode):
+class LoraStack(ChoosesLora):
     """Adds one LoRA to a stack."""
 
     @classmethod
@@ -225,6 +225,11 @@ class BakeIntoCheckpoint(io.ComfyNode):
             ],
             outputs=[io.String.Output("name", display_name="checkpoint name")],
         )  # fmt: skip
+
+    @classmethod
+    def validate_inputs(cls, checkpoint: str = NONE) -> bool:
+        """Nothing is refused before the node runs: see ChoosesLora."""
+        return True
 
     @classmethod
     def execute(cls, checkpoint: str, stack: Stack, strength: float, save_as: str) -> io.NodeOutput:

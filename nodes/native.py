@@ -27,7 +27,7 @@ from ..training.flux.source import FluxSource
 from ..training.flux.text import TextEncoders
 from ..training.flux.variants import FluxVariant, variant_of
 from ..training.lora.format import PREFIX, LoraWeights, read_lora
-from .compat import quiet_log
+from .compat import flux_config, quiet_log
 
 
 @dataclass
@@ -62,13 +62,13 @@ def _model(source: FluxSource) -> comfy.model_patcher.ModelPatcher:
     hidden = config["num_attention_heads"] * config["attention_head_dim"]
     guidance = bool(config["guidance_embeds"])
     flux = comfy.supported_models.Flux if guidance else comfy.supported_models.FluxSchnell
-    model_config = flux({
+    model_config = flux(flux_config({
         "image_model": "flux", "in_channels": config["in_channels"] // 4, "out_channels": config["in_channels"] // 4,
         "patch_size": 2, "vec_in_dim": config["pooled_projection_dim"], "context_in_dim": config["joint_attention_dim"],
         "hidden_size": hidden, "mlp_ratio": 4.0, "num_heads": config["num_attention_heads"],
         "depth": config["num_layers"], "depth_single_blocks": config["num_single_layers"],
         "axes_dim": list(config["axes_dims_rope"]), "theta": 10000, "qkv_bias": True, "guidance_embed": guidance,
-    })  # fmt: skip
+    }))  # fmt: skip
     shift = variant_of(source).shift
     if guidance and shift is not None:
         # the host's shift is Flux's mu = log of the static shift; the dynamic one is its default, mu at 1024x1024

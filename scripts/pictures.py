@@ -156,7 +156,7 @@ def run_workflow(page: Page, host: Host, name: str, seen_training: Path | None) 
     page.add_style_tag(content=NO_CHROME)
     page.wait_for_timeout(1500)
     before = set(host.get("/history"))
-    page.get_by_test_id("queue-button").get_by_role("button", name="Run").first.click()
+    page.locator('button[data-testid="queue-button"], [data-testid="queue-button"] button').first.click()
     deadline = time.monotonic() + TRAINING_LIMIT
     while not (new := set(host.get("/history")) - before):
         if time.monotonic() > deadline:
