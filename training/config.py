@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from .concepts import Concept
+from .concepts import Concept, Kind
 from .errors import ConfigError
 from .flux.source import FluxSource
 
@@ -36,6 +36,19 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "every_qk": ("attn.add_q_proj", "attn.add_k_proj", "attn.to_q", "attn.to_k"),
 }
 BLOCKS = {"single_qk": ("single",), "every_qk": ("double", "single")}  # of the other sets: double
+
+
+# Settings that depend on the concept's kind, the values that leave them to it, and what they are then. A thing is most
+# of its picture, and goes with all of it. A style or a relation is not: sent to the empty prompt, what is drawn in it
+# would go too; and to paint the same in another way takes more than what the text's q and k can change.
+AUTO: dict[str, Any] = {"targets": "auto", "eta": -1.0, "erase_to": "auto"}
+_THING = {"targets": "text_qk", "eta": 1.0, "erase_to": "empty"}
+OF_KIND: dict[Kind, dict[str, Any]] = {
+    "entity": _THING,
+    "custom": _THING,
+    "abstraction": {"targets": "all", "eta": 2.0, "erase_to": "rest"},
+    "relationship": {"targets": "all", "eta": 0.0, "erase_to": "rest"},
+}
 
 
 def target_blocks(targets: str, chosen: Sequence[int], double: int, single: int) -> list[int]:
@@ -76,9 +89,10 @@ class ErasureConfig:
     rank: int = setting(8, "Rank of the LoRA. Raise it for broad concepts.", 1, 512)
     alpha: float = setting(8.0, "The LoRA's alpha; its scale is alpha / rank. Raise it with the rank.", 1e-3, 4096)
     targets: str = setting(
-        "text_qk",
-        "Which projections get a LoRA. Try a larger set where the concept still shows after more steps.",
-        choices=tuple(TARGETS),
+        AUTO["targets"],
+        "Which projections get a LoRA. auto: the text's q and k for things, all of the double blocks' attention for "
+        "styles and relations. Try a larger set where the concept still shows after more steps.",
+        choices=(AUTO["targets"], *TARGETS),
     )
     blocks: tuple[int, ...] = setting(
         (),
@@ -115,7 +129,11 @@ class ErasureConfig:
         0.01, "Weight of the reverse self-contrastive loss. Raise it where synonyms still show the concept.", 0, 1e6
     )
     eta: float = setting(
-        1.0, "How far beyond the empty prompt the concept is sent. Raise it where the concept still shows.", 0, 20
+        AUTO["eta"],
+        "How far beyond its target the concept is sent; -1: 1 for things, 2 for styles, 0 for relations. Raise it "
+        "where the concept still shows.",
+        -1,
+        20,
     )
     tau: float = setting(
         0.07,
@@ -182,12 +200,20 @@ class ErasureConfig:
     sample_count: int = setting(2, "Seeds per sample image. More show more, and take longer.", 1, 16)
     # New settings come last: saved workflows hold the node's values in this order.
     erase_to: str = setting(
-        "auto",
+        AUTO["erase_to"],
         "Which prompt the concept's prompts are sent to (eraseanything, esd): the empty one, or the rest of the same "
         "prompt, with another relation in a relation's place. auto: the rest for styles and relations, which are only "
         "a part of what is seen.",
-        choices=("auto", "empty", "rest"),
+        choices=(AUTO["erase_to"], "empty", "rest"),
     )
+
+    def for_kind(self, kind: Kind) -> ErasureConfig:
+        """These settings with those decided that are left to the concept's kind: `OF_KIND`.
+
+        The methods with an anchor have another η, which is 1 for every kind.
+        """
+        decided = {**OF_KIND[kind], **({"eta": 1.0} if self.method in ("concept_ablation", "gem") else {})}
+        return dataclasses.replace(self, **{k: v for k, v in decided.items() if getattr(self, k) == AUTO[k]})
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON can hold it."""

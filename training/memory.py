@@ -52,7 +52,7 @@ def estimate_memory(request: ErasureRequest) -> MemoryEstimate:
     """The estimate for a request whose model is on this machine; reads headers only. Raises SourceError."""
     from .flux.loading import pick_device, weights_dtype
 
-    source, config = request.source, request.config
+    source, config = request.source, request.config.for_kind(request.concept.kind)
     device, variant = pick_device(request.device), variant_of(source)
     weight = weights_dtype(source.precision, device).itemsize
     kind = "cpu" if device.type == "cpu" else "other"

@@ -77,7 +77,7 @@ def run(
 def adapted_flow(
     source: FluxSource, config: ErasureConfig, device: torch.device
 ) -> tuple[Flow, list[torch.nn.Parameter]]:
-    """The source's transformer with a fresh adapter, under the settings of a training, and the adapter's parameters."""
+    """The source's transformer with a fresh adapter, and the adapter's parameters. config: see `for_kind`."""
     variant, transformer = variant_of(source), load_transformer(source, device)
     side = training_side(config.resolution, variant)
     flow = Flow(
@@ -148,7 +148,8 @@ class _Training:
         factory: MethodFactory,
     ) -> None:
         self.factory = factory
-        self.request, self.config, self.folder = request, request.config, folder
+        self.request, self.folder = request, folder
+        self.config = request.config.for_kind(request.concept.kind)
         self.report, self.should_stop = report, should_stop
         self.device = pick_device(request.device)
         self.base = request.source.fingerprint()

@@ -37,7 +37,7 @@ def prepare(place: Workplace, concept: Any, config: Any, factory: Callable) -> L
     from training.methods import Prompts
     from training.trainer import adapted_flow, make_optimizers, update
 
-    device = pick_device(place.args.device)
+    device, config = pick_device(place.args.device), config.for_kind(concept.kind)
     encoders = load_text_encoders(place.source, device)
     method, prompts = factory(concept, config), Prompts()
     method.plan(prompts, encoders.tokenizer_2, encoders.sequence_length)

@@ -41,7 +41,7 @@ def test_what_is_kept_for_the_backward_pass(dtype):
         patch_size=1, in_channels=64, num_layers=double, num_single_layers=single, attention_head_dim=128,
         num_attention_heads=heads, joint_attention_dim=64, pooled_projection_dim=32, guidance_embeds=True,
     ).to(dtype).requires_grad_(False)  # fmt: skip
-    config = ErasureConfig(method="esd", batch_erase=batch, rank=4)
+    config = ErasureConfig(method="esd", batch_erase=batch, rank=4).for_kind("entity")
     blocks = target_blocks(config.targets, (), double, single)
     parameters = add_adapter(model, TARGETS[config.targets], config.rank, 4.0, 0, blocks)
     geometry = {**model.config, "num_attention_heads": heads}

@@ -162,6 +162,33 @@ def test_styles_and_relations_are_sent_to_the_rest_of_their_prompt(tokenizer, na
     assert "a photo" in {target for _, target in targets(CONCEPT, erase_to="rest")}
 
 
+@pytest.mark.parametrize("name", ["eraseanything", "esd", "concept_ablation"])
+@pytest.mark.parametrize("refreshed", [False, True])
+def test_a_relation_is_learnt_where_the_other_one_leads(tokenizer, name: str, refreshed: bool):
+    """On the base's path under the target prompt; on the student's own one under the erase prompt."""
+    flow, base = adapted_flow(), tiny_transformer()
+    config = dataclasses.replace(CONFIG, method=name, refresh_every=3, anchor="next to")
+    method = ready(tokenizer, flow, config, RELATION)
+    bank, steps = method.bank, used_steps(flow.levels, CONFIG.t_min)
+    other = f"erase.{method.other}"
+    if refreshed:
+        before, bank = bank, method.refresh(flow, 3, lambda done, total: None)
+        number = int((bank["erase.x"] != before["erase.x"]).flatten(1).any(1).nonzero()[0]) // steps
+    else:
+        number = 1
+    row, target = method.erase[number]
+    assert row != target
+    point = slice(number * steps + 1, number * steps + 2)
+    start = bank["erase.x"][number * steps : number * steps + 1]
+    walker, prompt = (flow.transformer, row) if refreshed else (base, target)
+    x = sample(walker, method.embeds[prompt], start, flow.levels, 3.5, flow.grid, stop_at=1)
+    torch.testing.assert_close(bank["erase.x"][point], x, atol=2e-4, rtol=1e-4)
+    assert bank["erase.row"][point].tolist() == [row]
+    for tensor, prompt in (("erase.own", row), (other, target)):
+        v = velocity(base, x, float(flow.levels[1]), method.embeds[prompt], 3.5, flow.grid)
+        torch.testing.assert_close(bank[tensor][point], v, atol=2e-4, rtol=1e-4)
+
+
 def test_random_strength_sends_weak_adapters_less_far(tokenizer):
     flow = adapted_flow(noisy=False)
     method = ready(tokenizer, flow, dataclasses.replace(CONFIG, random_strength=True))

@@ -131,4 +131,22 @@ def test_target_sets_reach_double_or_single_blocks(targets: str, chosen: tuple[i
 def test_target_sets_name_projections_once():
     for names in TARGETS.values():
         assert len(set(names)) == len(names) and all(name.startswith("attn.") for name in names)
-    assert TARGETS[ErasureConfig().targets] and set(BLOCKS) <= set(TARGETS)
+    assert set(BLOCKS) <= set(TARGETS)
+
+
+@pytest.mark.parametrize(
+    ("kind", "targets", "eta", "erase_to"),
+    [
+        ("entity", "text_qk", 1.0, "empty"),
+        ("custom", "text_qk", 1.0, "empty"),
+        ("abstraction", "all", 2.0, "rest"),
+        ("relationship", "all", 0.0, "rest"),
+    ],
+)
+def test_what_is_left_to_the_kind(kind: str, targets: str, eta: float, erase_to: str):
+    config = ErasureConfig(steps=7).for_kind(kind)
+    assert config == ErasureConfig(steps=7, targets=targets, eta=eta, erase_to=erase_to) == config.for_kind("entity")
+    config.validate()
+    assert ErasureConfig(method="gem").for_kind(kind).eta == ErasureConfig(method="concept_ablation").for_kind(kind).eta
+    own = ErasureConfig(targets="text_kv", eta=0.5, erase_to="empty")
+    assert own.for_kind(kind) == own

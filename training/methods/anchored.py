@@ -41,6 +41,11 @@ class AnchoredMethod(TrajectoryMethod):
         """The anchor prompt."""
         return substitute(text, phrase, self.anchor)
 
+    @property
+    def on_target_paths(self) -> bool:
+        """On the concept's own, for every kind."""
+        return False
+
     @staticmethod
     def _destination(point: dict[str, Tensor], strength: float) -> Tensor:
         """v_o(c_a) at strength 1, v_o(c) at 0: ESD's target at η = 0 with c_a in the empty prompt's place."""

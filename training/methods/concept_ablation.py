@@ -8,10 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
 
-from ..flow import Flow, Progress
-from ..flux.text import TextEmbeds
+from ..flow import Flow
 from . import losses
 from .anchored import AnchoredMethod
 from .base import Term
@@ -24,22 +22,10 @@ class ConceptAblation(AnchoredMethod):
         """The anchor prompts."""
         return list(dict.fromkeys(self.target(text, phrase) for text, phrase in self.wanted))
 
-    def record_erase(
-        self,
-        flow: Flow,
-        embeds: TextEmbeds,
-        pairs: Sequence[tuple[int, int]],
-        seeds: Sequence[int],
-        progress: Progress,
-        student: bool = False,
-    ) -> dict[str, Tensor]:
-        """On the base's trajectories under the anchor, from which the paper takes its images; the student's under c."""
-        if student:
-            return super().record_erase(flow, embeds, pairs, seeds, progress, student)
-        points = super().record_erase(flow, embeds, [(anchor, row) for row, anchor in pairs], seeds, progress)
-        rows = torch.tensor([row for row, _ in pairs])
-        rows = rows.repeat_interleave(len(points["erase.row"]) // len(pairs))
-        return {**points, "erase.row": rows, "erase.own": points["erase.anchor"], "erase.anchor": points["erase.own"]}
+    @property
+    def on_target_paths(self) -> bool:
+        """The paper takes its images from the anchor."""
+        return True
 
     def losses(self, level: str, flow: Flow, generator: torch.Generator) -> list[Term]:
         """Ablation, then retention, each on a fresh draw from the bank."""

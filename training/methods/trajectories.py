@@ -39,7 +39,7 @@ class TrajectoryMethod:
     other = "empty"
 
     def __init__(self, concept: Concept, config: ErasureConfig) -> None:
-        self.concept, self.config = concept, config
+        self.concept, self.config = concept, config.for_kind(concept.kind)
         self.wanted: list[tuple[str, str]] = []  # (erase prompt, the phrase in it)
         self.erase: list[tuple[int, int]] = []  # (row of the prompt, row of the same prompt's target)
         self.preserve: list[int] = []
@@ -47,17 +47,21 @@ class TrajectoryMethod:
         self.embeds: TextEmbeds | None = None
 
     def target(self, text: str, phrase: str) -> str:
-        """The prompt whose velocity the erase prompt `text`, with `phrase` in it, is sent to; see `erase_to`.
-
-        A thing is most of its picture, and goes with all of it. A style or a relation is not: sent to the empty prompt,
-        the things that are drawn in it would go too.
-        """
-        kind = self.concept.kind
-        if self.config.erase_to == "empty" or (self.config.erase_to == "auto" and kind in ("entity", "custom")):
+        """The prompt whose velocity the erase prompt `text`, with `phrase` in it, is sent to; see `erase_to`."""
+        if self.config.erase_to == "empty":
             return ""
-        if kind == "relationship":  # a prompt says no relation only by saying another
+        if self.concept.kind == "relationship":  # a prompt says no relation only by saying another
             return substitute(text, phrase, self.concept.irrelevant[0])
         return without(text, phrase)
+
+    @property
+    def on_target_paths(self) -> bool:
+        """Whether the base's erase trajectories are those of the targets, not of the erase prompts.
+
+        For a relation they are: another one puts the things elsewhere from the first step on. On the old one's way the
+        base's velocity under the new prompt leads to neither; and the student, once it obeys, never goes that way.
+        """
+        return self.concept.kind == "relationship" and self.config.erase_to == "rest"
 
     def kept(self) -> Sequence[str]:
         """Prompts whose velocities must stay: here none. Asked for when the erase prompts are known."""
@@ -114,10 +118,18 @@ class TrajectoryMethod:
         progress: Progress,
         student: bool = False,
     ) -> dict[str, Tensor]:
-        """The bank's "erase." tensors for `pairs` of rows (a part of `erase`), on the base's or student's paths."""
-        others = {self.other: [target for _, target in pairs]}
+        """The bank's "erase." tensors for `pairs` of rows (a part of `erase`).
+
+        They are points of the base's paths, or of the student's, which are always those under the erase prompts.
+        """
+        rows, targets = [row for row, _ in pairs], [target for _, target in pairs]
         steps = used_steps(flow.levels, self.config.t_min)
-        points = record(flow, embeds, [row for row, _ in pairs], seeds, others, steps, progress, student)
+        if self.on_target_paths and not student:
+            points = record(flow, embeds, targets, seeds, {self.other: rows}, steps, progress)
+            row = torch.tensor(rows).repeat_interleave(steps)
+            points = {**points, "row": row, "own": points[self.other], self.other: points["own"]}
+        else:
+            points = record(flow, embeds, rows, seeds, {self.other: targets}, steps, progress, student)
         return {f"erase.{name}": value for name, value in points.items()}
 
     def use(self, bank: dict[str, Tensor], embeds: TextEmbeds) -> None:
