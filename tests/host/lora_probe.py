@@ -21,13 +21,16 @@ import comfy.model_base  # noqa: E402
 import comfy.supported_models  # noqa: E402
 import comfy.utils  # noqa: E402
 import torch  # noqa: E402
+from comfy.ldm.flux.model import FluxParams  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
 
 @torch.inference_mode()
 def main(folder: Path) -> None:
     request = json.loads((folder / "probe.json").read_text())
-    config = comfy.supported_models.Flux(request["config"])
+    flux = {**request["config"], "txt_ids_dims": []}  # newer hosts ask for it
+    known = FluxParams.__dataclass_fields__
+    config = comfy.supported_models.Flux({k: v for k, v in flux.items() if k in known or k == "image_model"})
     config.set_inference_dtype(torch.float32, None)
     model = config.get_model({}, "")
     keys = comfy.lora.model_lora_keys_unet(model, {})

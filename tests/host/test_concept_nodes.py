@@ -126,7 +126,8 @@ def test_every_preset_makes_a_concept(host: Host) -> None:
     for label, preset in zip(labels, presets(), strict=True):
         assert label == f"{preset.group} / {found[label]['phrase']}"
         assert found[label]["kind"] == preset.kind and found[label]["irrelevant"] and found[label]["preserve"]
-    assert "no preset" in refusal(host, {"p": node("Preset", preset="everyday / nothing", word_seed=0)})
+    words = refusal(host, {"p": node("Preset", preset="everyday / nothing", word_seed=0)})
+    assert "no preset" in words or "not in list" in words  # newer hosts check it themselves
 
 
 def refusal(host: Host, graph: Graph) -> str:
