@@ -20,6 +20,10 @@ install_wordnet()  # finds what scripts/test.py has put in place; sets NLTK_DATA
 
 Graph = dict[str, dict[str, Any]]
 
+# They wait for browsers, servers and trainings for minutes: begun late, one of them would keep the others waiting at
+# the end, when tests run several at a time (a file is always run by one process).
+LONG_FILES = ("test_sidebar.py", "test_jobs_in_host.py", "test_cluster.py", "test_example_workflows.py")
+
 DEMO = "demo (flux-emoji)"
 A_TRAINING_OF_SECONDS = {
     "steps": 4,
@@ -29,6 +33,11 @@ A_TRAINING_OF_SECONDS = {
     "batch_preserve": 1,
     "sample_every": 2,
 }
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first."""
+    items.sort(key=lambda item: item.path.name not in LONG_FILES)
 
 
 @pytest.fixture(scope="session")

@@ -20,7 +20,7 @@ export class Losses {
   /** curves: draw them too, once show() is given a history. */
   constructor({ curves = false } = {}) {
     this.curves = curves;
-    this.element = element("dl", { className: "ea-losses" });
+    this.element = element("div", { className: "ea-losses" });
     if (!curves) return;
     this.element.onpointermove = (event) => this.#point(event);
     this.element.onpointerleave = () => this.#moveTo(null);
@@ -41,8 +41,8 @@ export class Losses {
   }
 
   #tile(name) {
-    const value = element("dd", {});
-    const label = element("dt", {}, text(`loss.${name}`));
+    const value = element("span", { className: "ea-loss" });
+    const label = element("span", { className: "ea-loss-name" }, text(`loss.${name}`), " ");
     return { value, element: element("div", { title: text(`loss.${name}.hint`), "data-loss": name }, label, value) };
   }
 
@@ -58,7 +58,7 @@ export class Losses {
         const box = { viewBox: `0 0 ${BINS} ${HEIGHT}`, preserveAspectRatio: "none", "aria-hidden": true };
         tile.plot = drawing("svg", box, tile.spread, tile.mean, tile.cursor);
         tile.range = [element("span", {}), element("span", {})];
-        tile.element.append(element("dd", { className: "ea-plot", "aria-hidden": true }, tile.plot, ...tile.range));
+        tile.element.append(element("div", { className: "ea-plot", "aria-hidden": true }, tile.plot, ...tile.range));
       }
       const bins = this.#history.bins(name, BINS);
       if (!bins.length) continue; // told by the job's state, but by none of its events

@@ -11,6 +11,7 @@ from itertools import count
 from typing import Any
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Locator, expect
 
 from scripts.host import Host
@@ -121,7 +122,7 @@ def test_a_job_from_start_to_lora(clean: Frontend) -> None:
     curves.focus()
     page.keyboard.press("Home")
     expect(curves).to_have_attribute("aria-valuenow", "1")
-    shown = float(card.locator('[data-loss="esd"] dd').first.inner_text())
+    shown = float(card.locator('[data-loss="esd"] .ea-loss').first.inner_text())
     assert shown == pytest.approx(told[0]["losses"]["esd"], rel=0.01)
     page.keyboard.press("ArrowRight")
     expect(curves).to_have_attribute("aria-valuetext", re.compile("^step 2:"))
@@ -266,6 +267,34 @@ def test_the_queue_is_reordered_repeated_and_cleared(clean: Frontend) -> None:
     finally:
         host.post("/erase_anything/v1/settings", {"slots": 1})
         page.evaluate(slots.format("set", ", 1"))
+
+
+@in_one_renderer
+@pytest.mark.parametrize("palette", ["dark", "light"])
+def test_axe_finds_nothing_wrong(clean: Frontend, palette: str) -> None:
+    """Contrast, names and roles of everything on a card, its viewer and its questions, in both themes."""
+    frontend, page, host = clean, clean.page, clean.host
+    host.post("/settings", {"Comfy.ColorPalette": palette})
+    try:
+        job = submit(host, "umbrella", SHORT)
+        frontend.open()
+        open_tab(frontend)
+        card = card_of(frontend, job)
+        wait_for_state(card, "completed")
+        card.locator("details summary").first.click()
+        for opens, shown in (
+            (None, ".ea-sidebar"),
+            (".ea-sample", ".ea-viewer"),
+            ("[data-action=delete]", ".ea-viewer"),
+        ):
+            if opens:
+                card.locator(opens).first.click()
+            found = Axe().run(page, context=shown)
+            assert not found.violations_count, found.generate_report()
+            if opens:
+                page.keyboard.press("Escape")
+    finally:
+        host.post("/settings", {"Comfy.ColorPalette": "dark"})
 
 
 @in_one_renderer

@@ -46,7 +46,7 @@ def test_training_on_its_node(frontend: Frontend) -> None:
 
     # It moves, and says what the server says.
     wait_for_state(panel, "running")
-    expect(panel.locator(".ea-losses dd").first).to_be_visible(timeout=240_000)
+    expect(panel.locator(".ea-loss").first).to_be_visible(timeout=240_000)
     first = step_of(panel)
     wait_until_past(panel, first)
     width = panel.locator(".ea-fill").evaluate("(fill) => parseFloat(fill.style.width)")
