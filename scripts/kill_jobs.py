@@ -138,6 +138,7 @@ def kill_server(times: int, seed: int, folder: Path) -> dict[str, object]:
     from playwright.sync_api import sync_playwright
 
     from scripts.host import Host, get_host
+    from training.jobs import JobStore
 
     jobs, draw = "/erase_anything/v1/jobs", random.Random(seed)
     concept = {"phrase": "car", "synonyms": [], "irrelevant": ["house", "tree", "apple"]}
@@ -145,16 +146,15 @@ def kill_server(times: int, seed: int, folder: Path) -> dict[str, object]:
     with Host(get_host(), folder / "comfyui") as host, sync_playwright() as playwright:
         host.post("/settings", {"Comfy.TutorialCompleted": True})
         job = host.post(jobs, {"concept": concept, "config": {"steps": 100_000, **small}, "name": "killed"})["id"]
-        state_file = host.base / "user" / "__erase_anything" / "jobs" / job / "state.json"
-        events = state_file.with_name("events.jsonl")
+        store = JobStore(host.base / "user" / "__erase_anything" / "jobs")
 
         def step_told() -> int:
-            lines = [json.loads(line) for line in events.read_text(encoding="utf-8").splitlines()]
-            return max((event["step"] for event in lines if event["type"] == "step"), default=0)
+            events = store.get(job).folder.events()
+            return max((event["step"] for event in events if event["type"] == "step"), default=0)
 
         while step_told() < 2:
             time.sleep(0.1)
-        workers, seconds = {json.loads(state_file.read_text(encoding="utf-8"))["pid"]}, []
+        workers, seconds = {store.get(job).state.pid}, []
         chromium = shutil.which("chromium") or shutil.which("google-chrome")
         browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
         for _ in range(times):
@@ -176,7 +176,7 @@ def kill_server(times: int, seed: int, folder: Path) -> dict[str, object]:
                     break
                 time.sleep(0.02)
             seconds.append(round(time.monotonic() - began, 2))
-            workers.add(json.loads(state_file.read_text(encoding="utf-8"))["pid"])
+            workers.add(store.get(job).state.pid)
             page.close()
         attempts = host.get(f"{jobs}/{job}")["attempt"]
         host.post(f"{jobs}/{job}/cancel", {})
