@@ -223,6 +223,11 @@ class TokenHeatmaps(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
+    def validate_inputs(cls, colour_map: str = "") -> bool:
+        """Nothing is refused before the node runs: see ChoosesLora."""
+        return True
+
+    @classmethod
     def execute(
         cls, recording: Recording, image: torch.Tensor, clip: object, prompt: str, words: str, image_index: int,
         colour_map: str, opacity: float, scale: str, save_as: str,

@@ -143,6 +143,11 @@ class PresetConcept(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
+    def validate_inputs(cls, preset: str = "") -> bool:
+        """Nothing is refused before the node runs: see ChoosesLora."""
+        return True
+
+    @classmethod
     def execute(cls, preset: str, word_seed: int, flux: FluxSource | None = None) -> io.NodeOutput:
         chosen = _presets().get(preset)
         if chosen is None:

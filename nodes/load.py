@@ -64,8 +64,9 @@ class LoadFlux(io.ComfyNode):
 
     @classmethod
     def validate_inputs(
-        cls, model: str = DEMO, transformer: str = NONE, clip_l: str = NONE, t5: str = NONE, vae: str = NONE
-    ) -> bool:
+        cls, model: str = DEMO, precision: str = "auto",
+        transformer: str = NONE, clip_l: str = NONE, t5: str = NONE, vae: str = NONE,
+    ) -> bool:  # fmt: skip
         """Nothing is refused before the node runs: see ChoosesLora."""
         return True
 

@@ -7,8 +7,8 @@ interpreter. What it needs there:
 - its own requirements.txt without torch (already there) and spandrel, which is installed without its dependencies
   because it would bring torchvision;
 - torchvision and torchaudio, apart from `.venv` in a folder that only the host has on its path. PyPI has no build of
-  them for Linux's CPU torch: their compiled operators don't load there. torchaudio, which the host imports since 0.3.76
-  or so, does without them where they are missing; importing torchvision fails unless two of them are at least defined,
+  them for Linux's CPU torch: their compiled operators don't load there. torchaudio, which newer hosts import when they
+  start, does without them where they are missing; importing torchvision fails unless two of them are at least defined,
   which a `sitecustomize.py` in the same folder does;
 - comfy-cli, which converts a saved (UI-format) workflow into the server's prompt format; without its dependencies (it
   is a command-line tool that brings telemetry and an installer), of which the converter uses those in CONVERTER.
@@ -40,6 +40,7 @@ SHIM_FOLDER = CACHE / "host-site"
 NOT_INSTALLED = ("torch", "torchvision", "torchaudio", "spandrel")
 CONVERTER = ["pathspec", "typer", "rich", "pyyaml", "requests"]  # what comfy-cli's converter imports
 PACK_NAME = "comfyui-erase-anything"
+RUN_BUTTON = 'button[data-testid="queue-button"], [data-testid="queue-button"] button'  # in newer, older frontends
 NOT_COPIED = (".git", ".venv", ".cache", ".host", "__pycache__", "tests", "node_modules", "demo_output", "build")
 
 SITECUSTOMIZE = '''"""Lets torchvision be imported beside a CPU-only torch, where its compiled operators cannot load."""

@@ -30,7 +30,7 @@ from scripts.environment import (
     run_inside_venv,
     say,
 )
-from scripts.host import PACK_NAME, Host, HostError, get_host
+from scripts.host import PACK_NAME, RUN_BUTTON, Host, HostError, get_host
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
@@ -156,7 +156,7 @@ def run_workflow(page: Page, host: Host, name: str, seen_training: Path | None) 
     page.add_style_tag(content=NO_CHROME)
     page.wait_for_timeout(1500)
     before = set(host.get("/history"))
-    page.locator('button[data-testid="queue-button"], [data-testid="queue-button"] button').first.click()
+    page.locator(RUN_BUTTON).first.click()
     deadline = time.monotonic() + TRAINING_LIMIT
     while not (new := set(host.get("/history")) - before):
         if time.monotonic() > deadline:

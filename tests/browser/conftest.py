@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import pytest
 from playwright.sync_api import Browser, ConsoleMessage, Page, expect, sync_playwright
 
-from scripts.host import PACK_NAME, Host
+from scripts.host import PACK_NAME, RUN_BUTTON, Host
 
 FAILURES = Path(__file__).parent / "failures"  # screenshots of tests that failed
 ARGUMENTS = [
@@ -89,8 +89,8 @@ class Frontend:
         )
 
     def queue(self) -> None:
-        """Press Run, which is the element of that name itself in newer frontends, in older ones a part of it."""
-        self.page.locator('button[data-testid="queue-button"], [data-testid="queue-button"] button').first.click()
+        """Press Run."""
+        self.page.locator(RUN_BUTTON).first.click()
 
 
 @pytest.fixture(params=list(RENDERERS))

@@ -126,8 +126,7 @@ def test_every_preset_makes_a_concept(host: Host) -> None:
     for label, preset in zip(labels, presets(), strict=True):
         assert label == f"{preset.group} / {found[label]['phrase']}"
         assert found[label]["kind"] == preset.kind and found[label]["irrelevant"] and found[label]["preserve"]
-    words = refusal(host, {"p": node("Preset", preset="everyday / nothing", word_seed=0)})
-    assert "no preset" in words or "not in list" in words  # newer hosts check it themselves
+    assert "no preset" in refusal(host, {"p": node("Preset", preset="everyday / nothing", word_seed=0)})
 
 
 def refusal(host: Host, graph: Graph) -> str:
