@@ -1,37 +1,6 @@
 """HTTP under /erase_anything/v1: everything that can be done with jobs, for the web page and any other client.
 
-    GET  /jobs                      {"jobs": [job, …], newest first, "queue": [ids of queued jobs as they will start],
-                                    "settings": see below, "problems": {id: why a job folder cannot be read}}
-    POST /jobs                      queue a training (see Submission); the job, or the one of the same request
-    GET  /jobs/{id}                 one job, with its samples
-    GET  /jobs/{id}/events?since=N  {"events": […]} with numbers above N
-    GET  /jobs/{id}/log             {"log": text}, the end of the worker's output
-    GET  /jobs/{id}/request         what POST /jobs takes to queue the same training again
-    GET  /jobs/{id}/lora            the LoRA of a completed job, as a download
-    GET  /jobs/{id}/samples/{file}  a sample picture, by the name its sample event gives
-    POST /jobs/{id}/pause           stop it within one step and free its memory; the job, as from those that follow
-    POST /jobs/{id}/resume          go on from the last checkpoint
-    POST /jobs/{id}/retry           the same, after a failure; with {"cheaper": true} as a new job with the next cheaper
-                                    memory setting (a job's "cheaper" says which, after it ran out of memory)
-    POST /jobs/{id}/cancel          stop it for good (also: stop); its folder stays, and resume still works
-    POST /jobs/{id}/clone           {"config": {setting: value, …}, "name": ""}, all optional: the training again as a
-                                    new job; where nothing differs with the next seed, under a name that is free
-    POST /jobs/{id}/move            {"to": "first" | "up" | "down" | "last" | position from 1}: elsewhere in the queue;
-                                    {"queue": [id, …]}
-    POST /jobs/{id}/delete          {"lora": false}: remove the job; only with {"lora": true} also the LoRA it wrote;
-                                    {"deleted": id, "lora": its file name or null, "lora_deleted": bool}
-    GET  /settings                  {"slots": how many jobs train at once (0 holds the queue), "wait_for_memory": bool,
-                                    "lora_folder": where below the loras folder new LoRAs go}
-    POST /settings                  change some of these; all of them as they are then
-    GET  /config                    {"config": {setting: default}}, every setting that a training has
-    POST /concept                   the words that would be chosen for a concept (see ConceptBody)
-    GET  /senses?phrase=TEXT        {"senses": [sense, …]}, its meanings in WordNet, those that can be seen first
-    GET  /presets                   {"presets": [preset, …]}, concepts to choose from
-    POST /wordnet                   fetch WordNet's data, at the user's wish alone; {"wordnet": true} when it is done
-
-A job, a sense and a preset are what their to_dict() gives. Bodies are JSON; forms are refused, since any web site could
-send them. An error is {"error": one sentence} with status 400 (bad input), 403 (another web site), 404 (unknown job or
-file), 409 (not possible now), 413 or 415; with `"missing": "wordnet"` where it would have worked with WordNet's data.
+docs/routes.md tells clients of each route; whoever adds one here adds it there.
 """
 
 from __future__ import annotations
@@ -40,7 +9,7 @@ import asyncio
 import json
 import logging
 import re
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
@@ -56,13 +25,16 @@ from ..training.errors import ErasureError, JobError
 from ..training.jobs import MAX_SLOTS, Job
 from . import service
 from .load import DEMO, choices_of, choose_source
+from .openapi import Handler, Route, document
 
 PREFIX = "/erase_anything/v1"
 MAX_BODY = 256 * 1024  # bytes
 LOG_BYTES = 64 * 1024
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
-Text = Annotated[str, Field(max_length=1000)]
+MAX_TEXT = 1000  # characters
+MAX_EVENT = 10**15 - 1
+
+Text = Annotated[str, Field(max_length=MAX_TEXT)]
 Words = Annotated[list[Text], Field(max_length=1000)]
 
 
@@ -174,23 +146,10 @@ class BadRequest(ErasureError):
 def register() -> None:
     """Adds the routes to the host's server, and starts the scheduler once that server runs. Called once, at import."""
     server = PromptServer.instance
-    routes = server.routes
-    routes.get(f"{PREFIX}/jobs")(answers(list_jobs))
-    routes.post(f"{PREFIX}/jobs")(answers(submit))
-    routes.get(f"{PREFIX}/jobs/{{id}}")(answers(get_job))
-    routes.get(f"{PREFIX}/jobs/{{id}}/events")(answers(get_events))
-    routes.get(f"{PREFIX}/jobs/{{id}}/log")(answers(get_log))
-    routes.get(f"{PREFIX}/jobs/{{id}}/request")(answers(get_request))
-    routes.get(f"{PREFIX}/jobs/{{id}}/lora")(answers(get_lora))
-    routes.get(f"{PREFIX}/jobs/{{id}}/samples/{{file}}")(answers(get_sample))
-    routes.post(f"{PREFIX}/jobs/{{id}}/{{action}}")(answers(act))
-    routes.get(f"{PREFIX}/settings")(answers(get_settings))
-    routes.post(f"{PREFIX}/settings")(answers(change_settings))
-    routes.get(f"{PREFIX}/config")(answers(get_config))
-    routes.post(f"{PREFIX}/concept")(answers(choose_words))
-    routes.get(f"{PREFIX}/senses")(answers(list_senses))
-    routes.get(f"{PREFIX}/presets")(answers(list_presets))
-    routes.post(f"{PREFIX}/wordnet")(answers(fetch_wordnet))
+    for route in ROUTES:
+        server.routes.route(route.method, PREFIX + route.path)(answers(route.handler))
+    # one handler for all, so that an action which does not exist is refused with a sentence
+    server.routes.post(f"{PREFIX}/jobs/{{id}}/{{action}}")(answers(act))
 
     async def start(_: web.Application) -> None:
         service.scheduler().start()
@@ -272,7 +231,7 @@ async def get_job(request: web.Request) -> web.Response:
 
 async def get_events(request: web.Request) -> web.Response:
     since = request.query.get("since", "0")
-    if not re.fullmatch(r"[0-9]{1,15}", since):
+    if not re.fullmatch(r"[0-9]{1,15}", since):  # up to MAX_EVENT
         raise BadRequest("`since` must be the number of an event.")
     events = await in_thread(lambda: service.store().get(request.match_info["id"]).folder.events(int(since)))
     return web.json_response({"events": events})
@@ -353,7 +312,7 @@ async def choose_words(request: web.Request) -> web.Response:
 
 
 async def list_senses(request: web.Request) -> web.Response:
-    phrases = phrases_of(request.query.get("phrase", "")[:1000])
+    phrases = phrases_of(request.query.get("phrase", "")[:MAX_TEXT])
     if not phrases:
         raise BadRequest("Say which phrase: /senses?phrase=crane.")
     found = await in_thread(senses, phrases[0])
@@ -368,3 +327,30 @@ async def fetch_wordnet(request: web.Request) -> web.Response:
     await body_of(request)  # a form is refused: no web site but the host's own may start a download
     await in_thread(download_wordnet)
     return web.json_response({"wordnet": True})
+
+
+async def describe(_: web.Request) -> web.Response:
+    actions = [Route("POST", f"/jobs/{{id}}/{action}", act, body) for action, body in ACTIONS.items()]
+    return web.json_response(document([*ROUTES, *actions], PREFIX))
+
+
+_NUMBER = {"type": "integer", "minimum": 0, "maximum": MAX_EVENT}
+
+ROUTES = (
+    Route("GET", "/openapi.json", describe),
+    Route("GET", "/jobs", list_jobs),
+    Route("POST", "/jobs", submit, Submission),
+    Route("GET", "/jobs/{id}", get_job),
+    Route("GET", "/jobs/{id}/events", get_events, query={"since": _NUMBER}),
+    Route("GET", "/jobs/{id}/log", get_log),
+    Route("GET", "/jobs/{id}/request", get_request),
+    Route("GET", "/jobs/{id}/lora", get_lora, answer="application/octet-stream"),
+    Route("GET", "/jobs/{id}/samples/{file}", get_sample, answer="image/png"),
+    Route("GET", "/settings", get_settings),
+    Route("POST", "/settings", change_settings, Settings),
+    Route("GET", "/config", get_config),
+    Route("POST", "/concept", choose_words, ConceptBody),
+    Route("GET", "/senses", list_senses, query={"phrase": {"type": "string", "maxLength": MAX_TEXT}}),
+    Route("GET", "/presets", list_presets),
+    Route("POST", "/wordnet", fetch_wordnet, Nothing),
+)

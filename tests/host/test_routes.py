@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 import pytest
 
 JOBS = "/erase_anything/v1/jobs"
+DOCUMENTED = Path(__file__).parents[2] / "docs" / "routes.md"
 
 
 @pytest.fixture(scope="module")
@@ -42,6 +45,20 @@ def test_jobs_are_listed_newest_first(host, job):
     assert job["id"] in [known["id"] for known in jobs]
     assert [known["created"] for known in jobs] == sorted((known["created"] for known in jobs), reverse=True)
     assert host.get(f"/api{JOBS}/{job['id']}")["concept"] == "umbrella"
+
+
+def test_every_route_is_described_and_documented(host):
+    described = host.get("/erase_anything/v1/openapi.json")
+    routes = {f"{method.upper()} {path}" for path, methods in described["paths"].items() for method in methods}
+    documented = re.findall(r"^\| `((?:GET|POST) /[^`]*)` \|", DOCUMENTED.read_text(encoding="utf-8"), re.MULTILINE)
+    assert sorted(documented) == sorted(routes)
+    known = described["components"]["schemas"]
+    assert set(re.findall(r"#/components/schemas/(\w+)", json.dumps(described))) <= set(known)
+    for route in routes - {"POST /wordnet"}:  # the server has each of them
+        method, path = route.split()
+        body = None if method == "GET" else {"no such field": 1}
+        status, answer = host.request(method, f"/erase_anything/v1{re.sub('{.*?}', 'x', path)}", body)
+        assert status in (200, 400, 404) and (status == 200 or json.loads(answer)["error"]), route
 
 
 def test_answers_tell_no_path(host, job):

@@ -82,7 +82,7 @@ def sha256_of(path: Path) -> str:
 
 @dataclass(frozen=True)
 class JobState:
-    """Where a job stands. `since` and `beat` are Unix times in seconds; `pid` and `process_created` name the worker."""
+    """Where a job stands. `since` is a Unix time in seconds; `pid` and `process_created` name the worker."""
 
     state: str
     since: float
