@@ -26,6 +26,7 @@ __all__ = [
     "flux_config",
     "io",
     "list_files",
+    "lora_name",
     "output_path",
     "quiet_log",
     "resolve_file",
@@ -83,6 +84,14 @@ def resolve_file(kind: str, name: str, error: type[ErasureError]) -> str:
 def resolve_lora(name: str) -> str:
     """The absolute path of a LoRA that the host lists, with or without its ending; LoraError if it lists none."""
     return resolve_file("loras", name if name.endswith(".safetensors") else f"{name}.safetensors", LoraError)
+
+
+def lora_name(path: Path) -> str:
+    """A LoRA as the host's lists name it: its path below a loras folder."""
+    for root in folder_paths.get_folder_paths("loras"):
+        with contextlib.suppress(ValueError):
+            return str(path.relative_to(Path(root).absolute()))
+    return path.name
 
 
 def flux_config(values: dict[str, Any]) -> dict[str, Any]:

@@ -12,14 +12,11 @@ from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
-from ..training.concepts import THRESHOLD, concept_key, relevance
+from ..training.concepts import THRESHOLD, concept_keys, relevance
 from ..training.errors import ConfigError, LoraError
 from ..training.lora.files import erased_names
 from ..training.lora.format import LoraWeights
 from .joint_attention import read_clip_prompt
-
-# Prompts in which a name is read: the outputs of one word differ with its sentence.
-_CONTEXTS = ("{}", "a photo of a {}", "a picture with {} in it")
 
 
 @dataclass(frozen=True)
@@ -46,13 +43,12 @@ def make_gate(path: str, metadata: dict[str, str], clip: Any, threshold: float, 
     names = erased_names(metadata)
     if not names:
         raise LoraError(f"{Path(path).name} does not say what it erases: switch off only when asked for.")
-    keys = []
-    for name in names:
-        for text in dict.fromkeys(context.format(name) for context in _CONTEXTS):
-            words = read_clip_prompt(clip, text)
-            context, _ = clip.encode_from_tokens(clip.tokenize(text), return_pooled=True)
-            keys.append(concept_key(context[0], words.phrase(name).tokens))
-    return Gate(tuple(keys), threshold, told)
+
+    def encode(text: str) -> Tensor:
+        return clip.encode_from_tokens(clip.tokenize(text), return_pooled=True)[0][0]
+
+    keys = concept_keys(names, encode, lambda text, name: read_clip_prompt(clip, text).phrase(name).tokens)
+    return Gate(keys, threshold, told)
 
 
 class ConditionalLora:

@@ -1,10 +1,9 @@
-"""Nodes for many LoRAs: Erasure LoRA Stack, Erasure LoRA Folder, Merge Erasure LoRAs, Bake into Checkpoint."""
+"""Nodes that make one thing of many LoRAs: Merge Erasure LoRAs, Bake into Checkpoint."""
 
 from __future__ import annotations
 
 import math
 from pathlib import Path
-from typing import NamedTuple
 
 import comfy.model_management
 import comfy.utils
@@ -13,113 +12,15 @@ import torch
 
 from ..training.concept_inputs import write_missing
 from ..training.config import validate_name
-from ..training.errors import ConfigError, LoraError
+from ..training.errors import LoraError
 from ..training.flux.source import FluxSource
 from ..training.lora.bake import bake
-from ..training.lora.files import describe, merge_files, numbered
+from ..training.lora.files import merge_files, numbered
 from ..training.lora.format import KEY_CONCEPT, read_metadata
 from ..training.lora.merge import MODES, PRESERVE
-from .compat import ChoosesLora, io, list_files, resolve_file, resolve_lora, temp_path
+from .compat import io, list_files, resolve_file, temp_path
+from .stack import MAX_WEIGHT, Row, Stack, checked_weight
 from .types import CATEGORY, NONE, FluxSourceType, StackType
-
-
-class Row(NamedTuple):
-    """One LoRA of a stack: an absolute path and its weight."""
-
-    path: str
-    weight: float
-
-
-Stack = tuple[Row, ...]
-MAX_WEIGHT = 2.0
-
-
-def _weight_input() -> io.Input:
-    return io.Float.Input(
-        "weight", default=1.0, min=-MAX_WEIGHT, max=MAX_WEIGHT, step=0.05,
-        tooltip="1 as trained, less where it disturbs others, 0 leaves it out, negative brings the concept back.",
-    )  # fmt: skip
-
-
-def _stack_input() -> io.Input:
-    return StackType.Input("stack", optional=True, tooltip="LoRAs from another stack node; these are added to them.")
-
-
-def _stack_outputs() -> list[io.Output]:
-    return [
-        StackType.Output("loras", display_name="stack"),
-        io.String.Output("info", display_name="info", tooltip="What is in it, one line each."),
-    ]
-
-
-class LoraStack(ChoosesLora):
-    """Adds one LoRA to a stack."""
-
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="EraseAnything_LoraStack",
-            display_name="Erasure LoRA Stack",
-            category=CATEGORY,
-            description="One LoRA of a stack, to apply or merge them together. Chain as many as you like.",
-            inputs=[
-                io.Combo.Input(
-                    "lora", options=[NONE, *list_files("loras")], default=NONE,
-                    tooltip="A Flux LoRA of any kind: erasure, style, from any trainer.",
-                ),
-                _weight_input(),
-                io.Boolean.Input("on", default=True, tooltip="Off: as if the row were not there."),
-                _stack_input(),
-                io.String.Input(
-                    "lora_name", optional=True, force_input=True,
-                    tooltip="The name that Wait for Erasure LoRA gives; used instead of the list when connected.",
-                ),
-            ],
-            outputs=_stack_outputs(),
-        )  # fmt: skip
-
-    @classmethod
-    def execute(
-        cls, lora: str, weight: float, on: bool, stack: Stack = (), lora_name: str | None = None
-    ) -> io.NodeOutput:
-        name = lora_name or lora
-        if on and name != NONE:
-            stack = (*stack, Row(resolve_lora(name), _checked(weight)))
-        return _told(stack)
-
-
-class LoraFolder(io.ComfyNode):
-    """Adds all LoRAs of a folder to a stack."""
-
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="EraseAnything_LoraFolder",
-            display_name="Erasure LoRA Folder",
-            category=CATEGORY,
-            description="All LoRAs of a folder as a stack.",
-            inputs=[
-                io.String.Input("folder", default="", tooltip="Below models/loras, for example: erased. Empty: that."),
-                _weight_input(),
-                _stack_input(),
-            ],
-            outputs=_stack_outputs(),
-        )
-
-    @classmethod
-    def execute(cls, folder: str, weight: float, stack: Stack = ()) -> io.NodeOutput:
-        wanted = [part for part in folder.replace("\\", "/").split("/") if part not in ("", ".")]
-        names = [name for name in list_files("loras") if Path(name).parts[:-1] == tuple(wanted)]
-        if not names:
-            raise LoraError(
-                f"There is no LoRA in the folder {folder or 'loras'!r}: choose another, or put some into it."
-            )
-        rows = (Row(resolve_lora(name), _checked(weight)) for name in sorted(names))
-        return _told((*stack, *rows))
-
-    @classmethod
-    def fingerprint_inputs(cls, **_: object) -> str:
-        return "\n".join(sorted(list_files("loras")))  # a folder changes without the graph
 
 
 class MergeErasureLoras(io.ComfyNode):
@@ -240,9 +141,9 @@ class BakeIntoCheckpoint(io.ComfyNode):
             raise LoraError("The stack is empty: add a LoRA to it.")
         source = Path(resolve_file(kind, name, LoraError))
         out = numbered(source.parent / f"{validate_name(save_as.strip())}.safetensors")
-        bar = comfy.utils.ProgressBar(1)
+        bar, whole = comfy.utils.ProgressBar(1), checked_weight(strength)
         done = bake(
-            source, [row.path for row in stack], out, strengths=[row.weight * _checked(strength) for row in stack],
+            source, [row.path for row in stack], out, strengths=[row.weight * whole for row in stack],
             progress=lambda part, total: bar.update_absolute(part, total),
         )  # fmt: skip
         text = "\n".join([f"{out.name}: {done['changed']} of {done['tensors']} tensors changed", *done["notes"]])
@@ -265,20 +166,4 @@ def _is_share(value: object) -> bool:
     return isinstance(value, float) and math.isfinite(value)
 
 
-def _checked(weight: float) -> float:
-    if not -MAX_WEIGHT <= weight <= MAX_WEIGHT:
-        raise ConfigError(f"The weight {weight} is outside -{MAX_WEIGHT:g} to {MAX_WEIGHT:g}: choose one between.")
-    return weight
-
-
-def _told(stack: Stack) -> io.NodeOutput:
-    lines = []
-    for row in stack:
-        known = describe(row.path)
-        what = ", ".join(str(known[key]) for key in ("concept", "method") if known[key]) or known["dialect"]
-        lines.append(f"{row.weight:g} × {Path(row.path).stem} ({what}, rank {known['rank']})")
-    text = "\n".join(lines)
-    return io.NodeOutput(stack, text, ui={"text": [text]})
-
-
-NODES = [LoraStack, LoraFolder, MergeErasureLoras, BakeIntoCheckpoint]
+NODES = [MergeErasureLoras, BakeIntoCheckpoint]

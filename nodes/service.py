@@ -17,6 +17,7 @@ from ..training.concepts import Concept
 from ..training.config import ErasureConfig, ErasureRequest
 from ..training.flux.source import FluxSource
 from ..training.jobs import Job, JobStore, Scheduler
+from .compat import lora_name
 from .text import check_phrase
 
 # websocket: {"job": id, "n": number, "time": …, "type": "state" | "step" | …, …}, as in events.jsonl; and
@@ -90,14 +91,6 @@ def unfinished() -> str:
         return state in ("failed", "cancelled", "interrupted") or (state == "completed" and not job.lora.exists())
 
     return " ".join([*(job.id for job in store().list() if lost(job)), *_deleted])
-
-
-def lora_name(path: Path) -> str:
-    """A LoRA as the host's lists name it: its path below a loras folder."""
-    for root in folder_paths.get_folder_paths("loras"):
-        with contextlib.suppress(ValueError):
-            return str(path.relative_to(Path(root).absolute()))
-    return path.name
 
 
 def told(job: Job, samples: bool = True) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from ..training.errors import ConfigError, JobError
 from ..training.flux.source import FluxSource
 from ..training.jobs import Job
 from . import service
-from .compat import advanced, io
+from .compat import advanced, io, lora_name
 from .types import CATEGORY, ConceptType, FluxSourceType, JobType
 
 # Shown at once, in this order: saved workflows hold the values of a node's widgets by position. All other settings
@@ -148,7 +148,7 @@ class WaitForErasureLora(io.ComfyNode):
     @classmethod
     def execute(cls, job: str) -> io.NodeOutput:
         done = wait(job)
-        name = service.lora_name(done.lora)
+        name = lora_name(done.lora)
         return io.NodeOutput(name, ui={"job": [done.id], "text": [f"{name} is ready"]})
 
 

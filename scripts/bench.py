@@ -22,6 +22,8 @@ from scripts.environment import (
 )
 from scripts.measures.attention import attention
 from scripts.measures.cost import cost
+from scripts.measures.gate import gate
+from scripts.measures.merging import MERGED, WAYS, merging
 from scripts.measures.page import page
 from scripts.measures.strength import strength
 from scripts.measures.table import METHODS, VARIANTS, ablation, erasure
@@ -65,6 +67,11 @@ def parser() -> argparse.ArgumentParser:
     maps.add_argument("--scenes", type=int, default=100, help="of each kind")
     maps.add_argument("--tokens", type=int, default=128, help="recorded text tokens, for the cost")
     maps.add_argument("--repeats", type=int, default=3, help="of the cost's timing, of which the best counts")
+    merges = add(merging, MERGED, "1", 12)
+    merges.set_defaults(images_per_other=2)
+    merges.add_argument("--numbers", default="1,3,5,10,20", help="how many of the concepts to merge, the first ones")
+    merges.add_argument("--ways", default="", help=f"default: {', '.join(WAYS)}")
+    add(gate, (), "1", 0)
     written = commands.add_parser("page", help=page.__doc__)
     written.add_argument("--out", type=Path, default=RESULTS)
     written.set_defaults(run=page)

@@ -43,11 +43,11 @@ def attention(args: argparse.Namespace) -> None:
 
 
 def keep(place: Workplace, slot: dict[str, Any], measure: Any, **settings: Any) -> None:
-    """Measures one row unless it is there."""
+    """Measures one row unless it is there; one that says nothing is another process's work."""
     key = key_of({**slot, **settings, "model": place.model, "device": place.args.device})
-    if place.done(key):
+    if place.done(key) or not (found := measure()):
         return
-    place.keep(key, slot, {**settings, **measure()})
+    place.keep(key, slot, {**settings, **found})
     print(f"· {', '.join(str(value) for value in slot.values())}", flush=True)
 
 
@@ -228,12 +228,11 @@ def erased(place: Workplace, phrase: str, seed: int) -> dict[str, Any]:
     from training.inspection import default_blocks
     from training.inspection.heatmaps import enlarged
     from training.lora.adapter import load_adapter
+    from training.lora.format import read_lora
 
-    concept, config = place.concept(phrase, seed), place.config({}, seed)
-    with place.group(phrase, seed) as folder:
-        if folder is None:
-            return {}
-        trained = place.train(concept, config, folder)
+    lora = place.lora(phrase, seed)
+    if lora is None:
+        return {}
     eye, rng = Eye(place), random.Random(seed)
     noun = next(index for index, known in enumerate(NOUNS) if known.name == phrase)
     cases = [compose(eye.sprites, rng, 2, False, noun)[0] for _ in range(ERASED_SCENES)]
@@ -241,7 +240,7 @@ def erased(place: Workplace, phrase: str, seed: int) -> dict[str, Any]:
     x_t = eye.noised(cases, list(range(len(cases))), INSPECTED)
     best = list(default_blocks(eye.double))
     base = eye.record(x_t, INSPECTED, embeds, best)
-    load_adapter(eye.parts.transformer, trained.weights)
+    load_adapter(eye.parts.transformer, read_lora(lora)[0])
     after = eye.record(x_t, INSPECTED, embeds, best)
     ratios, correlations = [], []
     for n, case in enumerate(cases):
@@ -259,7 +258,7 @@ def erased(place: Workplace, phrase: str, seed: int) -> dict[str, Any]:
         "t": INSPECTED, "scenes": len(cases),
         "falls": {"median": round(float(np.median(ratios)), 2), "worst": round(min(ratios), 2)},
         "others": {"mean": round(float(np.mean(correlations)), 4), "worst": round(min(correlations), 4)},
-        "training_seconds": trained.seconds,
+        "training_seconds": place.seconds_of(lora),
     }  # fmt: skip
 
 

@@ -10,7 +10,8 @@ from typing import Any
 
 from scripts.environment import say
 
-from .page import AUTHORS, conclude
+from .page import conclude
+from .summaries import AUTHORS
 from .table import show
 from .workplace import Workplace, seeds_of
 

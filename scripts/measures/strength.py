@@ -1,44 +1,60 @@
-"""`strength`: how often the concept is seen as the LoRA's strength goes from 0 to 1."""
+"""`strength`: how often the concept is seen as the LoRA's strength goes from 0 to 1, and what stays of the rest."""
 
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
+from typing import Any
 
-from .page import conclude, spearman
+from .page import conclude
+from .summaries import spearman
 from .workplace import Workplace, seeds_of
 
 STRENGTHS = [round(0.1 * number, 1) for number in range(11)]
 
 
 def strength(args: argparse.Namespace) -> None:
-    """The share of images that show the concept at 11 strengths, and whether strength 0 changes nothing at all."""
+    """The share of images that show the concept at 11 strengths, Acc_ir at each, and whether strength 0 changes
+    nothing at all."""
     place = Workplace(args, "strength")
     for phrase in args.concepts.split(","):
         for seed in seeds_of(args.seeds):
             concept, config = place.concept(phrase, seed), place.config({}, seed)
             key = place.key(phrase, seed, config.to_dict(), concept, strengths=STRENGTHS)
-            if place.done(key):
+            if place.done(key) or (path := place.lora(phrase, seed)) is None:
                 continue
-            with place.group(phrase, seed) as folder:
-                if folder is not None:
-                    trained = place.train(concept, config, folder)
-                    row = {"config": config.to_dict(), "counts": place.counts, "seconds": trained.seconds}
-                    row |= rates(place, trained.concept, trained.weights)
-                    row = place.keep(key, {"concept": phrase, "seed": seed}, row)
-                    print(f"{phrase:12s} {seed:2d}  {row['rates']}  ρ {row['spearman']}", flush=True)
+            with place.rows.claim(key) as mine:
+                if not mine or place.done(key):
+                    continue
+                row = {"config": config.to_dict(), "counts": place.counts, "seconds": place.seconds_of(path)}
+                row |= rates(place, path)
+                row = place.keep(key, {"concept": phrase, "seed": seed}, row)
+            least = min(row["acc_ir"])
+            print(f"{phrase:12s} {seed:2d}  {row['rates']}  ρ {row['spearman']}  Acc_ir ≥ {least}", flush=True)
     conclude(place.rows, "strength")
 
 
-def rates(place: Workplace, concept, weights) -> dict:
-    """{"strengths", "rates", "images", "spearman", "same_at_zero"}: the latter compares whole images with the base's,
-    bit by bit."""
+def rates(place: Workplace, lora: Path) -> dict[str, Any]:
+    """{"strengths", "rates", "images", "spearman", "acc_ir", "acc_ir_images", "same_at_zero"}.
+
+    acc_ir: of all other nouns, seen in a preservation prompt or not; same_at_zero compares whole images with the
+    base's, bit by bit.
+    """
+    import json
+
     import torch
 
+    from training.concepts import Concept
     from training.evaluation import paint, probes
     from training.flux.sampling import generate
     from training.lora.adapter import load_adapter, set_adapter_scale
+    from training.lora.format import KEY_CONCEPT, read_lora
 
-    wanted = [probe for probe in probes(concept, place.classifier, place.args.images, 0) if probe.share == "acc_e"]
+    weights, metadata = read_lora(lora)
+    concept = Concept.from_dict(json.loads(metadata[KEY_CONCEPT]))
+    every = probes(concept, place.classifier, place.args.images, place.args.images_per_other)
+    wanted = [probe for probe in every if probe.share == "acc_e"]
+    others = [probe for probe in every if probe.share in ("acc_ir", "acc_ir_seen")]
     parts = place.parts()
     prompts, seeds = [probe.prompt for probe in wanted[:4]], [probe.seed for probe in wanted[:4]]
 
@@ -50,19 +66,20 @@ def rates(place: Workplace, concept, weights) -> dict:
     load_adapter(parts.transformer, weights)
     set_adapter_scale(parts.transformer, 0.0)
     same = bool(torch.equal(before, some()))
-    found = []
+    found: dict[str, list[float]] = {"rates": [], "acc_ir": []}
     for scale in STRENGTHS:
         set_adapter_scale(parts.transformer, scale)
         pictures = place.base if scale == 0 else {}
-        paint(parts, wanted, pictures)
-        stack = torch.stack([pictures[probe.prompt, probe.seed] for probe in wanted]).float() / 255
-        verdict = place.classifier.classify(stack)
-        found.append(sum(probe.content.shown(verdict, n) for n, probe in enumerate(wanted)) / len(wanted))
+        paint(parts, [*wanted, *others], pictures)
+        for name, group in (("rates", wanted), ("acc_ir", others)):
+            shown = 0
+            if group:
+                stack = torch.stack([pictures[probe.prompt, probe.seed] for probe in group]).float() / 255
+                verdict = place.classifier.classify(stack)
+                shown = sum(probe.content.shown(verdict, number) for number, probe in enumerate(group))
+            found[name].append(round(shown / max(1, len(group)), 4))
     set_adapter_scale(parts.transformer, 1.0)
     return {
-        "strengths": STRENGTHS,
-        "rates": [round(rate, 4) for rate in found],
-        "images": len(wanted),
-        "spearman": spearman(STRENGTHS, found),
-        "same_at_zero": same,
-    }
+        "strengths": STRENGTHS, **found, "images": len(wanted), "acc_ir_images": len(others),
+        "spearman": spearman(STRENGTHS, found["rates"]), "same_at_zero": same,
+    }  # fmt: skip

@@ -87,6 +87,7 @@ class PictureFolder(MutableMapping):
 class Trained:
     """A LoRA that was trained for a row. seconds, cpu_seconds: of this training, a shared bank's included."""
 
+    path: Path
     weights: dict[str, Any]
     concept: Any
     seconds: float
@@ -270,12 +271,42 @@ class Workplace:
             _link(work / "bank.safetensors", bank)
             facts.write_text(json.dumps(took), encoding="utf-8")
         return Trained(
+            Path(result["lora"]),
             read_lora(Path(result["lora"]))[0],
             Concept.from_dict(result["concept"]),
             round(result["seconds"] + (took["seconds"] if shared else 0), 1),
             round(cpu + (took["cpu_seconds"] if shared else 0), 1),
             round(took["seconds"], 1),
         )
+
+    def lora(self, phrase: str, seed: int) -> Path | None:
+        """A concept's LoRA by the defaults, kept with its concept inputs for all commands that need trained ones.
+
+        Trained where there is none; None where another process is at that. `seconds_of` tells how long it took.
+        """
+        from training.concept_inputs import write_missing
+
+        concept, config = self.concept(phrase, seed), self.config({}, seed)
+        name = key_of({"concept": concept.to_dict(), "config": config.to_dict()})
+        path = self.folder / "loras" / f"{phrase.replace(' ', '_')}-{seed}-{name}.safetensors"
+        facts = path.with_suffix(".json")  # the last one to be written
+        if facts.is_file():
+            return path
+        with self.group(phrase, seed) as folder:
+            if folder is None:
+                return None
+            trained = self.train(concept, config, folder)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(trained.path, path)
+            write_missing(self.source, [path], self.args.device, overwrite=True)
+            facts.write_text(json.dumps({"seconds": trained.seconds, "engine": self.engine}), encoding="utf-8")
+        print(f"· trained {phrase}, seed {seed}, in {trained.seconds} s", flush=True)
+        return path
+
+    @staticmethod
+    def seconds_of(lora: Path) -> float:
+        """How long the training of a LoRA from lora() took."""
+        return json.loads(lora.with_suffix(".json").read_text(encoding="utf-8"))["seconds"]
 
     def measured(
         self,

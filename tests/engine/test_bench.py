@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from scripts import bench
-from scripts.measures import page, workplace
+from scripts.measures import gate, summaries, workplace
 from tests.flux_models import tiny_folder
 
 SETTINGS = [
@@ -59,20 +59,40 @@ def test_one_setting_at_a_time(run):
     assert [(row["variant"], row["config"]["rank"]) for row in rows] == [("defaults", 2), ("rank 4", 4)]
 
 
-def test_strength_has_eleven_rates_and_changes_nothing_at_zero(run):
+def test_merges_keep_their_loras_for_the_next_command(run, tmp_path: Path):
+    rows = run("merging", "--concepts", "car,dog", "--numbers", "2", "--ways", "sum,fusion")
+    slots = [(row["what"], row.get("concept"), row.get("way"), row.get("n")) for row in rows]
+    assert slots[:2] == [("single", "car", None, None), ("single", "dog", None, None)]
+    assert slots[2:] == [("merge", None, "sum", 2), ("merge", None, "fusion", 2)]
+    both = rows[-1]
+    assert list(both["concepts"]) == ["car", "dog"] and both["acc_e"]["images"] == 4 and both["notes"] == []
+    assert both["acc_ir"]["images"] == 0 and both["rank"] <= 4
+    loras = sorted(tmp_path.glob("cache/bench/*/loras/*"))
+    assert len(loras) == 6  # LoRA, concept inputs and facts of each
+    times = [path.stat().st_mtime_ns for path in loras]
     (row,) = run("strength")
-    assert row["strengths"] == [n / 10 for n in range(11)] and len(row["rates"]) == 11
-    assert row["same_at_zero"] is True and row["spearman"] == page.spearman(row["strengths"], row["rates"])
+    assert row["concept"] == "car" and [path.stat().st_mtime_ns for path in loras] == times
+    assert row["strengths"] == [n / 10 for n in range(11)] and len(row["rates"]) == len(row["acc_ir"]) == 11
+    assert row["same_at_zero"] is True and row["spearman"] == summaries.spearman(row["strengths"], row["rates"])
+
+
+def test_the_gate_is_counted_by_kind_of_prompt(run):
+    (row,) = run("gate")
+    prompts = row["prompts"]
+    assert prompts["direct"]["prompts"] == 11 and prompts["misspelt"]["prompts"] <= gate.MISSPELT
+    for kind in prompts.values():
+        assert kind["passed"] == sorted(kind["passed"], reverse=True) and kind["passed"][0] <= kind["prompts"]
+    assert prompts["direct"]["passed"][0] == 11 and prompts["unrelated"]["passed"][-1] < 20
 
 
 def test_cost_counts_the_authors_schedule_against_ours(run, tmp_path: Path):
     pairs, *trainings = run("cost", "--repeats", "1", "--pairs", "1", "--set", "steps=1")
     flops = pairs["pair_flops"]
     # 142 passes and 3 with backward against 2 with backward, one of which also makes a short pass for L_rsc
-    assert 25 < flops[page.AUTHORS] / flops["ours, batch 1"] < 50
-    assert flops["ours"] > flops["ours, batch 1"] and pairs["bank_flops"][page.AUTHORS] == 0
+    assert 25 < flops[summaries.AUTHORS] / flops["ours, batch 1"] < 50
+    assert flops["ours"] > flops["ours, batch 1"] and pairs["bank_flops"][summaries.AUTHORS] == 0
     assert [len(seconds) for seconds in pairs["pair_seconds"].values()] == [1, 1, 1]
-    assert [row["schedule"] for row in trainings] == ["ours", "ours, batch 1", page.AUTHORS]
+    assert [row["schedule"] for row in trainings] == ["ours", "ours, batch 1", summaries.AUTHORS]
     assert len({row["config"]["steps"] for row in trainings}) == 1
     args = bench.parser().parse_args(["page", "--out", str(tmp_path)])
     args.run(args)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from training.concepts import THRESHOLD, concept_key, make_concept, relevance, vocabulary_of
+from training.concepts import THRESHOLD, concept_key, concept_keys, make_concept, relevance, vocabulary_of
 from training.concepts.prompts import ENTITY_PATTERNS, PAIR_PATTERNS, fill
 from training.concepts.spans import token_spans
 from training.evaluation import load_classifier
@@ -43,11 +43,11 @@ def test_the_gate_tells_prompts_about_a_concept_from_others(demo_folder: Path):
     for noun in classifier.nouns[::3]:
         concept = make_concept(noun, irrelevant=["thing"], vocabulary=vocabulary_of(tokenizer))
         names = dict.fromkeys([*concept.names(), *classifier.synonyms.get(noun, ())])
-        texts = [(template.format(name), name) for name in names for template in ("{}", "a photo of a {}")]
-        keys = [
-            concept_key(encoders.encode(text).t5[0], range(*token_spans(tokenizer, text, name, length)[0]))
-            for text, name in texts
-        ]
+        keys = concept_keys(
+            names,
+            lambda text: encoders.encode(text).t5[0],
+            lambda text, name: range(*token_spans(tokenizer, text, name, length)[0]),
+        )
         others = [other for other in classifier.nouns if other not in names]
         about = [fill(p, {"x": name, "color": draw.choice(("red", "blue"))}) for name in names for p in ENTITY_PATTERNS]
         about += [fill(p, {"x": noun, "y": draw.choice(others)}) for p in PAIR_PATTERNS]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,53 @@ def test_a_stack_says_what_is_in_it(host: Host, folder: str) -> None:
     assert [line[:9] for line in host.run(everything)["outputs"]["info"]["text"][0].splitlines()] == [
         "0.5 × one", "0.5 × two"
     ]  # fmt: skip
+
+
+def test_a_saved_set_is_the_stack_again(host: Host, folder: str) -> None:
+    def save(name: str, **weights: float) -> dict[str, Any]:
+        graph = stack(folder, **weights)
+        last = f"row {len(weights or WEIGHTS) - 1}"
+        graph["save"] = node("EraseAnything_SaveLoraSet", stack=[last, 0], name=name)
+        return host.run(graph)["outputs"]
+
+    def read(name: str, weight: float = 1.0) -> list[str]:
+        graph = {"set": node("EraseAnything_LoraSet", saved=name, weight=weight)}
+        graph["info"] = node("PreviewAny", source=["set", 1])
+        return host.run(graph)["outputs"]["info"]["text"][0].splitlines()
+
+    assert save("two of them")["save"]["text"] == ["saved as two of them: 2 LoRAs"]
+    lines = ["1 × one (cat, esd, rank 4)", "-0.5 × two (car, esd, rank 5)"]
+    assert read("two of them") == lines
+    assert read("two of them", 0.5) == [lines[0].replace("1 ×", "0.5 ×"), lines[1].replace("-0.5", "-0.25")]
+    # never replaced: another stack gets a number, the same one is there already
+    assert save("two of them", one=0.3)["save"]["text"] == ["saved as two of them (2): 1 LoRAs"]
+    assert read("two of them") == lines and read("two of them (2)") == ["0.3 × one (cat, esd, rank 4)"]
+    sets = host.base / "user" / "__erase_anything" / "lora_sets"
+    assert sorted(path.name for path in sets.iterdir()) == ["two of them (2).json", "two of them.json"]
+    offered = host.get("/object_info/EraseAnything_LoraSet")["EraseAnything_LoraSet"]["input"]["required"]["saved"]
+    assert "two of them" in str(offered)
+    # its LoRA is gone, the file is damaged, of a future version, or a name that leads elsewhere
+    saved = json.loads((sets / "two of them.json").read_text())
+    saved["rows"][1]["lora"] = "stacked/gone.safetensors"
+    (sets / "gone.json").write_text(json.dumps(saved))
+    (sets / "damaged.json").write_text('{"rows": [')
+    (sets / "future.json").write_text(json.dumps({**saved, "version": 2}))
+    saved["rows"][1]["lora"] = "../../../../etc/passwd"
+    (sets / "outside.json").write_text(json.dumps(saved))
+    for name, word in {
+        "gone": "gone.safetensors, which is not here", "damaged": "cannot be read", "future": "another version",
+        "outside": "not here", "never": "There is no set", "../future": "There is no set",
+    }.items():  # fmt: skip
+        graph = {"set": node("EraseAnything_LoraSet", saved=name, weight=1.0)}
+        graph["info"] = node("PreviewAny", source=["set", 1])
+        assert word in refusal(host, graph)
+    for name, word in {"": "cannot be", "../up": "cannot be", "con": "cannot be"}.items():
+        graph = stack(folder)
+        graph["save"] = node("EraseAnything_SaveLoraSet", stack=["row 1", 0], name=name)
+        assert word in refusal(host, graph)
+    graph = merged(folder)
+    graph["save"] = node("EraseAnything_SaveLoraSet", stack=["merge", 0], name="unsaved")
+    assert "save the merge under a name first" in refusal(host, graph)
 
 
 def test_a_merge_is_the_weighted_sum_and_never_overwrites(host: Host, folder: str) -> None:

@@ -14,7 +14,7 @@ import torch
 
 from scripts import bench
 from scripts.environment import ROOT
-from scripts.measures import page, table, workplace
+from scripts.measures import bars, page, summaries, table, workplace
 from scripts.measures.rows import Rows, key_of
 from scripts.measures.workplace import PictureFolder, Workplace, seeds_of
 from training.config import ErasureConfig
@@ -213,24 +213,24 @@ def test_commands_and_their_help():
     [([3, 2, 1, 0], -1.0), ([0, 0, 0, 0], None), ([1, 1, 0, 0], -0.8944), ([0, 2, 1, 3], 0.8)],
 )
 def test_spearman(second: list[float], expected: float | None):
-    assert page.spearman([0, 1, 2, 3], second) == expected
+    assert summaries.spearman([0, 1, 2, 3], second) == expected
 
 
 def test_the_summary_has_means_spread_and_the_worst_concept():
-    nouns = page.erasure_summary(ROWS)["eraseanything"]["nouns"]
+    nouns = summaries.erasure_summary(ROWS)["eraseanything"]["nouns"]
     acc_e = nouns["shares"]["acc_e"]
     assert (acc_e["before"], acc_e["after"], acc_e["rows"]) == (1.0, 0.0733, 3)
     assert acc_e["worst"] == {"concept": "car", "after": 0.1} and acc_e["spread"] == pytest.approx(0.1102, abs=1e-4)
     assert nouns["seconds"] == {"mean": 100.3, "max": 101.0} and nouns["drift"] == {"perceptual": 0.1, "psnr": 20.0}
 
 
-def bar(found: list[page.Bar], start: str) -> tuple[bool | None, str]:
+def bar(found: list[bars.Bar], start: str) -> tuple[bool | None, str]:
     (one,) = [b for b in found if b[0].startswith(start)]
     return one[1:]
 
 
 def test_bars_are_judged_by_the_numbers():
-    found = page.bars({"erasure": page.erasure_summary(ROWS)})
+    found = bars.bars({"erasure": summaries.erasure_summary(ROWS)})
     assert bar(found, "1. Acc_e") == (False, "100.0 % → 7.3 % ± 11.0 %")
     assert bar(found, "1. Acc_g")[0] and bar(found, "1. Attack prefix")[0] and bar(found, "1. Acc_ir")[0]
     assert bar(found, "1. No concept") == (True, "car 10.0 %") and bar(found, "1. ≤ 6 minutes")[0]
@@ -242,7 +242,7 @@ def test_bars_are_judged_by_the_numbers():
 
 def test_an_attack_that_the_base_does_not_understand_is_not_won():
     rows = [row("eraseanything", "car", 0, 0.0, attacks={"prefix": share(0.6, 0.0)})]
-    assert bar(page.bars({"erasure": page.erasure_summary(rows)}), "1. Attack prefix")[0] is False
+    assert bar(bars.bars({"erasure": summaries.erasure_summary(rows)}), "1. Attack prefix")[0] is False
 
 
 def ablated(variant: str, concept: str, acc_e: float) -> dict:
@@ -252,10 +252,10 @@ def ablated(variant: str, concept: str, acc_e: float) -> dict:
 def test_differences_to_the_defaults_are_taken_concept_by_concept():
     rows = [ablated("defaults", "car", 0.1), ablated("defaults", "owl", 0.5), ablated("defaults", "bee", 0.3)]
     rows += [ablated("without esd", "car", 0.4), ablated("without esd", "owl", 0.8), ablated("rank 2", "car", 0.1)]
-    summary = page.ablation_summary(rows)
+    summary = summaries.ablation_summary(rows)
     assert summary["without esd"]["difference"]["acc_e"] == {"mean": 0.3, "error": 0.0, "pairs": 2}
     assert summary["rank 2"]["difference"]["acc_e"] == {"mean": 0.0, "error": 0.0, "pairs": 1}
-    found = page.bars({"ablation": summary})
+    found = bars.bars({"ablation": summary})
     assert bar(found, "2. The term esd") == (True, "without it: Acc_e +30.0 ± 0.0 points")
     assert bar(found, "2. The term rsc")[0] is None
 
@@ -263,20 +263,20 @@ def test_differences_to_the_defaults_are_taken_concept_by_concept():
 def cost_rows() -> list[dict]:
     pairs = {
         "what": "pairs", "steps": 100, "model": "m",
-        "pair_flops": {"ours": 100, "ours, batch 1": 10, page.AUTHORS: 350},
-        "bank_flops": {"ours": 1000, "ours, batch 1": 1000, page.AUTHORS: 0},
-        "bank_seconds": {"ours": 10.0, "ours, batch 1": 10.0, page.AUTHORS: 0.0},
-        "pair_seconds": {"ours": [1.0, 1.0], "ours, batch 1": [0.2, 0.1], page.AUTHORS: [3.0, 3.0]},
+        "pair_flops": {"ours": 100, "ours, batch 1": 10, summaries.AUTHORS: 350},
+        "bank_flops": {"ours": 1000, "ours, batch 1": 1000, summaries.AUTHORS: 0},
+        "bank_seconds": {"ours": 10.0, "ours, batch 1": 10.0, summaries.AUTHORS: 0.0},
+        "pair_seconds": {"ours": [1.0, 1.0], "ours, batch 1": [0.2, 0.1], summaries.AUTHORS: [3.0, 3.0]},
     }  # fmt: skip
     trained = [
         {**row("", "car", 0, acc_e), "what": "training", "schedule": name}
-        for name, acc_e in (("ours", 0.0), ("ours, batch 1", 0.3), (page.AUTHORS, 0.1))
+        for name, acc_e in (("ours", 0.0), ("ours, batch 1", 0.3), (summaries.AUTHORS, 0.1))
     ]
     return [pairs, *trained]
 
 
 def test_cost_is_told_for_our_batch_and_for_theirs():
-    summary = page.cost_summary(cost_rows())
+    summary = summaries.cost_summary(cost_rows())
     assert summary["ours, batch 1"] == {
         "flops": 35.0,
         "flops_to_the_end": 17.5,
@@ -284,7 +284,7 @@ def test_cost_is_told_for_our_batch_and_for_theirs():
         "time_to_the_end": 12.0,
         "time_range": [15.0, 30.0],
     }
-    found = page.bars({"cost": summary})
+    found = bars.bars({"cost": summary})
     assert bar(found, "3. ≥ 30 × fewer FLOPs per pair (ours)")[0] is False
     assert bar(found, "3. ≥ 30 × fewer FLOPs per pair (ours, batch 1)")[0] is True
     assert bar(found, "3. At equal or better Acc, as many pairs (ours)")[0] is True
@@ -292,9 +292,73 @@ def test_cost_is_told_for_our_batch_and_for_theirs():
 
 
 STRENGTH = [
-    {"concept": c, "seed": 0, "strengths": [0.0, 0.5, 1.0], "rates": r, "spearman": s, "same_at_zero": True}
+    {
+        "concept": c,
+        "seed": 0,
+        "strengths": [0.0, 0.5, 1.0],
+        "rates": r,
+        "acc_ir": [0.9, 0.9, 0.8],
+        "spearman": s,
+        "same_at_zero": True,
+    }
     for c, r, s in (("car", [1.0, 0.5, 0.0], -1.0), ("owl", [1.0, 1.0, 0.0], -0.866))
 ]
+
+
+def merged(way: str, n: int, erased: float, kept: float) -> dict:
+    shares = {f"noun {i}": {"before": 1.0, "after": erased, "images": 2} for i in range(n)}
+    slot = {"what": "merge", "way": way, "n": n} if way else {"what": "single", "concept": f"noun {n - 1}"}
+    return {
+        **slot, "concepts": shares, "acc_e": {"before": 1.0, "after": erased, "images": 2 * n},
+        "acc_ir": {"before": 0.96, "after": kept, "images": 50}, "rank": 4, "parameters": 9, "merge_seconds": 0.1,
+    }  # fmt: skip
+
+
+def test_a_merge_is_judged_beside_its_concepts_own_loras():
+    single = [{**merged("", n, 0.02, 0.95)} for n in range(1, 11)]
+    rows = [*single, merged("fusion", 10, 0.06, 0.935), merged("normalised", 10, 0.9, 0.96)]
+    found = bars.bars({"merging": summaries.merging_summary(rows)})
+    assert bar(found, "Merging: fusion of 10 within 5") == (True, "6.0 % against 2.0 %, normalised sum 90.0 %")
+    assert bar(found, "Merging: fusion of 10 within 3") == (True, "96.0 % → 93.5 %")
+    rows[10] = merged("fusion", 10, 0.08, 0.92)
+    found = bars.bars({"merging": summaries.merging_summary(rows)})
+    assert [bar(found, f"Merging: fusion of 10 within {n}")[0] for n in (5, 3)] == [False, False]
+    assert bar(bars.bars({}), "Merging: fusion of 10 within 5")[0] is None
+
+
+GATE = [
+    {"concept": concept, "default": 0.6, "thresholds": [0.5, 0.6], "prompts": {
+        "direct": {"prompts": 300, "passed": [300, 270]}, "misspelt": {"prompts": 100, "passed": [60, 30]},
+        "misspelt and painted": {"prompts": 20, "passed": [20, 18]}, "unrelated": {"prompts": 100, "passed": [40, 10]},
+    }} for concept in ("car", "owl")
+]  # fmt: skip
+
+
+def test_a_gate_has_precision_and_recall():
+    summary = summaries.gate_summary(GATE)
+    now = summary["thresholds"]["0.6"]
+    assert summary["default"] == "0.6" and now["precision"] == round(600 / 620, 4) and now["unrelated"] == 0.1
+    assert now["recall"] == {"direct": 0.9, "misspelt": 0.3, "misspelt and painted": 0.9}
+    met, numbers = bar(bars.bars({"gate": summary}), "Gate: ")
+    assert met is True and "precision 96.8 %" in numbers and "misspelt 30.0 %" in numbers
+
+
+def test_heatmaps_are_judged_at_the_defaults():
+    def measures(pointing: float, iou: float) -> dict:
+        return dict.fromkeys(page.LOCALISED, 0.1) | {"pointing": pointing, "iou_best": iou}
+
+    table = {bars.MAPS: measures(0.91, 0.5), f"output space, {bars.MAPS}": measures(0.3, 0.6)}
+    table |= {"ceiling": measures(1, 0.8), "area": measures(0.1, 0.1)}
+    rows = [
+        {"what": "scenes", "kind": "two objects", "objects": 2, "table": table},
+        {"what": "erased", "concept": "car", "seed": 0, "scenes": 2, "falls": {"median": 4.0, "worst": 1.0},
+         "others": {"mean": 0.95, "worst": 0.8}},
+    ]  # fmt: skip
+    found = bars.bars({"attention": summaries.attention_summary(rows)})
+    assert bar(found, "Heatmaps, two objects: pointing")[0] is True
+    assert bar(found, "Heatmaps, two objects: best IoU") == (False, "0.500, ceiling 0.800")
+    assert bar(found, "Heatmaps, two objects: output space")[0] is True
+    assert bar(found, "Heatmaps, erased car")[0] is False
 
 
 def test_the_page_is_made_of_the_files_that_are_there(tmp_path: Path):
@@ -305,7 +369,9 @@ def test_the_page_is_made_of_the_files_that_are_there(tmp_path: Path):
         return (tmp_path / "README.md").read_text(encoding="utf-8")
 
     assert "not measured" in written() and "## Cost" not in written()
-    text = written(erasure=ROWS, strength=STRENGTH)
+    merges = [merged("", 1, 0.0, 0.9), merged("fusion", 1, 0.0, 0.9), merged("sum", 1, 0.5, 0.9)]
+    text = written(erasure=ROWS, strength=STRENGTH, merging=merges, gate=GATE)
+    assert "| sum | 50.0 (noun 0 50) |" in text and "| **0.6** | 96.8 % |" in text
     assert "| eraseanything | 7.3 ± 11.0 (car 10.0) |" in text and "| base | 100.0 |" in text
     assert "Spearman ≤ −0.95 per concept | missed | worst -0.866 |" in text
     assert "`python scripts/bench.py erasure`, 2026-01-01, 2 cores (x86_64), torch 2." in text

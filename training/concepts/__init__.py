@@ -4,7 +4,7 @@ from .concept import TEMPLATES, Concept, Kind, make_concept
 from .endpoint import EndpointWords, endpoint_words
 from .presets import Preset, presets
 from .prompts import erase_prompts, preservation_prompts, shuffle, substitute, without
-from .relevance import THRESHOLD, concept_key, relevance
+from .relevance import THRESHOLD, concept_key, concept_keys, relevance
 from .spans import occurrences, require_span, span_mask, token_spans
 from .wordnet import Sense, WordNetMissing, assemble_wordnet, download_wordnet, senses
 from .words import Vocabulary, irrelevant_words, phrases_of, synonyms_of, vocabulary_of
@@ -21,6 +21,7 @@ __all__ = [
     "WordNetMissing",
     "assemble_wordnet",
     "concept_key",
+    "concept_keys",
     "download_wordnet",
     "endpoint_words",
     "erase_prompts",

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 THRESHOLD = 0.6  # of `relevance`, from which on a prompt counts as about the concept
+# Prompts in which a name is read: the outputs of one word differ with its sentence.
+CONTEXTS = ("{}", "a photo of a {}", "a picture with {} in it")
 
 
 def concept_key(context: Tensor, tokens: Sequence[int]) -> Tensor:
@@ -19,13 +21,22 @@ def concept_key(context: Tensor, tokens: Sequence[int]) -> Tensor:
     return F.normalize(context[list(tokens)].float(), dim=-1)
 
 
+def concept_keys(
+    names: Iterable[str], encode: Callable[[str], Tensor], tokens: Callable[[str, str], Sequence[int]]
+) -> tuple[Tensor, ...]:
+    """The keys of every name in each of CONTEXTS, for `relevance`.
+
+    encode(text) → [L, D], the encoder's output; tokens(text, name): the name's positions in it.
+    """
+    texts = [(context.format(name), name) for name in dict.fromkeys(names) for context in CONTEXTS]
+    return tuple(concept_key(encode(text), tokens(text, name)) for text, name in texts)
+
+
 def relevance(context: Tensor, keys: Sequence[Tensor]) -> Tensor:
     """How near the nearest part of each prompt comes to the concept's nearest name, -1..1.
 
     For a name of n tokens: the mean cosine between them and n neighbouring tokens of the prompt, the best such place.
-    Outputs of one word differ with its sentence, so give keys of several prompts for each name.
-
-    context: [B, L, D], the prompts' outputs, padding included; keys: [n, D] each, from `concept_key`. → [B]
+    context: [B, L, D], the prompts' outputs, padding included; keys: [n, D] each, from `concept_keys`. → [B]
     """
     unit = F.normalize(context.float(), dim=-1)
     best = torch.full((len(unit),), -1.0, device=unit.device)

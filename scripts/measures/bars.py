@@ -1,0 +1,211 @@
+"""What was set as a bar, judged by the summaries."""
+
+from __future__ import annotations
+
+from .summaries import AUTHORS, SHARES, Summary, attacked, attacks_in
+
+TERMS = ("esd", "attn", "lora", "rsc")
+NAMES = {"acc_e": "Acc_e", "acc_g": "Acc_g", "acc_ir": "Acc_ir", "acc_ir_seen": "Acc_ir, seen"}
+MAPS = "best, t 0.2"  # of the measured maps, what Inspect Image shows by default
+
+Bar = tuple[str, bool | None, str]  # what is asked, whether it is met (None: not measured), the numbers
+
+
+def percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
+def bars(results: dict[str, Summary]) -> list[Bar]:
+    """What was set as a bar, judged by the summaries, strictly: a mean over a bar by any amount misses it."""
+    erasure, ablation = results.get("erasure") or {}, results.get("ablation") or {}
+    return [
+        *_first(erasure.get("eraseanything", {}).get("nouns")),
+        *_second(erasure, ablation),
+        *_third(results.get("cost") or {}),
+        *_fourth(results.get("strength") or {}),
+        *_fifth(erasure.get("eraseanything", {})),
+        *_maps(results.get("attention") or {}),
+        *_merges(results.get("merging") or {}),
+        *_gates(results.get("gate") or {}),
+    ]
+
+
+def _kept(table: Summary) -> tuple[bool | None, str]:
+    ir = table["shares"].get("acc_ir")
+    if ir is None:
+        return None, ""
+    return ir["after"] >= ir["before"] - 0.02, f"{percent(ir['before'])} → {percent(ir['after'])}"
+
+
+def _first(table: Summary | None) -> list[Bar]:
+    asked = [("acc_e", "1. Acc_e ≤ 5 %", 0.05), ("acc_g", "1. Acc_g ≤ 8 %", 0.08)]
+    attacks = attacks_in(table) if table else []
+    asked += [(name, f"1. Attack {name} ≤ 12 %, base ≥ 90 %", 0.12) for name in attacks or ["by any other spelling"]]
+    rest = ("1. Acc_ir within 2 points of the base", "1. No concept's Acc_e above 15 %", "1. ≤ 6 minutes per concept")
+    if table is None:
+        return [(text, None, "") for text in [*(text for _, text, _ in asked), *rest]]
+    found: list[Bar] = []
+    for name, text, limit in asked:
+        share = table["shares"].get(name)
+        if share is None:
+            found.append((text, None, ""))
+        else:
+            met = share["after"] <= limit and (name in SHARES or share["before"] >= 0.9)
+            found.append(
+                (text, met, f"{percent(share['before'])} → {percent(share['after'])} ± {percent(share['spread'])}")
+            )
+    worst, slow = table["shares"]["acc_e"]["worst"], table["seconds"]
+    found.append((rest[0], *_kept(table)))
+    found.append((rest[1], worst["after"] <= 0.15, f"{worst['concept']} {percent(worst['after'])}"))
+    found.append((rest[2], slow["max"] <= 360, f"mean {slow['mean']:.0f} s, slowest {slow['max']:.0f} s"))
+    return found
+
+
+def _second(erasure: Summary, ablation: Summary) -> list[Bar]:
+    found: list[Bar] = []
+    ours = erasure.get("eraseanything", {}).get("nouns")
+    for other, text, strict in (
+        ("esd", "beats ESD", True),
+        ("concept_ablation", "beats Concept Ablation", True),
+        ("gem", "is no worse than GEM", False),
+        ("multi_objective", "bi-level beats multi-objective", True),
+    ):
+        theirs = erasure.get(other, {}).get("nouns")
+        text = f"2. EraseAnything {text} on Acc_g and attacks at equal or better Acc_ir"
+        if not ours or not theirs or "acc_ir" not in ours["shares"] or not attacks_in(ours):
+            found.append((text, None, ""))
+            continue
+        a, b = attacked(ours), attacked(theirs)
+        ir_a, ir_b = (table["shares"]["acc_ir"]["after"] for table in (ours, theirs))
+        met = (a < b if strict else a <= b) and ir_a >= ir_b
+        found.append((text, met, f"{percent(a)} against {percent(b)}, Acc_ir {percent(ir_a)} against {percent(ir_b)}"))
+    for term in TERMS:
+        text = f"2. The term {term} earns its place"
+        if "defaults" not in ablation or f"without {term}" not in ablation:
+            found.append((text, None, "off by default, or not measured"))
+            continue
+        difference = ablation[f"without {term}"]["difference"]
+        worse = [
+            f"{NAMES.get(name, name)} {100 * d['mean']:+.1f} ± {100 * d['error']:.1f} points"
+            for name, d in difference.items()
+            if not name.startswith("part")
+            and (-d["mean"] if name.startswith("acc_ir") else d["mean"]) > max(2 * d["error"], 1e-9)
+        ]
+        found.append((text, bool(worse), f"without it: {', '.join(worse) or 'nothing worse by two standard errors'}"))
+    return found
+
+
+def _third(cost: Summary) -> list[Bar]:
+    texts = (
+        "3. ≥ 30 × fewer FLOPs per pair",
+        "3. ≥ 20 × less time per pair",
+        "3. At equal or better Acc, as many pairs",
+    )
+    found: list[Bar] = []
+    trained = cost.get("trainings", {})
+    authors = trained.get(AUTHORS)
+    for name in ("ours", "ours, batch 1"):
+        one = cost.get(name)
+        here = [f"{text} ({name})" for text in texts]
+        if one is None:
+            found += [(text, None, "") for text in here]
+            continue
+        low, high = one["time_range"]
+        found.append(
+            (here[0], one["flops"] >= 30, f"{one['flops']} ×; to the end, bank included, {one['flops_to_the_end']} ×")
+        )
+        numbers = f"{one['time']} × ({low} to {high}); to the end {one['time_to_the_end']} ×"
+        found.append((here[1], one["time"] >= 20, numbers))
+        if authors is None or name not in trained:
+            found.append((here[2], None, ""))
+            continue
+        ours, theirs = trained[name]["shares"], authors["shares"]
+        both = [(n, ours[n]["after"], theirs[n]["after"]) for n in SHARES[:3] if n in ours and n in theirs]
+        met = all(a >= b if n == "acc_ir" else a <= b for n, a, b in both)
+        found.append((here[2], met, ", ".join(f"{NAMES[n]} {percent(a)} against {percent(b)}" for n, a, b in both)))
+    return found
+
+
+def _fourth(strength: Summary) -> list[Bar]:
+    monotone, still = "4. Strength is monotone: Spearman ≤ −0.95 per concept", "4. Strength 0 changes nothing"
+    kept = "4. Acc_ir within 3 points of the base at every strength"
+    if not strength:
+        return [(monotone, None, ""), (still, None, ""), (kept, None, "")]
+    preserved = strength["acc_ir"]["mean"]
+    worst = strength["worst_spearman"]
+    return [
+        (
+            monotone,
+            worst is not None and worst <= -0.95,
+            f"worst {worst}" if worst is not None else "a rate never moves",
+        ),
+        (still, strength["same_at_zero"], "images equal bit by bit" if strength["same_at_zero"] else "images differ"),
+        (kept, min(preserved) >= preserved[0] - 0.03, f"{percent(preserved[0])} → at worst {percent(min(preserved))}"),
+    ]
+
+
+def _fifth(tables: Summary) -> list[Bar]:
+    found: list[Bar] = []
+    for kind in ("styles", "relations"):
+        text = f"5. {kind.capitalize()}: Acc_e ≤ 15 % with Acc_ir within 2 points of the base"
+        table = tables.get(kind)
+        if table is None:
+            found.append((text, None, ""))
+            continue
+        share, (kept, numbers) = table["shares"]["acc_e"], _kept(table)
+        erased = f"Acc_e {percent(share['before'])} → {percent(share['after'])}"
+        found.append((text, kept and share["after"] <= 0.15, f"{erased}, Acc_ir {numbers}"))
+    return found
+
+
+def _maps(attention: Summary) -> list[Bar]:
+    found: list[Bar] = []
+    for kind, row in attention.get("scenes", {}).items():
+        raw, space, top = (row["table"][name] for name in (MAPS, f"output space, {MAPS}", "ceiling"))
+        found += [
+            (f"Heatmaps, {kind}: pointing game ≥ 90 %", raw["pointing"] >= 0.9, percent(raw["pointing"])),
+            (f"Heatmaps, {kind}: best IoU ≥ 0.55", raw["iou_best"] >= 0.55,
+             f"{raw['iou_best']:.3f}, ceiling {top['iou_best']:.3f}"),
+            (f"Heatmaps, {kind}: output space ≥ raw", space["iou_best"] >= raw["iou_best"],
+             f"best IoU {space['iou_best']:.3f} against {raw['iou_best']:.3f}"),
+        ]  # fmt: skip
+    for name, row in attention.get("erased", {}).items():
+        fell, kept = row["falls"]["median"], row["others"]["mean"]
+        found.append((
+            f"Heatmaps, erased {name}: its map falls ≥ 5 ×, others' correlate ≥ 0.9", fell >= 5 and kept >= 0.9,
+            f"{fell} ×, {kept}",
+        ))  # fmt: skip
+    if cost := attention.get("cost"):
+        share = cost["added_share_5_of_57_blocks"]
+        found.append(("Heatmaps: recording 5 of 57 blocks adds < 3 %", share < 0.03, percent(share)))
+    return found or [("Heatmaps find objects", None, "")]
+
+
+def _merges(merging: Summary) -> list[Bar]:
+    texts = (
+        "Merging: fusion of 10 within 5 points of the single LoRAs' Acc_e",
+        "Merging: fusion of 10 within 3 points of the base's Acc_ir",
+    )
+    ten = merging.get("ways", {}).get("fusion", {}).get(10)
+    if ten is None or "single" not in merging:
+        return [(text, None, "") for text in texts]
+    alone = merging["single"]["first 10"]["acc_e"]["after"]
+    erased, kept = ten["acc_e"]["after"], ten["acc_ir"]
+    diluted = merging["ways"].get("normalised", {}).get(10)
+    beside = f", normalised sum {percent(diluted['acc_e']['after'])}" if diluted else ""
+    return [
+        (texts[0], erased <= alone + 0.05, f"{percent(erased)} against {percent(alone)}{beside}"),
+        (texts[1], kept["after"] >= kept["before"] - 0.03, f"{percent(kept['before'])} → {percent(kept['after'])}"),
+    ]
+
+
+def _gates(gate: Summary) -> list[Bar]:
+    text = "Gate: precision and recall on ≥ 500 prompts"
+    if not gate:
+        return [(text, None, "")]
+    now = gate["thresholds"][gate["default"]]
+    counted = sum(gate["prompts"].values())
+    told = f"{counted} prompts, precision {percent(now['precision'])}, recall " + ", ".join(
+        f"{kind} {percent(now['recall'][kind])}" for kind in now["recall"]
+    )
+    return [(text, counted >= 500, told)]

@@ -1,0 +1,133 @@
+"""`merging`: what N erasures in one merged LoRA still erase, and what they leave, for every way to merge."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from scripts.environment import say
+
+from .page import conclude
+from .rows import key_of
+from .workplace import NOUNS, Workplace
+
+# in the order in which they join a merge
+MERGED = (
+    *NOUNS, "cat", "umbrella", "elephant", "train", "apple", "sunflower", "clock", "owl", "donut", "balloon", "shark",
+    "book",
+)  # fmt: skip
+WAYS: dict[str, dict[str, Any]] = {
+    "normalised": {"mode": "normalised"},
+    "sum": {"mode": "sum"},
+    "concat": {"mode": "concat"},
+    "svd to 10 %": {"mode": "svd", "error": 0.1},
+    "fusion": {"mode": "fusion"},
+}
+SEED = 0
+
+
+def merging(args: argparse.Namespace) -> None:
+    """Acc_e of every concept and Acc_ir as 1, 3, 5, … concepts are merged, for every way, beside their own LoRAs."""
+    place = Workplace(args, "merging")
+    phrases = args.concepts.split(",")
+    counts = [int(count) for count in args.numbers.split(",") if int(count) <= len(phrases)]
+    ways = [name.strip() for name in args.ways.split(",") if name.strip()] or list(WAYS)
+    loras = [place.lora(phrase, SEED) for phrase in phrases[: max(counts)]]
+    if None in loras:
+        say("some concepts are being trained by another process: run this again when it has ended")
+        return
+    others = kept_nouns(place, phrases)
+    say(f"Acc_ir on {len(others)} nouns that are none of the {len(phrases)} concepts: {', '.join(others)}")
+    for phrase, path in zip(phrases, loras, strict=False):
+        keep(place, {"what": "single", "concept": phrase}, [phrase], [path], others, {"mode": "sum"})
+    for count in counts:
+        for way in ways:
+            slot = {"what": "merge", "way": way, "n": count}
+            keep(place, slot, phrases[:count], loras[:count], others, WAYS[way])
+    conclude(place.rows, "merging")
+
+
+def kept_nouns(place: Workplace, phrases: Sequence[str]) -> list[str]:
+    """The model's nouns that no concept and no synonym of one is."""
+    classifier, gone = place.classifier, set(phrases)
+    for phrase in phrases:
+        gone |= {*place.concept(phrase, SEED).synonyms, *classifier.synonyms.get(phrase, ())}
+    return [noun for noun in classifier.nouns if noun not in gone]
+
+
+def keep(
+    place: Workplace, slot: dict[str, Any], phrases: list[str], loras: list[Path], others: list[str],
+    settings: dict[str, Any],
+) -> None:  # fmt: skip
+    """Measures one row unless it is there or another process is at it."""
+    key = key_of({
+        **slot, **place.counts, "loras": [path.stem for path in loras], "others": others, "model": place.model,
+        "merge": settings,
+    })  # fmt: skip
+    if place.done(key):
+        return
+    with place.rows.claim(key) as mine:
+        if not mine or place.done(key):
+            return
+        row = place.keep(key, slot, {"counts": place.counts, **merged(place, phrases, loras, others, settings)})
+    accs = f"Acc_e {row['acc_e']['before']:.3f}→{row['acc_e']['after']:.3f}"
+    accs += f"  Acc_ir {row['acc_ir']['before']:.3f}→{row['acc_ir']['after']:.3f}"
+    print(f"{' '.join(str(value) for value in slot.values()):24s} {accs}  rank {row['rank']}", flush=True)
+
+
+def merged(
+    place: Workplace, phrases: list[str], loras: list[Path], others: list[str], settings: dict[str, Any]
+) -> dict[str, Any]:
+    """Shares with the merge of `loras` in the model: each concept's, their mean, and that of the other nouns."""
+    import time
+
+    import torch
+
+    from training.evaluation import paint
+    from training.evaluation.probes import FIRST_SEED, Content, Probe
+    from training.lora.adapter import load_adapter
+    from training.lora.format import read_lora
+    from training.lora.inputs import inputs_path, read_inputs
+    from training.lora.merge import Source, merge
+
+    sources = [Source(path.stem, read_lora(path)[0], 1.0, read_inputs(inputs_path(path))) for path in loras]
+    began = time.monotonic()
+    found = merge(sources, **settings)
+    seconds = time.monotonic() - began
+
+    def wanted(noun: str, count: int) -> list[Probe]:
+        prompt = place.concept(phrases[0], SEED).prompt(noun)
+        return [Probe("", prompt, FIRST_SEED + number, Content((noun,))) for number in range(count)]
+
+    concepts = {phrase: wanted(phrase, place.args.images) for phrase in phrases}
+    rest = [probe for noun in others for probe in wanted(noun, place.args.images_per_other)]
+    every = [*(probe for group in concepts.values() for probe in group), *rest]
+    parts, base = place.parts(), place.base
+    paint(parts, every, base)
+    load_adapter(parts.transformer, found.weights)
+    after: dict[tuple[str, int], torch.Tensor] = {}
+    paint(parts, every, after)
+
+    def share(group: list[Probe], pictures: Any) -> float:
+        if not group:
+            return 0.0
+        stack = torch.stack([pictures[probe.prompt, probe.seed] for probe in group]).float() / 255
+        verdict = place.classifier.classify(stack)
+        return sum(probe.content.shown(verdict, number) for number, probe in enumerate(group)) / len(group)
+
+    def both(group: list[Probe]) -> dict[str, float]:
+        return {
+            "before": round(share(group, base), 4), "after": round(share(group, after), 4), "images": len(group)
+        }  # fmt: skip
+
+    return {
+        "acc_e": both([probe for group in concepts.values() for probe in group]),
+        "acc_ir": both(rest),
+        "concepts": {phrase: both(group) for phrase, group in concepts.items()},
+        "rank": found.report["rank"],
+        "parameters": found.report["parameters"],
+        "merge_seconds": round(seconds, 2),
+        "notes": found.report["notes"],
+    }

@@ -1,0 +1,224 @@
+"""Summaries of result rows: means, spreads, ratios."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from .rows import Row
+
+KINDS = {"entity": "nouns", "abstraction": "styles", "relationship": "relations"}
+SHARES = ("acc_e", "acc_g", "acc_ir", "acc_ir_seen")
+AUTHORS = "authors' schedule"
+Summary = dict[str, Any]
+
+
+def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and standard deviation of a sample (0 for a single value)."""
+    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+
+
+def spearman(first: Sequence[float], second: Sequence[float]) -> float | None:
+    """Spearman's rank correlation with mean ranks for ties, -1..1; None where one of them does not vary."""
+
+    def ranks(values: Sequence[float]) -> list[float]:
+        return [sum(v < value for v in values) + (sum(v == value for v in values) + 1) / 2 for value in values]
+
+    a, b = ranks(first), ranks(second)
+    if len(set(a)) < 2 or len(set(b)) < 2:
+        return None
+    return round(statistics.correlation(a, b), 4)
+
+
+def shares_of(row: Row) -> dict[str, dict[str, float]]:
+    """All shares of a row that have images: accuracies, attacks, parts (as "part: …")."""
+    found = {name: row[name] for name in SHARES} | row["attacks"]
+    found |= {f"part: {name}": share for name, share in row["parts"].items()}
+    return {name: share for name, share in found.items() if share["images"]}
+
+
+def _table(rows: list[Row]) -> Summary:
+    """One variant's rows: for each share means before and after, the spread after over rows, the worst concept."""
+    shares: Summary = {}
+    every = [shares_of(row) for row in rows]
+    for name in dict.fromkeys(name for shares_ in every for name in shares_):
+        held = [(row["concept"], share[name]) for row, share in zip(rows, every, strict=True) if name in share]
+        after, spread = mean_and_spread([share["after"] for _, share in held])
+        concepts: dict[str, list[float]] = {}
+        for concept, share in held:
+            concepts.setdefault(concept, []).append(share["after"])
+        means = {concept: statistics.mean(values) for concept, values in concepts.items()}
+        keep = name.startswith(("acc_ir", "part"))
+        worst = (min if keep else max)(means, key=means.__getitem__)
+        shares[name] = {
+            "before": round(statistics.mean(share["before"] for _, share in held), 4),
+            "after": round(after, 4),
+            "spread": round(spread, 4),
+            "worst": {"concept": worst, "after": round(means[worst], 4)},
+            "rows": len(held),
+        }
+    drifts = [row["drift"] for row in rows if row["drift"]]
+    result: Summary = {"rows": len(rows), "shares": shares}
+    if drifts:
+        result["drift"] = {n: round(statistics.mean(d[n] for d in drifts), 4) for n in ("perceptual", "psnr")}
+    for name in ("seconds", "cpu_seconds", "bank_seconds", "measure_cpu_seconds"):
+        if times := [row[name] for row in rows if name in row]:
+            result[name] = {"mean": round(statistics.mean(times), 1), "max": max(times)}
+    return result
+
+
+def erasure_summary(rows: list[Row]) -> Summary:
+    """method → kind → `_table`."""
+    found: Summary = {}
+    for row in rows:
+        found.setdefault(row["method"], {}).setdefault(KINDS[row["kind"]], []).append(row)
+    return {method: {kind: _table(part) for kind, part in kinds.items()} for method, kinds in found.items()}
+
+
+def attacked(table: Summary) -> float:
+    """Acc_g and the attacks as one number, their mean: what bar 2 compares."""
+    names = [*attacks_in(table), *(["acc_g"] if "acc_g" in table["shares"] else [])]
+    return statistics.mean(table["shares"][name]["after"] for name in names)
+
+
+def attacks_in(table: Summary) -> list[str]:
+    return [name for name in table["shares"] if name not in SHARES and not name.startswith("part")]
+
+
+def ablation_summary(rows: list[Row]) -> Summary:
+    """variant → `_table` with "difference": to the defaults on the same concepts and seeds, mean and standard error."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row["variant"], []).append(row)
+    reference = {(row["concept"], row["seed"]): shares_of(row) for row in found.get("defaults", [])}
+    summary = {}
+    for variant, part in found.items():
+        table = summary[variant] = _table(part)
+        table["difference"] = {}
+        for name in table["shares"]:
+            pairs = [
+                (shares_of(row)[name]["after"], reference[row["concept"], row["seed"]][name]["after"])
+                for row in part
+                if name in shares_of(row) and name in reference.get((row["concept"], row["seed"]), {})
+            ]
+            if pairs:
+                mean, spread = mean_and_spread([a - b for a, b in pairs])
+                error = spread / len(pairs) ** 0.5
+                table["difference"][name] = {"mean": round(mean, 4), "error": round(error, 4), "pairs": len(pairs)}
+    return summary
+
+
+def cost_summary(rows: list[Row]) -> Summary:
+    """Ratios of the authors' schedule to ours, in FLOPs and time, and what each schedule reaches."""
+    summary: Summary = {"trainings": {}}
+    for row in rows:
+        if row["what"] == "pairs":
+            flops, seconds, banks = row["pair_flops"], row["pair_seconds"], row["bank_flops"]
+            for name in (n for n in flops if n != AUTHORS):
+                ratios = [a / b for a, b in zip(seconds[AUTHORS], seconds[name], strict=True)]
+                whole = banks[name] + row["steps"] * flops[name]
+                ours, theirs = (row["steps"] * statistics.median(seconds[n]) for n in (name, AUTHORS))
+                summary[name] = {
+                    "flops": round(flops[AUTHORS] / flops[name], 2),
+                    "flops_to_the_end": round(row["steps"] * flops[AUTHORS] / whole, 2),
+                    "time": round(statistics.median(ratios), 2),
+                    "time_to_the_end": round(theirs / (ours + row["bank_seconds"][name]), 2),
+                    "time_range": [round(min(ratios), 2), round(max(ratios), 2)],
+                }
+    for schedule in dict.fromkeys(row["schedule"] for row in rows if row["what"] == "training"):
+        summary["trainings"][schedule] = _table([r for r in rows if r.get("schedule") == schedule])
+    return summary
+
+
+def strength_summary(rows: list[Row]) -> Summary:
+    """Mean and spread of rates and Acc_ir at each strength, and the worst correlation of any concept and seed."""
+    if not rows:
+        return {}
+    found = [row["spearman"] for row in rows]
+    means: Summary = {}
+    for name in ("rates", "acc_ir"):
+        columns = [mean_and_spread(values) for values in zip(*(row[name] for row in rows), strict=True)]
+        means[name] = {
+            "mean": [round(mean, 4) for mean, _ in columns],
+            "spread": [round(spread, 4) for _, spread in columns],
+        }
+    return {
+        "strengths": rows[0]["strengths"],
+        "rows": len(rows),
+        **means,
+        "worst_spearman": None if None in found else max(found),
+        "same_at_zero": all(row["same_at_zero"] for row in rows),
+    }
+
+
+def attention_summary(rows: list[Row]) -> Summary:
+    """The rows by what they measure: scenes → table, concept → what erasing changes, and the cost."""
+    bare = ("key", "what", "date", "machine")
+    found: Summary = {"scenes": {}, "erased": {}, "cost": None}
+    for row in rows:
+        facts = {name: value for name, value in row.items() if name not in bare}
+        if row["what"] == "cost":
+            found["cost"] = facts
+        else:
+            name = row["kind"] if row["what"] == "scenes" else f"{row['concept']}, seed {row['seed']}"
+            found[row["what"]][name] = facts
+    return found
+
+
+def merging_summary(rows: list[Row]) -> Summary:
+    """way → N → shares, ranks and the worst concept; "single": means over each concept's own LoRA."""
+    found: Summary = {"ways": {}, "concepts": []}
+    single = [row for row in rows if row["what"] == "single"]
+    merges = sorted((row for row in rows if row["what"] == "merge"), key=lambda row: row["n"])
+    for row in merges:
+        worst = max(row["concepts"], key=lambda phrase: row["concepts"][phrase]["after"])
+        facts = {name: row[name] for name in ("acc_e", "acc_ir", "rank", "parameters", "merge_seconds")}
+        found["ways"].setdefault(row["way"], {})[row["n"]] = {
+            **facts, "worst": {"concept": worst, "after": row["concepts"][worst]["after"]}
+        }  # fmt: skip
+    if merges:
+        found["concepts"] = list(merges[-1]["concepts"])
+    own = {row["concept"]: row for row in single}
+    for name, phrases in (("first 10", found["concepts"][:10]), ("all", found["concepts"])):
+        held = [own[phrase] for phrase in phrases if phrase in own]
+        if held and len(held) == len(phrases):
+            found.setdefault("single", {})[name] = {
+                share: {
+                    when: round(statistics.mean(row[share][when] for row in held), 4) for when in ("before", "after")
+                }
+                for share in ("acc_e", "acc_ir")
+            }
+    found["by_concept"] = {
+        phrase: {
+            "single": own[phrase]["acc_e"]["after"] if phrase in own else None,
+            **{
+                f"{row['way']}, {row['n']}": row["concepts"][phrase]["after"]
+                for row in merges
+                if row["n"] == 10 and phrase in row["concepts"]
+            },
+        }
+        for phrase in found["concepts"][:10]
+    }
+    return found
+
+
+def gate_summary(rows: list[Row]) -> Summary:
+    """kind of prompt → how many; threshold → precision and recall of each kind. Unrelated prompts should not pass."""
+    if not rows:
+        return {}
+    kinds = list(rows[0]["prompts"])
+    counted = {kind: sum(row["prompts"][kind]["prompts"] for row in rows) for kind in kinds}
+    found: Summary = {
+        "concepts": len(rows), "prompts": counted, "default": f"{rows[0]['default']:g}", "thresholds": {}
+    }  # fmt: skip
+    asked = [kind for kind in kinds if kind not in ("unrelated", "misspelt and painted")]
+    for number, threshold in enumerate(rows[0]["thresholds"]):
+        let = {kind: sum(row["prompts"][kind]["passed"][number] for row in rows) for kind in kinds}
+        right = sum(let[kind] for kind in asked)
+        found["thresholds"][f"{threshold:g}"] = {
+            "precision": round(right / max(1, right + let["unrelated"]), 4),
+            "recall": {kind: round(let[kind] / max(1, counted[kind]), 4) for kind in kinds if kind != "unrelated"},
+            "unrelated": round(let["unrelated"] / max(1, counted["unrelated"]), 4),
+        }
+    return found
