@@ -1,7 +1,8 @@
 """Remakes the pictures of the README and of the example workflows from the real thing: `python scripts/pictures.py`.
 
 Starts a ComfyUI of its own, opens each example workflow in a real browser (Chromium), presses Run, waits for its end
-(the first one trains with its defaults: minutes) and photographs the graph. Run it after a change that shows.
+(the first one trains with its defaults: minutes) and photographs the graph. Run it after a change that shows; `1 4`
+takes the pictures of these workflows alone, `states` those of a job's card in every state.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 WORKFLOWS = ROOT / "example_workflows"
 IMAGES = ROOT / "docs" / "images"
+SHEET = ROOT / "web" / "docs" / "EraseAnything_TokenHeatmaps" / "sheet.jpg"
 MARGIN = 24  # pixels around what is photographed
 TRAINING_LIMIT = 3600  # seconds
 SIDEBAR_WIDTH = """() => Object.assign(document.querySelector(".side-bar-panel").style,
@@ -148,8 +150,9 @@ def photograph_states(page: Page, host: Host) -> None:
     page.keyboard.press("e")
 
 
-def run_workflow(page: Page, host: Host, name: str, seen_training: Path | None) -> None:
-    """Opens an example workflow, runs it to its end; `seen_training`: photograph the Train node midway into this."""
+def run_workflow(page: Page, host: Host, name: str, seen_training: Path | None) -> dict[str, Any]:
+    """Opens an example workflow, runs it to its end; → its history. seen_training: where to put a picture of the Train
+    node midway."""
     page.goto(f"{host.url}/?template={name}&source={PACK_NAME}")
     page.wait_for_function("window.app?.vueAppReady && window.app.graph")
     page.wait_for_function("!location.search.includes('template') && app.graph.nodes.length > 0")
@@ -167,12 +170,21 @@ def run_workflow(page: Page, host: Host, name: str, seen_training: Path | None) 
             photograph_sidebar(page, IMAGES / "sidebar_training.jpg")
             seen_training = None
         time.sleep(1)
-    host.wait(new.pop())
+    done = host.wait(new.pop())
     page.wait_for_timeout(3000)  # the previews arrive
+    return done
 
 
-def take(host: Host) -> None:
-    """All pictures, from one server."""
+def save(picture: Path, target: Path) -> None:
+    """A picture that the host has made, as a JPEG."""
+    from PIL import Image
+
+    Image.open(picture).convert("RGB").save(target, quality=88, optimize=True)
+    say(f"{target.relative_to(ROOT)}")
+
+
+def take(host: Host, wanted: list[str]) -> None:
+    """The pictures of the workflows with these numbers (none: all) and, if wanted, of the states, from one server."""
     from playwright.sync_api import sync_playwright
 
     chromium = os.environ.get("CHROMIUM_PATH") or shutil.which("chromium") or shutil.which("google-chrome")
@@ -182,24 +194,29 @@ def take(host: Host) -> None:
         page = browser.new_page(viewport={"width": 2200, "height": 1300})
         page.set_default_timeout(300_000)
         for path in sorted(WORKFLOWS.glob("*.json")):
+            number = path.stem.partition("_")[0]
+            if wanted and number not in wanted:
+                continue
             say(f"running {path.stem}")
-            first = path.stem.startswith("1_")
-            run_workflow(page, host, path.stem, IMAGES / "training.jpg" if first else None)
+            first = number == "1"
+            done = run_workflow(page, host, path.stem, IMAGES / "training.jpg" if first else None)
             photograph(page, path.with_suffix(".jpg"), 1000)
             if first:
                 photograph(page, IMAGES / "erase_and_compare.jpg", 1400)
                 photograph_sidebar(page, IMAGES / "sidebar_done.jpg")
-        photograph_states(page, host)
+                compared = (host.base / "output" / "erase_anything").glob("before_after*.png")
+                save(max(compared, key=lambda p: p.stat().st_mtime), IMAGES / "before_after.jpg")
+            if number == "4":
+                (sheet,) = [image for output in done["outputs"].values() for image in output.get("images", ())][-1:]
+                save(host.base / sheet["type"] / sheet["subfolder"] / sheet["filename"], SHEET)
+        if not wanted or "states" in wanted:
+            photograph_states(page, host)
         browser.close()
-    from PIL import Image
-
-    compared = max((host.base / "output" / "erase_anything").glob("before_after*.png"), key=lambda p: p.stat().st_mtime)
-    Image.open(compared).convert("RGB").save(IMAGES / "before_after.jpg", quality=88, optimize=True)
-    say(f"{(IMAGES / 'before_after.jpg').relative_to(ROOT)}")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("wanted", nargs="*", help="numbers of workflows, or states; all where there is none")
     parser.add_argument("--comfyui", metavar="PATH", help="your own ComfyUI instead")
     arguments = parser.parse_args()
     try:
@@ -208,7 +225,7 @@ def main() -> int:
         install_debian(["chromium", *WORDNET_PACKAGES])
         install_wordnet()
         with tempfile.TemporaryDirectory() as base, Host(get_host(arguments.comfyui), Path(base)) as host:
-            take(host)
+            take(host, arguments.wanted)
     except (SetupError, HostError) as error:
         print(error, file=sys.stderr)
         return 1
