@@ -62,9 +62,12 @@ def keep(
     settings: dict[str, Any],
 ) -> None:  # fmt: skip
     """Measures one row unless it is there or another process is at it."""
+    from training.lora.merge import PRESERVE, RIDGE
+
+    constants = [PRESERVE, RIDGE] if settings["mode"] == "fusion" else []
     key = key_of({
         **slot, **place.counts, "loras": [path.stem for path in loras], "others": others, "model": place.model,
-        "merge": settings,
+        "merge": settings, "constants": constants,
     })  # fmt: skip
     if place.done(key):
         return

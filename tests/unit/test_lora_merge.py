@@ -141,7 +141,7 @@ def test_fusion_solves_its_least_squares(columns: int) -> None:
     for name in loras[0]:
         site = input_site(name)
         factors = [each.concept[site].double() for each in inputs]
-        keep = torch.cat([each.keep[site].double() for each in inputs]) * (0.3 / 3) ** 0.5
+        keep = torch.cat([each.keep[site].double() for each in inputs]) * 0.3**0.5
         every = torch.cat([*factors, keep])
         ridge = (RIDGE * every.square().sum() / HIDDEN) ** 0.5 * torch.eye(HIDDEN, dtype=torch.float64)
         wanted = [w * f @ c[name].T for w, f, c in zip([1.0, 0.5, -2.0], factors, changes, strict=True)]
@@ -160,7 +160,7 @@ def test_fusion_dilutes_nothing_where_concepts_are_apart() -> None:
         places = {input_site(name) for name in lora}
         concept, keep = basis[4 * i : 4 * i + 4], basis[20:28]
         inputs.append(ConceptInputs(dict.fromkeys(places, concept), dict.fromkeys(places, keep)))
-    fused = merge(sources(loras, [1.0] * 5, inputs), "fusion")
+    fused = merge(sources(loras, [1.0] * 5, inputs), "fusion", ridge=1e-5)
     for name, change in dense(fused.weights).items():
         for lora, each in zip(loras, inputs, strict=True):
             factor = each.concept[input_site(name)].double()
