@@ -64,10 +64,10 @@ def keep(
     """Measures one row unless it is there or another process is at it."""
     from training.lora.merge import PRESERVE, RIDGE
 
-    constants = [PRESERVE, RIDGE] if settings["mode"] == "fusion" else []
+    constants = {"constants": [PRESERVE, RIDGE]} if settings["mode"] == "fusion" else {}
     key = key_of({
         **slot, **place.counts, "loras": [path.stem for path in loras], "others": others, "model": place.model,
-        "merge": settings, "constants": constants,
+        "merge": settings, **constants,
     })  # fmt: skip
     if place.done(key):
         return
