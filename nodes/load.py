@@ -40,7 +40,8 @@ class LoadFlux(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "precision", options=list(PRECISIONS), default="auto",
-                    tooltip="auto: bf16 on a GPU, fp32 on the CPU. Choose fp32 to compare with other programs exactly.",
+                    tooltip="auto: bf16 on a GPU, fp32 on the CPU. fp8 or int8 where the transformer does not fit "
+                            "in bf16: half the memory. fp32 to compare with other programs exactly.",
                 ),
                 *(
                     io.Combo.Input(

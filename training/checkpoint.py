@@ -18,11 +18,14 @@ from .config import ErasureRequest
 from .errors import CheckpointError
 from .lora.format import LoraWeights
 
+# Settings that decide what a training takes and leaves behind, not what it computes: it may go on with others.
+NOT_THE_COURSE = frozenset({
+    "checkpoint_every", "keep_checkpoints", "sample_every", "sample_count", "gradient_checkpointing", "stream_blocks",
+})  # fmt: skip
 # Settings that do not reach the bank, which is recorded before the first step.
-AFTER_THE_BANK = frozenset({
+AFTER_THE_BANK = NOT_THE_COURSE | frozenset({
     "bilevel", "steps", "rank", "alpha", "targets", "blocks", "lr_erase", "lr_preserve", "weight_decay", "weight_esd",
     "weight_attn", "weight_lora", "eta", "tau", "batch_erase", "batch_preserve", "refresh_every", "random_strength",
-    "checkpoint_every", "keep_checkpoints", "sample_every", "sample_count",
 })  # fmt: skip
 
 
@@ -44,8 +47,9 @@ class Checkpoint:
 
 
 def request_digest(request: ErasureRequest) -> str:
-    """A hash of what decides a training's course: concept and settings (not names, folders and how often to save)."""
-    return _digest(request, {"checkpoint_every", "keep_checkpoints", "sample_every", "sample_count"})
+    """A hash of what decides a training's course: concept and settings (not names, folders, how often to save and how
+    memory is saved)."""
+    return _digest(request, NOT_THE_COURSE)
 
 
 def bank_request_digest(request: ErasureRequest) -> str:

@@ -26,7 +26,7 @@ from .concepts import TEMPLATES, Concept, WordNetMissing, endpoint_words, make_c
 from .concepts.endpoint import API_KEY
 from .config import ErasureConfig, ErasureRequest
 from .errors import ConfigError, ErasureError, LoraError
-from .flux.source import FluxSource
+from .flux.source import PRECISIONS, FluxSource
 
 SHARES = ("acc_e", "acc_g", "acc_ir")
 
@@ -63,7 +63,7 @@ def parser() -> argparse.ArgumentParser:
     evaluate.add_argument("--source", required=True, help="Flux folder in diffusers layout, with a classifier")
     evaluate.add_argument("--lora", required=True, type=Path, help="LoRA file that a training has written")
     for command in (train, evaluate):
-        command.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16"))
+        command.add_argument("--precision", default="auto", choices=PRECISIONS)
         command.add_argument("--device", default="auto")
     for command in (train, resume, evaluate):
         command.add_argument("--images", type=int, default=24, help="measured images of the concept, as many of its "

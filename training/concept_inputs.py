@@ -24,7 +24,7 @@ from .errors import ErasureError, LoraError
 from .flow import Flow, Progress
 from .flux.loading import load_text_encoders, load_transformer, pick_device, use_autocast
 from .flux.sampling import initial_noise, sigmas
-from .flux.source import FluxSource
+from .flux.source import PRECISIONS, FluxSource
 from .flux.text import TextEmbeds, TextEncoders
 from .flux.variants import variant_of
 from .lora.adapter import load_adapter
@@ -171,7 +171,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m training.concept_inputs", description=__doc__.partition("\n")[0])
     parser.add_argument("loras", nargs="+", type=Path, help="LoRA files that this pack has trained")
     parser.add_argument("--source", required=True, help="Flux folder in diffusers layout that they were trained on")
-    parser.add_argument("--precision", default="auto", choices=("auto", "fp32", "bf16"))
+    parser.add_argument("--precision", default="auto", choices=PRECISIONS)
     parser.add_argument("--device", default="auto")
     args = parser.parse_args(arguments)
     try:

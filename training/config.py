@@ -15,7 +15,7 @@ from typing import Any
 
 from .concepts import Concept, Kind
 from .errors import ConfigError
-from .flux.source import FluxSource
+from .flux.source import QUANTISED, FluxSource
 
 # Named sets of projections that get a LoRA, as diffusers calls them: of the double (dual-stream) blocks, except where
 # BLOCKS says otherwise. In a single block text and image share a projection.
@@ -206,6 +206,20 @@ class ErasureConfig:
         "a part of what is seen.",
         choices=(AUTO["erase_to"], "empty", "rest"),
     )
+    gradient_checkpointing: str = setting(
+        "auto",
+        "Keep only what goes into each block, and compute the rest again in the backward pass: the same LoRA with far "
+        "less memory, about a third slower. auto: on where the weights are fp8 or int8, which save nothing without it, "
+        "and where blocks are streamed. On where memory runs out.",
+        choices=("auto", "on", "off"),
+    )
+    stream_blocks: int = setting(
+        0,
+        "How many of the transformer's blocks are on the device at a time, 2 or more; the others wait in the "
+        "computer's own memory. 0: all. 2 where the transformer does not fit even in fp8; slower, and the same LoRA.",
+        0,
+        1000,
+    )
 
     def for_kind(self, kind: Kind) -> ErasureConfig:
         """These settings with those decided that are left to the concept's kind: `OF_KIND`.
@@ -214,6 +228,13 @@ class ErasureConfig:
         """
         decided = {**OF_KIND[kind], **({"eta": 1.0} if self.method in ("concept_ablation", "gem") else {})}
         return dataclasses.replace(self, **{k: v for k, v in decided.items() if getattr(self, k) == AUTO[k]})
+
+    def checkpoints_blocks(self, precision: str) -> bool:
+        """Whether blocks are computed again in the backward pass: `gradient_checkpointing` decided for a source's
+        precision. Without it, autograd would keep a copy in bf16 of every quantised weight."""
+        if self.gradient_checkpointing == "auto":
+            return precision in QUANTISED or self.stream_blocks > 0
+        return self.gradient_checkpointing == "on"
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON can hold it."""
@@ -251,6 +272,12 @@ class ErasureConfig:
                     raise ConfigError(
                         f"The setting {f.name} must lie between {meta['low']:g} and {meta['high']:g}, not {item!r}."
                     )
+        if self.stream_blocks == 1:
+            raise ConfigError("The setting stream_blocks must be 0 or at least 2: one block computes, one is copied.")
+        if self.stream_blocks and self.gradient_checkpointing == "off":
+            raise ConfigError(
+                "The setting stream_blocks needs gradient_checkpointing: leave that on auto, or set it on."
+            )
 
 
 # Names that Windows keeps for devices: a file of that stem cannot be written there.

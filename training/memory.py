@@ -1,19 +1,21 @@
 """How much memory a training will need on its device, estimated from headers and settings before anything is loaded.
 
 The sizes of weights, adapter, optimisers and trajectory bank are counted exactly. What PyTorch keeps for the backward
-pass is counted too, in units of one [tokens, hidden] tensor per block; what kernels need for a moment, the allocator's
-waste and the program itself are allowances, fitted to the demo model on a CPU. There an estimate is good to a third;
-for accelerators the allowances are assumptions, since nobody has measured them yet.
+pass is counted too, in units of one [tokens, hidden] tensor per block (a checkpointed block keeps one such unit); what
+kernels need for a moment, the allocator's waste and the program itself are allowances, fitted to the demo model on a
+CPU. There an estimate is good to a third; for accelerators the allowances are assumptions, since nobody has measured
+them yet.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .config import TARGETS, ErasureConfig, ErasureRequest, target_blocks
-from .flux.source import FluxSource, parameter_count, read_header, weight_files
+from .flux.source import QUANTISED, FluxSource, parameter_count, read_header, weight_files
 from .flux.variants import training_side, variant_of
 
 GB = 1024**3
@@ -26,6 +28,7 @@ PASSING = 24.0  # tensors of that size that live for a moment in a pass, whateve
 DECODED = 20.0  # values per pixel and base channel that the autoencoder's widest layers hold at a time
 PROGRAM = {"cpu": 0.5 * GB, "other": 0.8 * GB}  # interpreter and libraries; on a GPU its context and workspaces
 WASTE = {"cpu": 1.6, "other": 1.15}  # what the allocator takes for each byte of a pass: the C library's keeps holes
+_BLOCKS = {"transformer_blocks", "single_transformer_blocks", "double_blocks", "single_blocks"}  # in both layouts
 SMALLEST_SIDE = 4  # image tokens per side, below which no setting goes
 
 _PHASE_OF = {"encode": "encode", "bank": "bank", "train": "train", "samples": "samples", "save": "train"}
@@ -62,7 +65,7 @@ def estimate_memory(request: ErasureRequest) -> MemoryEstimate:
     side = training_side(config.resolution, variant)
     tokens = side * side + variant.sequence_length
     unit = WASTE[kind] * tokens * hidden * weight  # bytes for one [tokens, hidden] tensor of one sample
-    transformer = parameter_count(source.transformer_shapes()) * weight
+    weights = transformer_weights(source, config, weight, shared=kind == "cpu")
     encoders = sum(_parameters(source, part) for part in ("clip_l", "t5")) * weight
     vae = read_headers(source, "vae")
     # weights and gradients of the LoRA in fp32, and AdamW's two moments for each of at most two levels
@@ -77,26 +80,75 @@ def estimate_memory(request: ErasureRequest) -> MemoryEstimate:
     )  # as bank.record() takes samples
     pixels = (16 * side) ** 2 * vae["decoder.conv_out.weight"][1]
     seeds = config.sample_count if config.sample_every else 0
-    resident = program + transformer
+    resident = program + weights.resident
     picture = DECODED * pixels * weight + PASSING * unit
     phases = {
         "encode": program + encoders,
         "bank": resident + bank + PASSING * chunk * unit,
-        "train": resident + adapter + bank + (kept(config, geometry) + PASSING * largest_batch(config)) * unit,
+        "train": resident
+        + adapter
+        + bank
+        + weights.cast
+        + (kept(config, geometry, source.precision) + PASSING * largest_batch(config)) * unit,
         "samples": resident + adapter + bank + parameter_count(vae) * weight + seeds * picture,
     }
     return MemoryEstimate({name: int(size) for name, size in phases.items()})
 
 
-def kept(config: ErasureConfig, geometry: dict[str, int]) -> float:
-    """Units of one sample's [tokens, hidden] tensor that are kept for the backward pass of the largest update."""
+@dataclass(frozen=True)
+class _Weights:
+    """Bytes of the transformer on the device: what stays there, and what a training casts for its backward pass."""
+
+    resident: int
+    cast: int
+
+
+def transformer_weights(source: FluxSource, config: ErasureConfig, weight: int, shared: bool) -> _Weights:
+    """The transformer's bytes. weight: bytes of a number that is not quantised; shared: whether the device's memory
+    is the computer's own, in which streamed blocks wait."""
+    blocks: dict[tuple[str, str], int] = {}
+    rest = 0
+    for name, shape in source.transformer_shapes().items():
+        part, _, inner = name.partition(".")
+        if part in _BLOCKS:
+            key = (part, inner.split(".")[0])
+            blocks[key] = blocks.get(key, 0) + math.prod(shape)
+        else:
+            rest += math.prod(shape)
+    whole, largest = sum(blocks.values()), max(blocks.values(), default=0)
+    stored = 1 if source.precision in QUANTISED else weight
+    held = whole * stored
+    if config.stream_blocks:
+        ring = min(config.stream_blocks, len(blocks)) * largest * stored
+        held = ring + held if shared else ring
+    cast = 0
+    if source.precision in QUANTISED:  # autograd keeps what a weight was cast to
+        cast = weight * (largest if config.checkpoints_blocks(source.precision) else whole)
+    return _Weights(held + rest * weight, cast)
+
+
+def kept(config: ErasureConfig, geometry: dict[str, int], precision: str = "auto") -> float:
+    """Units of one sample's [tokens, hidden] tensor that are kept for the backward pass of the largest update.
+
+    Checkpointed blocks keep what goes into them, one unit each, and the one that is replayed keeps all of its own.
+    """
     double, single = geometry["num_layers"], geometry["num_single_layers"]
     reached = target_blocks(config.targets, config.blocks, double, single)
     first = min(reached, default=0)  # blocks before the first LoRA need no gradient
-    plain = KEPT_DOUBLE * max(0, double - first) + KEPT_SINGLE * (single - max(0, first - double))
+    doubles, singles = max(0, double - first), single - max(0, first - double)
+    plain = KEPT_DOUBLE * doubles + KEPT_SINGLE * singles
     captured = len(config.capture_blocks) or double
-    erase = config.batch_erase * (plain + (KEPT_CAPTURE * captured if config.method == "eraseanything" else 0))
-    preserve = (config.batch_preserve + 1) * plain  # and one sample for the contrastive loss
+    capture = KEPT_CAPTURE if config.method == "eraseanything" else 0
+    if config.checkpoints_blocks(precision):
+        plain = doubles + singles
+        replayed = (KEPT_DOUBLE + capture if doubles else KEPT_SINGLE) * largest_batch(config)
+        return _largest_update(config, config.batch_erase * plain, (config.batch_preserve + 1) * plain) + replayed
+    erase = config.batch_erase * (plain + capture * captured)
+    return _largest_update(config, erase, (config.batch_preserve + 1) * plain)
+
+
+def _largest_update(config: ErasureConfig, erase: float, preserve: float) -> float:
+    """What the largest update keeps: of the larger of two levels, or of their sum where they are updated as one."""
     if config.method == "esd":
         return erase
     return max(erase, preserve) if config.method == "eraseanything" and config.bilevel else erase + preserve
@@ -159,8 +211,9 @@ def free_memory(device: str) -> int | None:
 def cheaper(request: ErasureRequest, phase: str = "train") -> tuple[ErasureRequest, str] | None:
     """The request with the next setting changed that saves memory in a phase, and what changes in a few words.
 
-    In this order, the least harmful first: smaller batches, fewer sample images, no sample images, a lower resolution,
-    bf16 weights. None where nothing is left.
+    In this order, the least harmful first: gradient checkpointing (the same LoRA), smaller batches, fewer sample
+    images, no sample images, on an accelerator fp8 weights and streamed blocks, a lower resolution, bf16 weights. None
+    where nothing is left.
     """
     return next(_cheaper(request, _PHASE_OF.get(phase, "train")), None)
 
@@ -168,8 +221,14 @@ def cheaper(request: ErasureRequest, phase: str = "train") -> tuple[ErasureReque
 def _cheaper(request: ErasureRequest, phase: str) -> Iterator[tuple[ErasureRequest, str]]:
     config = request.config
 
-    def with_settings(**changes: int) -> ErasureRequest:
+    def with_settings(**changes: int | str) -> ErasureRequest:
         return replace(request, config=replace(config, **changes))
+
+    def saves(other: ErasureRequest) -> bool:
+        return estimate_memory(other).phases[phase] < estimate_memory(request).phases[phase]
+
+    if phase == "train" and not config.checkpoints_blocks(request.source.precision):
+        yield with_settings(gradient_checkpointing="on"), "gradient checkpointing"
 
     erase, preserve = config.batch_erase, config.batch_preserve
     if phase == "train" and max(erase, preserve) > 1:
@@ -182,15 +241,27 @@ def _cheaper(request: ErasureRequest, phase: str) -> Iterator[tuple[ErasureReque
             yield with_settings(sample_count=1), f"one sample image instead of {config.sample_count} at a time"
         else:
             yield with_settings(sample_every=0), "no sample images"
+    if phase != "encode" and _on_accelerator(request):
+        quantised = replace(request, source=replace(request.source, precision="fp8"))
+        if request.source.precision not in QUANTISED and saves(quantised):
+            yield quantised, "fp8 weights"
+        streamed = with_settings(stream_blocks=2, gradient_checkpointing="auto")
+        if not config.stream_blocks and saves(streamed):
+            yield streamed, "streamed blocks"
     side = training_side(config.resolution, variant_of(request.source))
     lower = side * 3 // 4
     if phase != "encode" and lower >= SMALLEST_SIDE:
         yield with_settings(resolution=16 * lower), f"a lower resolution ({16 * side} → {16 * lower} pixels)"
-    if request.source.precision != "bf16":
-        source = replace(request.source, precision="bf16")
-        before = estimate_memory(request).need
-        if estimate_memory(replace(request, source=source)).need < before:
-            yield replace(request, source=source), "bf16 weights"
+    if request.source.precision not in ("bf16", *QUANTISED):
+        halved = replace(request, source=replace(request.source, precision="bf16"))
+        if estimate_memory(halved).need < estimate_memory(request).need:
+            yield halved, "bf16 weights"
+
+
+def _on_accelerator(request: ErasureRequest) -> bool:
+    from .flux.loading import pick_device
+
+    return pick_device(request.device).type != "cpu"
 
 
 def shortage(request: ErasureRequest, free: int) -> str:

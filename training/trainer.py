@@ -34,6 +34,7 @@ from .concepts import Concept, vocabulary_of
 from .config import TARGETS, ErasureConfig, ErasureRequest, target_blocks
 from .errors import CheckpointError, ConfigError, ErasureError
 from .flow import Flow, Progress
+from .flux.checkpointing import checkpoint_blocks
 from .flux.loading import load_text_encoders, load_transformer, load_vae, pick_device, use_autocast
 from .flux.sampling import decode, initial_noise, sample, sigmas, to_pil
 from .flux.source import FluxSource
@@ -78,7 +79,9 @@ def adapted_flow(
     source: FluxSource, config: ErasureConfig, device: torch.device
 ) -> tuple[Flow, list[torch.nn.Parameter]]:
     """The source's transformer with a fresh adapter, and the adapter's parameters. config: see `for_kind`."""
-    variant, transformer = variant_of(source), load_transformer(source, device)
+    variant, transformer = variant_of(source), load_transformer(source, device, ring=config.stream_blocks)
+    if config.checkpoints_blocks(source.precision) and not config.stream_blocks:  # streamed blocks are checkpointed
+        checkpoint_blocks(transformer)
     side = training_side(config.resolution, variant)
     flow = Flow(
         transformer,

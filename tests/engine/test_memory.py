@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import time
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,15 +14,28 @@ import pytest
 import torch
 from diffusers import FluxTransformer2DModel
 
+from tests.engine.test_small_memory import stored_bytes
 from training.concepts import Concept
 from training.config import TARGETS, ErasureConfig, ErasureRequest, target_blocks
 from training.errors import JobError
+from training.flux.checkpointing import checkpoint_blocks
+from training.flux.loading import load_transformer
 from training.flux.source import demo_source
+from training.flux.streaming import stream_blocks
 from training.flux.text import TextEmbeds
 from training.flux.velocity import velocity
 from training.jobs import Job, JobStore, Scheduler
 from training.lora.adapter import add_adapter
-from training.memory import GB, adapter_parameters, cheaper, estimate_memory, kept, shortage
+from training.memory import (
+    GB,
+    KEPT_DOUBLE,
+    adapter_parameters,
+    cheaper,
+    estimate_memory,
+    kept,
+    shortage,
+    transformer_weights,
+)
 
 ROOT = Path(__file__).parents[2]
 STARVED_WORKER = Path(__file__).with_name("starved_worker.py")
@@ -115,17 +129,71 @@ def test_cheaper_settings_come_in_order_and_end(demo_folder, tmp_path):
             break
         wanted, what = found
         told.append(what)
-    assert told[:3] == [
+    assert told[:4] == [
+        "gradient checkpointing",
         "smaller batches (erase 4 → 2, preserve 8 → 4)",
         "smaller batches (erase 2 → 1, preserve 4 → 2)",
         "smaller batches (preserve 2 → 1)",
     ]
-    assert told[3] == "a lower resolution (128 → 96 pixels)"
+    assert told[4] == "a lower resolution (128 → 96 pixels)"
     assert told[-1] == "bf16 weights"
     assert needs == sorted(needs, reverse=True)
     assert cheaper(wanted, "samples") is None
     rendering = request(tmp_path, sample_every=2, sample_count=2)
     assert cheaper(rendering, "samples")[1] == "one sample image instead of 2 at a time"
+
+
+def test_on_an_accelerator_the_weights_give_way_before_the_resolution(demo_folder, tmp_path):
+    wanted, told = replace(request(tmp_path, "auto", batch_erase=1, batch_preserve=1), device="cuda"), []
+    for _ in range(4):
+        before = estimate_memory(wanted).phases["train"]
+        wanted, what = cheaper(wanted)
+        assert estimate_memory(wanted).phases["train"] < before
+        wanted.config.validate()
+        told.append(what)
+    assert told == ["gradient checkpointing", "fp8 weights", "streamed blocks", "a lower resolution (128 → 96 pixels)"]
+
+
+@pytest.mark.parametrize(("precision", "ring"), [("bf16", 0), ("fp8", 0), ("int8", 0), ("bf16", 2), ("fp8", 3)])
+def test_the_transformers_bytes_are_counted(demo_folder, precision: str, ring: int):
+    """Against the tensors of a transformer that was really loaded."""
+    source = demo_source(precision)
+    model = load_transformer(source, "cpu")
+    counted = transformer_weights(source, ErasureConfig(stream_blocks=ring), 2, shared=False).resident
+    blocks = [*model.transformer_blocks, *model.single_transformer_blocks]
+    taken = stored_bytes(model)
+    if ring:
+        slots = stream_blocks(model, torch.device("cpu"), ring).slots
+        taken += sum(slot.nbytes for slot in slots) - sum(stored_bytes(block) for block in blocks)
+    assert counted == pytest.approx(taken, rel=0.03)
+
+
+def test_what_is_kept_of_checkpointed_blocks():
+    double, single, heads, side, text, batch = 3, 2, 2, 8, 32, 2
+    model = FluxTransformer2DModel(
+        patch_size=1, in_channels=64, num_layers=double, num_single_layers=single, attention_head_dim=128,
+        num_attention_heads=heads, joint_attention_dim=64, pooled_projection_dim=32, guidance_embeds=True,
+    ).requires_grad_(False)  # fmt: skip
+    config = ErasureConfig(method="esd", batch_erase=batch, batch_preserve=1, gradient_checkpointing="on")
+    config = config.for_kind("entity")
+    add_adapter(model, TARGETS[config.targets], 4, 4.0, 0, target_blocks(config.targets, (1, 2), double, single))
+    config = replace(config, blocks=(1, 2))
+    checkpoint_blocks(model)
+    inputs: list[weakref.ref[torch.Tensor]] = []
+
+    def remember(_module: object, args: tuple) -> None:
+        inputs.extend(weakref.ref(tensor) for tensor in args[:2])
+
+    for block in (*model.transformer_blocks, *model.single_transformer_blocks):
+        block.register_forward_pre_hook(remember)
+    embeds = TextEmbeds(torch.randn(batch, text, 64), torch.randn(batch, 32))
+    out = velocity(model, torch.randn(batch, side * side, 64), 0.7, embeds, 3.5, (side, side))
+    alive = [tensor for tensor in (ref() for ref in inputs) if tensor is not None]
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in alive}
+    measured = sum(storages.values()) / ((side * side + text) * heads * 128 * 4)
+    geometry = {**model.config, "num_attention_heads": heads}
+    assert out.requires_grad and 0.75 < measured / (kept(config, geometry) - KEPT_DOUBLE * batch) < 1.1
+    assert kept(config, geometry) < kept(replace(config, gradient_checkpointing="off"), geometry) / 2
 
 
 def test_a_shortage_says_how_much_is_missing_and_what_would_help(demo_folder, tmp_path):
@@ -134,7 +202,7 @@ def test_a_shortage_says_how_much_is_missing_and_what_would_help(demo_folder, tm
     assert shortage(wanted, need) == ""
     sentence = shortage(wanted, need - GB)
     assert sentence.startswith("Waiting: 1.0 GB of memory are missing (the training needs about")
-    assert sentence.endswith("or train with batch_erase 128, batch_preserve 128.")
+    assert sentence.endswith("or train with gradient_checkpointing on.")
     assert "no setting makes it fit" in shortage(wanted, 1000)
 
 
@@ -157,7 +225,7 @@ def test_running_out_of_memory_keeps_the_checkpoint_and_retries_with_less(idle_s
     log = failed.folder.log_file.read_text()
     assert failed.state.state == "failed", log
     assert "allocate memory" in log  # the allocator's own words
-    less = "smaller batches (erase 8 → 4, preserve 32 → 16)"
+    less = "gradient checkpointing"
     assert failed.state.message == (
         f"Out of memory at step 2 (the checkpoint of step 2 is kept): retry with {less}, or close other programs and "
         "resume."
@@ -166,7 +234,7 @@ def test_running_out_of_memory_keeps_the_checkpoint_and_retries_with_less(idle_s
     again = idle_store.retry(job.id, cheaper=True)
     assert idle_store.retry(job.id, cheaper=True).id == again.id
     assert again.parent == job.id
-    assert (again.request["config"]["batch_erase"], again.request["config"]["batch_preserve"]) == (4, 16)
+    assert again.request["config"] == {**job.request["config"], "gradient_checkpointing": "on"}
     with pytest.raises(JobError, match="Another job already writes the LoRA"):
         idle_store.retry(job.id)
     done = trained(idle_store, again)

@@ -49,6 +49,9 @@ def test_a_part_keeps_the_other_defaults():
         {"seed": -1},
         {"t_min": 1.0},
         {"colour": 3},
+        {"gradient_checkpointing": True},
+        {"stream_blocks": 1},
+        {"stream_blocks": 2, "gradient_checkpointing": "off"},
     ],
 )
 def test_what_is_out_of_range_is_refused(changes: dict):

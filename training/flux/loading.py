@@ -9,12 +9,14 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, FluxTransformer2DModel
+from diffusers.hooks import apply_layerwise_casting
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from ..errors import SourceError
 from .native_layout import native_to_diffusers
-from .source import FluxSource, native_prefix, read_header
+from .source import QUANTISED, FluxSource, native_prefix, read_header, require_libraries
+from .streaming import stream_blocks
 from .text import TextEncoders
 from .variants import FluxVariant, variant_of
 
@@ -37,10 +39,13 @@ def pick_device(device: str | torch.device = "auto") -> torch.device:
 
 
 def weights_dtype(precision: str, device: torch.device) -> torch.dtype:
-    """dtype of the weights: "auto" is bf16 on an accelerator and fp32 on the CPU, where bf16 is slow."""
+    """dtype of the weights: "auto" is bf16 on an accelerator and fp32 on the CPU, where bf16 is slow.
+
+    Where the transformer is stored in fewer bits, of everything else.
+    """
     if precision == "auto":
         return torch.float32 if device.type == "cpu" else torch.bfloat16
-    return {"fp32": torch.float32, "bf16": torch.bfloat16}[precision]
+    return torch.float32 if precision == "fp32" else torch.bfloat16
 
 
 def use_autocast(source: FluxSource, device: torch.device) -> bool:
@@ -50,7 +55,7 @@ def use_autocast(source: FluxSource, device: torch.device) -> bool:
     if device.type != "cpu":
         return True
     fast = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)()
-    return fast or source.precision == "bf16"
+    return fast or source.precision in ("bf16", *QUANTISED)
 
 
 @contextmanager
@@ -71,11 +76,15 @@ def _place(module: torch.nn.Module, device: torch.device, dtype: torch.dtype) ->
 
 
 def load_transformer(
-    source: FluxSource, device: str | torch.device = "auto", dtype: torch.dtype | None = None
+    source: FluxSource, device: str | torch.device = "auto", dtype: torch.dtype | None = None, ring: int = 0
 ) -> FluxTransformer2DModel:
-    """The transformer, frozen, in eval mode."""
-    device = pick_device(device)
+    """The transformer, frozen, in eval mode; stored as the source's precision says, or in `dtype` where it is given.
+
+    ring: that many blocks are on the device at a time, as `stream_blocks` does it; 0: all of them.
+    """
+    device, storage = pick_device(device), "" if dtype else source.precision
     dtype = dtype or weights_dtype(source.precision, device)
+    require_libraries(storage)
     with _reading("Flux transformer"):
         if source.kind == "diffusers":
             model = FluxTransformer2DModel.from_pretrained(
@@ -83,7 +92,31 @@ def load_transformer(
             )
         else:
             model = _native_transformer(source, dtype)
+    if storage in QUANTISED:
+        quantise(model, storage)
+    if ring:
+        stream_blocks(_place(model, torch.device("cpu"), dtype), device, ring)
+        return model
     return _place(model, device, dtype)
+
+
+def quantise(transformer: FluxTransformer2DModel, storage: str) -> None:
+    """Store the linear layers of all blocks in one byte per weight; they compute in the dtype they have now.
+
+    fp8: e4m3 as it is, without scales, as ComfyUI's plain fp8 files hold a Flux; int8: with one scale per row. What
+    is small stays as it is: the norms' scales inside the blocks, and what embeds inputs and time or makes the output.
+    """
+    blocks = (transformer.transformer_blocks, transformer.single_transformer_blocks)
+    if storage == "fp8":
+        dtype = next(transformer.parameters()).dtype
+        for part in blocks:
+            # diffusers' enable_layerwise_casting() would skip the modulation ("norm1.linear"), a quarter of all weights
+            apply_layerwise_casting(part, torch.float8_e4m3fn, dtype, skip_modules_pattern=(r"\.norm_(added_)?[qk]$",))
+        return
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+    for part in blocks:
+        quantize_(part, Int8WeightOnlyConfig())  # of linear layers only
 
 
 def _native_transformer(source: FluxSource, dtype: torch.dtype) -> FluxTransformer2DModel:

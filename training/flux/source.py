@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import math
 import os
@@ -13,7 +14,8 @@ from typing import Any, Literal
 
 from ..errors import SourceError
 
-PRECISIONS = ("auto", "fp32", "bf16")
+PRECISIONS = ("auto", "fp32", "bf16", "fp8", "int8")
+QUANTISED = ("fp8", "int8")  # a byte per weight of the transformer's blocks; all else, and all arithmetic, in bf16
 
 FILE_KINDS = {
     "transformer": "Flux transformer",
@@ -114,12 +116,18 @@ def weight_files(folder: Path) -> list[Path]:
     return files[:1]
 
 
+def require_libraries(precision: str) -> None:
+    """Raises SourceError where a precision needs a library that is not installed."""
+    if precision == "int8" and importlib.util.find_spec("torchao") is None:
+        raise SourceError('Precision int8 needs the package torchao: run "pip install torchao", or choose fp8.')
+
+
 @dataclass(frozen=True)
 class FluxSource:
     """Names a Flux without loading it; plain data that round-trips through JSON.
 
     kind "diffusers" uses `folder`; kind "files" uses the four single files and the two tokenizer folders, all absolute.
-    precision: "auto" (bf16 on an accelerator, fp32 on the CPU), "fp32" or "bf16".
+    precision: "auto" (bf16 on an accelerator, fp32 on the CPU), "fp32", "bf16", or one of QUANTISED.
     """
 
     kind: Literal["diffusers", "files"]
@@ -147,6 +155,7 @@ class FluxSource:
         only."""
         if self.precision not in PRECISIONS:
             raise SourceError(f"Precision {self.precision!r} is unknown: choose {', '.join(PRECISIONS)}.")
+        require_libraries(self.precision)
         if self.kind == "diffusers":
             _validate_folder(Path(self.folder), bool(self.folder))
         elif self.kind == "files":

@@ -91,7 +91,7 @@ def _stop_after(transformer: FluxTransformer2DModel, block: int) -> Iterator[Non
     def stop(*_: object) -> None:
         raise _Stopped
 
-    handle = chain[index + 1].register_forward_pre_hook(stop)
+    handle = chain[index + 1].register_forward_pre_hook(stop, prepend=True)  # before it is streamed in for nothing
     try:
         yield
     finally:

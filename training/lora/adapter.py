@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -86,7 +87,9 @@ def _inject(transformer: FluxTransformer2DModel, config: LoraConfig) -> None:
     if _layers(transformer):
         raise LoraError("The transformer carries a LoRA already: load it afresh.")
     device = next(transformer.parameters()).device
-    transformer.add_adapter(config, adapter_name=ADAPTER)
+    with warnings.catch_warnings():  # peft's, that an int8 layer cannot be merged: nothing here merges one
+        warnings.filterwarnings("ignore", message="TorchaoLoraLinear")
+        transformer.add_adapter(config, adapter_name=ADAPTER)
     for parameter in adapter_parameters(transformer):
         parameter.data = parameter.data.to(device, torch.float32)
 

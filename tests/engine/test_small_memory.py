@@ -1,0 +1,195 @@
+"""Trainings that fit small cards: checkpointed blocks compute what plain ones do, quantised ones nearly."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import FluxTransformer2DModel
+
+from tests.flux_models import fp32_source, tiny_folder
+from training import trainer
+from training.checkpoint import latest_checkpoint
+from training.concepts import Concept
+from training.config import TARGETS, ErasureConfig, ErasureRequest
+from training.errors import SourceError
+from training.flux.checkpointing import checkpoint_blocks
+from training.flux.loading import load_text_encoders, load_transformer, use_autocast
+from training.flux.sampling import initial_noise
+from training.flux.source import QUANTISED, FluxSource
+from training.flux.text import TextEmbeds
+from training.flux.variants import variant_of
+from training.flux.velocity import velocity
+from training.lora.adapter import add_adapter
+from training.lora.format import LoraWeights, read_lora
+
+CONCEPT = Concept(
+    "car",
+    synonyms=("automobile",),
+    irrelevant=("dog", "apple", "bus"),
+    preserve=("", "a dog", "a photo of an apple", "a red bus"),
+)
+CONFIG = ErasureConfig(
+    steps=4, rank=2, alpha=2.0, erase_prompts=4, batch_erase=2, batch_preserve=2, sampling_steps=3, t_min=0.0,
+    resolution=64, checkpoint_every=100, sample_every=4, sample_count=1,
+)  # fmt: skip
+Events = list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Bit-identical runs need one number of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def flux(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> FluxSource:
+    folder = tiny_folder(demo_folder, tmp_path_factory.mktemp("flux") / "tiny")
+    return FluxSource("diffusers", folder=str(folder), precision="fp32")
+
+
+def train(flux: FluxSource, out: Path, stop_after: int = 10**9, **settings: Any) -> tuple[LoraWeights, Events]:
+    """(the LoRA, the events) of a training in out/job; Stopped after `stop_after` steps."""
+    events: Events = []
+    request = ErasureRequest(flux, CONCEPT, dataclasses.replace(CONFIG, **settings), "erase-car", str(out), "cpu")
+    stop = lambda: any(e["type"] == "step" and e["step"] >= stop_after for e in events)  # noqa: E731
+    result = trainer.run(request, out / "job", events.append, stop)
+    return read_lora(result["lora"])[0], events
+
+
+def losses(events: Events) -> list[dict[str, float]]:
+    return [e["losses"] for e in events if e["type"] == "step"]
+
+
+def assert_same(first: LoraWeights, second: LoraWeights) -> None:
+    assert list(first) == list(second)
+    for name, (a, b, alpha) in first.items():
+        assert torch.equal(a, second[name][0]) and torch.equal(b, second[name][1]) and alpha == second[name][2]
+        assert b.abs().max() > 0
+
+
+def assert_same_samples(first: Path, second: Path) -> None:
+    pictures = sorted(first.glob("job/samples/*.png"))
+    assert pictures
+    for path in pictures:
+        assert path.read_bytes() == (second / "job" / "samples" / path.name).read_bytes()
+
+
+@pytest.mark.parametrize("targets", ["text_qk", "every_qk"])
+def test_checkpointing_changes_no_bit(flux: FluxSource, tmp_path: Path, targets: str):
+    plain, expected = train(flux, tmp_path / "plain", targets=targets)
+    lora, events = train(flux, tmp_path / "less", targets=targets, gradient_checkpointing="on")
+    assert_same(lora, plain)
+    assert losses(events) == losses(expected) and set(losses(events)[0]) == {"esd", "attn", "lora", "rsc"}
+    assert_same_samples(tmp_path / "plain", tmp_path / "less")
+
+
+def test_a_training_may_go_on_with_less_memory(flux: FluxSource, tmp_path: Path):
+    whole, _ = train(flux, tmp_path / "whole")
+    with pytest.raises(trainer.Stopped):
+        train(flux, tmp_path, stop_after=2)
+    assert latest_checkpoint(tmp_path / "job" / "checkpoints").step == 2
+    lora, events = train(flux, tmp_path, gradient_checkpointing="on")
+    assert [e["step"] for e in events if e["type"] == "step"] == [3, 4]
+    assert_same(lora, whole)
+
+
+# --- Weights in one byte ---------------------------------------------------------------------------------------------
+
+
+def adapted(flux: FluxSource, scale: float = 0.05) -> tuple[FluxTransformer2DModel, list[torch.nn.Parameter]]:
+    """The source's transformer with a LoRA that changes its output, the same whatever the precision."""
+    transformer = load_transformer(flux, "cpu")
+    parameters = add_adapter(transformer, TARGETS["all"], 4, 4.0, 0)
+    generator = torch.Generator().manual_seed(1)
+    for parameter in parameters:
+        parameter.data.normal_(std=scale, generator=generator)
+    return transformer, parameters
+
+
+def velocity_and_gradient(flux: FluxSource, embeds: TextEmbeds) -> tuple[torch.Tensor, torch.Tensor]:
+    """(velocity, gradient of its distance to a random target), each as one vector."""
+    transformer, parameters = adapted(flux)
+    if flux.precision in QUANTISED:
+        checkpoint_blocks(transformer)
+    grid = variant_of(flux).grid
+    noise, target = initial_noise([0, 1], grid), initial_noise([2, 3], grid)
+    with torch.autocast("cpu", torch.bfloat16, enabled=use_autocast(flux, torch.device("cpu"))):
+        found = velocity(transformer, noise, torch.tensor([0.9, 0.5]), embeds, 3.5, grid)
+    gradients = torch.autograd.grad((found - target).square().mean(), parameters)
+    return found.detach().flatten(), torch.cat([gradient.flatten() for gradient in gradients])
+
+
+@pytest.fixture(scope="module")
+def demo_reference(demo_folder: Path) -> tuple[TextEmbeds, torch.Tensor, torch.Tensor]:
+    """(prompts, velocity, gradient) of the demo model in fp32."""
+    source = fp32_source(demo_folder)
+    embeds = load_text_encoders(source, "cpu").encode(["a photo of a car", "a red bus"])
+    return (embeds, *velocity_and_gradient(source, embeds))
+
+
+@pytest.mark.parametrize("precision", QUANTISED)
+def test_quantised_weights_compute_nearly_what_fp32_does(demo_folder: Path, demo_reference, precision: str):
+    embeds, *exact = demo_reference
+    found = velocity_and_gradient(dataclasses.replace(fp32_source(demo_folder), precision=precision), embeds)
+    for a, b in zip(found, exact, strict=True):
+        assert not torch.equal(a, b)
+        assert torch.cosine_similarity(a.double(), b.double(), dim=0) > 0.99
+
+
+def stored_bytes(module: torch.nn.Module) -> int:
+    """What the tensors of a module's parameters take, those inside a quantised one counted one by one."""
+    total = 0
+    for parameter in module.parameters():
+        data = parameter.data
+        inner = [getattr(data, name) for name in data.__tensor_flatten__()[0]] if type(data) is not torch.Tensor else []
+        total += sum(t.nbytes for t in inner if t is not None) if inner else data.nbytes
+    return total
+
+
+@pytest.mark.parametrize("precision", QUANTISED)
+def test_quantised_blocks_take_a_byte_per_weight(demo_folder: Path, demo_reference, precision: str):
+    source = dataclasses.replace(fp32_source(demo_folder), precision=precision)
+    transformer = load_transformer(source, "cpu")
+    blocks = [*transformer.transformer_blocks, *transformer.single_transformer_blocks]
+    weights = sum(p.numel() for block in blocks for p in block.parameters())
+
+    def check() -> None:
+        assert 1.0 <= sum(stored_bytes(block) for block in blocks) / weights < 1.03
+
+    check()
+    rest = [p for n, p in transformer.named_parameters() if "transformer_blocks." not in n or ".norm_" in n]
+    assert rest and {p.dtype for p in rest} == {torch.bfloat16}
+    parameters = add_adapter(transformer, TARGETS["text_qk"], 4, 4.0, 0)
+    assert {p.dtype for p in parameters} == {torch.float32} and all(p.requires_grad for p in parameters)
+    checkpoint_blocks(transformer)
+    weights += sum(p.numel() for p in parameters)
+    grid = variant_of(source).grid
+    with torch.autocast("cpu", torch.bfloat16):
+        velocity(transformer, initial_noise(0, grid), 0.5, demo_reference[0][[0]], 3.5, grid).sum().backward()
+    assert {p.dtype for p in parameters} == {torch.float32} == {p.grad.dtype for p in parameters}
+    check()  # the backward pass has left no weight cast
+
+
+@pytest.mark.parametrize("precision", QUANTISED)
+def test_training_on_quantised_weights(flux: FluxSource, tmp_path: Path, precision: str):
+    small = dataclasses.replace(flux, precision=precision)
+    lora, events = train(small, tmp_path)
+    assert len(losses(events)) == 4 and all(b.abs().max() > 0 for _, b, _ in lora.values())
+    expected = losses(train(dataclasses.replace(flux, precision="bf16"), tmp_path / "bf16")[1])
+    assert losses(events)[0]["lora"] < 0.01 and losses(events)[0]["esd"] == pytest.approx(expected[0]["esd"], rel=0.2)
+
+
+def test_int8_without_its_library_is_one_sentence(flux: FluxSource, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "torchao", None)  # as Python marks what cannot be imported
+    small = dataclasses.replace(flux, precision="int8")
+    for use in (small.validate, lambda: load_transformer(small, "cpu")):
+        with pytest.raises(SourceError, match="pip install torchao"):
+            use()
