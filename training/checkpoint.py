@@ -26,6 +26,7 @@ NOT_THE_COURSE = frozenset({
 AFTER_THE_BANK = NOT_THE_COURSE | frozenset({
     "bilevel", "steps", "rank", "alpha", "targets", "blocks", "lr_erase", "lr_preserve", "weight_decay", "weight_esd",
     "weight_attn", "weight_lora", "eta", "tau", "batch_erase", "batch_preserve", "refresh_every", "random_strength",
+    "early_stopping",
 })  # fmt: skip
 
 

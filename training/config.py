@@ -220,6 +220,13 @@ class ErasureConfig:
         0,
         1000,
     )
+    early_stopping: int = setting(
+        0,
+        "Stop when what is left of the concept has not become less for so many steps; 0: train all steps. Set it (40) "
+        "with more steps than you think you need.",
+        0,
+        100_000,
+    )
 
     def for_kind(self, kind: Kind) -> ErasureConfig:
         """These settings with those decided that are left to the concept's kind: `OF_KIND`.

@@ -46,6 +46,8 @@ from .methods import Method, MethodFactory, Prompts, make_method
 
 Report = Callable[[dict[str, Any]], None]
 CLIP_NORM = 1.0  # gradient norm of a level's update; a guard, rarely reached
+PROBE_EVERY = 10  # steps between two looks at what is left of the concept, where early stopping is on
+LESS = 0.98  # of the least so far: from there on it counts as having become less
 
 
 class Stopped(Exception):
@@ -160,6 +162,7 @@ class _Training:
         self.started = time.monotonic()
         self.step = 0
         self.losses: dict[str, float] = {}  # of the last step
+        self.least = (1.0, 0)  # what was left of the concept when it last became less, and at which step
         self.seconds_before = 0.0  # spent in earlier runs of this folder
 
     def run(self) -> dict[str, Any]:
@@ -183,6 +186,7 @@ class _Training:
         generator = torch.Generator("cpu").manual_seed(self.config.seed)
         if checkpoint is not None:
             self.step, self.losses = checkpoint.step, dict(checkpoint.facts["losses"])
+            self.least = tuple(checkpoint.facts["least"])
             set_adapter_weights(flow.transformer, checkpoint.lora)
             for name, optimizer in optimizers.items():
                 load_optimizer_state(optimizer, checkpoint.optimizers[name])
@@ -196,6 +200,7 @@ class _Training:
                 "request": self.digest,
                 "bank": bank_digest,
                 "losses": self.losses,
+                "least": self.least,
                 "seconds": round(self._seconds(), 1),
                 "threads": torch.get_num_threads(),
             }
@@ -284,7 +289,7 @@ class _Training:
             self.sampler.render(0)
         self._phase("train", f"training {self.config.steps} steps")
         average = 0.0
-        while self.step < self.config.steps:
+        while self.step < self.config.steps and not self._settled():
             began = time.monotonic()
             try:
                 if self.should_stop():
@@ -297,18 +302,29 @@ class _Training:
             self.step, self.losses = self.step + 1, losses
             took = time.monotonic() - began
             average = took if average == 0 else 0.9 * average + 0.1 * took
-            self.report({
-                "type": "step",
-                "step": self.step,
-                "total": self.config.steps,
-                "losses": losses,
-                "seconds_per_step": round(average, 4),
-            })  # fmt: skip
-            last = self.step == self.config.steps
+            told = {"step": self.step, "total": self.config.steps, "losses": losses}
+            if self.config.early_stopping and self.step % PROBE_EVERY == 0:
+                told["residue"] = round(self._probe(method, flow), 4)
+            self.report({"type": "step", **told, "seconds_per_step": round(average, 4)})
+            if self._settled():
+                self._notice(f"Nothing more was erased since step {self.least[1]}: the training ends here.")
+            last = self.step == self.config.steps or self._settled()
             if last or self.step % self.config.checkpoint_every == 0:
                 save()
             if last or (self.config.sample_every and self.step % self.config.sample_every == 0):
                 self.sampler.render(self.step)
+
+    def _probe(self, method: Method, flow: Flow) -> float:
+        """What is left of the concept."""
+        residue = method.residue(flow)
+        if residue < LESS * self.least[0]:
+            self.least = (residue, self.step)
+        return residue
+
+    def _settled(self) -> bool:
+        """Whether it has not become less for as long as the settings allow."""
+        looked = self.step % PROBE_EVERY == 0
+        return looked and 0 < self.config.early_stopping <= self.step - self.least[1]
 
     def _finish(self, concept: Concept, flow: Flow) -> dict[str, Any]:
         self._phase("save", "writing the LoRA")

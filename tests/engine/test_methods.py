@@ -74,7 +74,7 @@ def test_settings_that_are_said_not_to_reach_the_bank_do_not(tokenizer, name: st
         "lr_preserve": 0.5, "weight_decay": 0.1, "weight_esd": 3.0, "weight_attn": 0.0, "weight_lora": 0.0, "eta": 3.0,
         "tau": 1.0, "batch_erase": 1, "batch_preserve": 1, "refresh_every": 2, "random_strength": True,
         "checkpoint_every": 7, "keep_checkpoints": 7, "sample_every": 7, "sample_count": 1,
-        "gradient_checkpointing": "on", "stream_blocks": 2,
+        "gradient_checkpointing": "on", "stream_blocks": 2, "early_stopping": 9,
     }  # fmt: skip
     assert set(other) == AFTER_THE_BANK
     config = dataclasses.replace(CONFIG, method=name)
@@ -118,6 +118,25 @@ def test_the_teacher_is_the_base_whatever_the_adapter_has_learnt():
     torch.testing.assert_close(flow.teacher(x, t, text), plain)
     assert not torch.allclose(flow.student(x, t, text), plain, atol=1e-3)
     assert not flow.teacher(x, t, text).requires_grad and flow.student(x, t, text).requires_grad
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_residue_is_the_share_of_the_way_that_is_left(tokenizer, name: str):
+    config = dataclasses.replace(CONFIG, method=name, eta=1.0 if name == "gem" else 0.5)
+    method = ready(tokenizer, adapted_flow(), config)
+    assert method.residue(adapted_flow(noisy=False)) == pytest.approx(1, abs=1e-4)
+    flow, bank = adapted_flow(), method.bank
+    eta = config.eta if name in ("eraseanything", "esd") else 0.0
+    other = bank["erase.empty" if "erase.empty" in bank else "erase.anchor"].double()
+    own = bank["erase.own"].double()
+    goal = own + (1 + eta) * (other - own)
+    found = [flow.student(x[None], t[None], method.embeds[row[None]]) for x, t, row in zip(
+        bank["erase.x"].float(), bank["erase.t"].float(), bank["erase.row"], strict=True
+    )]  # fmt: skip
+    student = torch.cat(found).detach().double()
+    assert len(own) <= 32  # all of them are measured
+    expected = float((student - goal).square().sum() / (own - goal).square().sum())
+    assert method.residue(flow) == pytest.approx(expected, rel=1e-3) and expected != pytest.approx(1, abs=2e-3)
 
 
 def test_strength_zero_changes_nothing_and_ends_with_the_context():

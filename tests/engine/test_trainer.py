@@ -360,3 +360,28 @@ def test_a_full_disk_is_one_sentence(flux: FluxSource, tmp_path: Path, monkeypat
     with pytest.raises(CheckpointError, match="free some space"):
         train(flux, tmp_path)
     assert not list((tmp_path / "job").glob(".*"))
+
+
+def test_a_training_that_has_settled_ends(flux: FluxSource, tmp_path: Path):
+    config = dataclasses.replace(CONFIG, steps=200, early_stopping=20, sample_every=0, checkpoint_every=15)
+    config = dataclasses.replace(config, lr_erase=3e-2, eta=0.0, alpha=8.0, weight_attn=0.0)
+    result, events = train(flux, tmp_path / "whole", config)
+    measured = {e["step"]: e["residue"] for e in events if "residue" in e}
+    assert list(measured) == list(range(10, result["steps"] + 1, 10)) and 20 <= result["steps"] < 200
+    least, at = 1.0, 0
+    for step, residue in measured.items():
+        if residue < 0.98 * least:
+            least, at = residue, step
+        assert step - at < 20 or step == result["steps"]  # it ends at the first chance, and at no other
+    assert at > 0 and least < 0.98  # something was learnt
+    assert any(e["type"] == "notice" and f"since step {at}" in e["message"] for e in events)
+    assert [e["step"] for e in events if e["type"] == "checkpoint"][-1] == result["steps"]
+    # a resumed training measures on, and ends at the same step with the same LoRA
+    with pytest.raises(trainer.Stopped):
+        train(flux, tmp_path / "parts", config, stop_after=17)
+    resumed, events = train(flux, tmp_path / "parts", config)
+    assert resumed["steps"] == result["steps"] and min(e["step"] for e in events if e["type"] == "step") == 18
+    assert_same_lora(result["lora"], resumed["lora"])
+    # killed after its last checkpoint, it only writes the LoRA
+    again, events = train(flux, tmp_path / "parts", config)
+    assert again["steps"] == result["steps"] and not [e for e in events if e["type"] == "step"]

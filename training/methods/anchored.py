@@ -46,7 +46,6 @@ class AnchoredMethod(TrajectoryMethod):
         """On the concept's own, for every kind."""
         return False
 
-    @staticmethod
-    def _destination(point: dict[str, Tensor], strength: float) -> Tensor:
+    def _destination(self, point: dict[str, Tensor], strength: float) -> Tensor:
         """v_o(c_a) at strength 1, v_o(c) at 0: ESD's target at η = 0 with c_a in the empty prompt's place."""
         return losses.negative_guidance_target(point["own"], point["anchor"], 0.0, strength)

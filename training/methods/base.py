@@ -72,6 +72,10 @@ class Method(Protocol):
     def levels(self) -> tuple[Level, ...]:
         """The levels of a step, in the order in which they are updated."""
 
+    def residue(self, flow: Flow) -> float:
+        """How much of the concept is left: 1 as the base, 0 where the method sends it. Without gradients, on points
+        that stay the same; asked for where `ErasureConfig.early_stopping` is on."""
+
     def losses(self, level: str, flow: Flow, generator: torch.Generator) -> list[Term]:
         """The terms of one level for one step, with gradients."""
 

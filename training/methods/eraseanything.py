@@ -112,8 +112,8 @@ class EraseAnything(TrajectoryMethod):
         point, strength = self._erase_point(flow, generator)
         capture = self._capture(flow, point["row"]) if config.weight_attn > 0 else None
         student = self._student(flow, point, strength, capture)
-        target = losses.negative_guidance_target(point["own"], point["empty"], config.eta, strength)
-        terms = [Term("esd", losses.velocity_matching(student, target), config.weight_esd)]
+        value = losses.velocity_matching(student, self._destination(point, strength))
+        terms = [Term("esd", value, config.weight_esd)]
         if capture is not None:
             terms.append(Term("attn", losses.attention_mass(capture.columns), config.weight_attn * strength))
         return terms

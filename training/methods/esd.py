@@ -15,8 +15,6 @@ class ESD(TrajectoryMethod):
 
     def losses(self, level: str, flow: Flow, generator: torch.Generator) -> list[Term]:
         """L_esd on a fresh draw from the bank."""
-        config = self.config
         point, strength = self._erase_point(flow, generator)
-        target = losses.negative_guidance_target(point["own"], point["empty"], config.eta, strength)
-        value = losses.velocity_matching(self._student(flow, point, strength), target)
-        return [Term("esd", value, config.weight_esd)]
+        value = losses.velocity_matching(self._student(flow, point, strength), self._destination(point, strength))
+        return [Term("esd", value, self.config.weight_esd)]

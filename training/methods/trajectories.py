@@ -20,6 +20,7 @@ from . import losses
 from .base import Level, Prompts, Term
 
 BANK_SEEDS = 1_000_000  # seeds of the bank's noise start here, away from the small numbers people use for images
+PROBES = 32  # points of the bank on which `residue` is measured
 REFRESHED = 4  # one trajectory in so many is sampled anew in a refresh
 
 
@@ -157,7 +158,10 @@ class TrajectoryMethod:
     def _draw(self, kind: str, count: int, generator: torch.Generator, device: torch.device) -> dict[str, Tensor]:
         """`count` points of the bank's trajectories of this kind."""
         total = len(self.bank[f"{kind}.row"])
-        picked = torch.randint(total, (count,), generator=generator)
+        return self._points(kind, torch.randint(total, (count,), generator=generator), device)
+
+    def _points(self, kind: str, picked: Tensor, device: torch.device) -> dict[str, Tensor]:
+        """Those with these numbers."""
         names = [name for name in self.bank if name.startswith(f"{kind}.")]
         point = {name.split(".")[1]: self.bank[name][picked] for name in names}
         return {name: value if name == "row" else value.to(device).float() for name, value in point.items()}
@@ -166,6 +170,24 @@ class TrajectoryMethod:
         """A batch of points on erase trajectories, and the strength that the adapter is to have there."""
         point = self._draw("erase", self.config.batch_erase, generator, flow.device)
         return point, float(torch.rand((), generator=generator)) if self.config.random_strength else 1.0
+
+    def _destination(self, point: dict[str, Tensor], strength: float) -> Tensor:
+        """Where the velocities at these points are sent."""
+        return losses.negative_guidance_target(point["own"], point["empty"], self.config.eta, strength)
+
+    def residue(self, flow: Flow) -> float:
+        """‖v_θ − destination‖² / ‖v_o(c) − destination‖² on PROBES points spread over the bank's erase trajectories."""
+        total = len(self.bank["erase.row"])
+        picked = torch.linspace(0, total - 1, min(PROBES, total)).long()
+        left = whole = 0.0
+        for part in picked.split(self.config.batch_erase):  # no more at a time than a training step takes
+            point = self._points("erase", part, flow.device)
+            goal = self._destination(point, 1.0)
+            with torch.no_grad():
+                student = self._student(flow, point)
+            left += float((student.float() - goal).square().sum())
+            whole += float((point["own"] - goal).square().sum())
+        return left / max(whole, 1e-12)
 
     def _student(
         self, flow: Flow, point: dict[str, Tensor], strength: float = 1.0, capture: AttentionCapture | None = None
