@@ -1,13 +1,17 @@
-"""Command line: trains an erasure LoRA without ComfyUI, resumes a training, measures a LoRA, with a progress bar.
+"""Command line: trains an erasure LoRA without ComfyUI, resumes a training, measures LoRAs, with a progress bar.
 
     python -m training.cli train --source FOLDER --concept "penguin" --out DIR
     python -m training.cli resume --out DIR
     python -m training.cli evaluate --source FOLDER --lora FILE
+    python -m training.cli evaluate --source FOLDER --lora FILE --lora FILE --deletion --out DIR --report
+    python -m training.cli report DIR --out report.html
 
 The last line printed is one JSON object: `lora`; `acc_e`, `acc_g`, `acc_ir` (shares of images, 0..1, in which the
 erased concept is recognised under its name and its synonyms, and what should stay where no preservation prompt held its
 nouns); in `base` the same without the LoRA; after a training also `seconds` and what else `trainer.run` returns. Shares
 are null where they cannot be measured: the model has no classifier, it does not name the concept, there is no synonym.
+With --out, `evaluate` keeps every picture in DIR and goes on where it was stopped; its JSON then has `evaluation` and
+`report` (files; null without --report), `concept` and `subjects` (of each: `acc_e`, `acc_g`, `acc_ir`, the base's too).
 """
 
 from __future__ import annotations
@@ -61,7 +65,11 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--no-measure", action="store_true", help="train only; the accuracies are null")
     evaluate = commands.add_parser("evaluate", help="measure what a LoRA erased and what it kept")
     evaluate.add_argument("--source", required=True, help="Flux folder in diffusers layout, with a classifier")
-    evaluate.add_argument("--lora", required=True, type=Path, help="LoRA file that a training has written")
+    evaluate.add_argument("--lora", action="append", default=[], type=Path, help="LoRA file (repeatable with --out)")
+    _evaluation_options(evaluate)
+    report = commands.add_parser("report", help="make a page of a finished evaluation")
+    report.add_argument("folder", type=Path, metavar="DIR", help="what evaluate had as --out")
+    report.add_argument("--out", type=Path, help="the page (default: report.html in DIR)")
     for command in (train, evaluate):
         command.add_argument("--precision", default="auto", choices=PRECISIONS)
         command.add_argument("--device", default="auto")
@@ -70,6 +78,23 @@ def parser() -> argparse.ArgumentParser:
                              "synonyms; more is more exact")  # fmt: skip
         command.add_argument("--images-per-other", type=int, default=3, help="measured images of each other noun")
     return top
+
+
+def _evaluation_options(evaluate: argparse.ArgumentParser) -> None:
+    """What `evaluate` takes for an evaluation that is kept; without --out these are mistakes."""
+    kept = evaluate.add_argument_group("an evaluation in a folder")
+    kept.add_argument("--out", type=Path, metavar="DIR", help="folder for pictures and evaluation.json; a run that was "
+                      "stopped goes on there")  # fmt: skip
+    kept.add_argument("--strength", action="append", type=float, help="strength of the LoRAs: one for all, or one for "
+                      "each in their order (default: 1)")  # fmt: skip
+    kept.add_argument("--deletion", action="store_true", help="measure attention deletion too, which trains nothing")
+    kept.add_argument("--strengths", help='strengths of each LoRA\'s curve, e.g. "0,0.25,0.5,0.75,1"')
+    kept.add_argument("--concept", help="the concept to measure, where the LoRAs do not say it or differ")
+    kept.add_argument("--images-per-attack", type=int, help="measured images of each attack on a thing (default: 8)")
+    kept.add_argument("--batch-size", type=int, help="images made at once (default: 32)")
+    kept.add_argument("--no-heatmap", action="store_true", help="do not look where the concept's word points")
+    kept.add_argument("--blur", action="store_true", help="a sensitive concept: the report hides its pictures")
+    kept.add_argument("--report", action="store_true", help="write DIR/report.html")
 
 
 def read_settings(pairs: list[str]) -> dict[str, Any]:
@@ -176,6 +201,84 @@ def measure(source: FluxSource, lora: Path, device: str, args: argparse.Namespac
     return {**after, "base": before}
 
 
+def strengths_of(text: str) -> tuple[float, ...]:
+    """Numbers with commas between. Raises ConfigError."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ConfigError(f"Write strengths as numbers with commas between, not {text!r}.") from None
+
+
+def keep_evaluation(source: FluxSource, args: argparse.Namespace) -> dict[str, Any]:
+    """Makes an evaluation in --out, and what the command line prints of it. Raises ErasureError."""
+    from .evaluation import Order, Subject, concept_of_loras, evaluate, load_classifier
+
+    strengths = args.strength or [1.0]
+    if len(strengths) not in (1, len(args.lora)):
+        raise ConfigError(f"There are {len(args.lora)} LoRAs and {len(strengths)} strengths: give one for all or each.")
+    strengths = strengths * len(args.lora) if len(strengths) == 1 else strengths
+    subjects = [Subject(lora, strength) for lora, strength in zip(args.lora, strengths, strict=True)]
+    counts = {
+        name: value for name in ("images", "images_per_other", "images_per_attack", "batch_size")
+        if (value := getattr(args, name)) is not None
+    }  # fmt: skip
+    order = Order(
+        source,
+        concept_of_loras(args.lora, args.concept or "", load_classifier(Path(source.folder))),
+        (*([Subject()] if args.deletion else []), *subjects),
+        strengths=strengths_of(args.strengths) if args.strengths else (),
+        heatmap=not args.no_heatmap,
+        blur=args.blur,
+        **counts,
+    )
+    bars: list[tqdm] = []  # made at the first step: a mistake is one sentence, without a bar
+
+    def progress(what: str, done: int, total: int) -> None:
+        if not bars:
+            bars.append(tqdm(desc="evaluate", unit="step"))
+        bars[0].set_postfix_str(what, refresh=False)
+        bars[0].total, bars[0].n = total, done
+        bars[0].refresh()
+
+    try:
+        found = evaluate(order, args.out, args.device, progress)
+    finally:
+        for bar in bars:
+            bar.close()
+    page = write_page(args.out, args.out / "report.html") if args.report else None
+    shares = {suite["id"]: suite["results"] for suite in found["suites"]}
+    suites = dict(zip(SHARES, ("concept", "synonyms", "preserved unseen"), strict=True))
+    return {
+        "evaluation": str(args.out / "evaluation.json"),
+        "report": page and str(page),
+        "concept": order.concept.phrase,
+        "subjects": {
+            subject["id"]: {n: shares[s][subject["id"]]["share"] if s in shares else None for n, s in suites.items()}
+            for subject in found["subjects"]
+        },
+    }
+
+
+def write_page(folder: Path, out: Path) -> Path:
+    """Makes the report of the evaluation in `folder` at `out`. Raises ErasureError."""
+    from .evaluation.report import write_report
+    from .evaluation.run import read_evaluation
+
+    write_report(read_evaluation(folder), folder, out)
+    return out
+
+
+def evaluate_command(args: argparse.Namespace) -> dict[str, Any]:
+    """`evaluate`'s result: a kept evaluation with --out, else the shares of one LoRA. Raises ErasureError."""
+    if args.out:
+        return keep_evaluation(source_of(args), args)
+    more = ("strength", "deletion", "strengths", "concept", "images_per_attack", "batch_size", "no_heatmap", "blur")
+    if len(args.lora) != 1 or any(getattr(args, name) not in (None, False) for name in (*more, "report")):
+        raise ConfigError("Name one --lora, or a folder with --out for everything else that evaluate can do.")
+    lora = args.lora[0]
+    return {"lora": str(lora), **measure(source_of(args), lora, args.device, args)}
+
+
 def measure_trained(request: ErasureRequest, lora: Path, args: argparse.Namespace) -> dict[str, Any]:
     """`measure` after a training; nulls, and why on stderr, where there is nothing to measure with."""
     nothing = {**dict.fromkeys(SHARES), "base": None}
@@ -218,7 +321,9 @@ def main(arguments: list[str] | None = None) -> int:
     bar = Bar()
     try:
         if args.command == "evaluate":
-            result = {"lora": str(args.lora), **measure(source_of(args), args.lora, args.device, args)}
+            result = evaluate_command(args)
+        elif args.command == "report":
+            result = {"report": str(write_page(args.folder, args.out or args.folder / "report.html"))}
         else:
             if args.command == "train":
                 request = build_request(args)
@@ -235,7 +340,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except (KeyboardInterrupt, Stopped):
-        hint = "" if args.command == "evaluate" else f"; go on with: python -m training.cli resume --out {args.out}"
+        trains = args.command in ("train", "resume")
+        hint = f"; go on with: python -m training.cli resume --out {args.out}" if trains else ""
         print(f"stopped{hint}", file=sys.stderr)
         return 130
     finally:

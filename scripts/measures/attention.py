@@ -137,13 +137,10 @@ class Eye:
         import numpy as np
         import torch
 
-        from training.flux.sampling import pack
+        from training.flux.sampling import encode
 
-        vae = self.parts.vae
         pictures = torch.from_numpy(np.stack([case.picture for case in cases])).permute(0, 3, 1, 2).float()
-        with torch.no_grad():
-            raw = vae.encode(pictures.to(vae.device, vae.dtype) / 127.5 - 1).latent_dist.mode()
-        return pack((raw - vae.config.shift_factor) * vae.config.scaling_factor)
+        return encode(self.parts.vae, pictures / 255)
 
     def noised(self, cases: list[Case], seeds: list[int], t: float) -> Any:
         """The pictures' x_t."""

@@ -7,7 +7,7 @@ import dataclasses
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, cached_property
 from pathlib import Path
@@ -36,51 +36,6 @@ def engine_digest() -> str:
         path = ROOT / "training" / name
         files += path.rglob("*.py") if path.is_dir() else [path]
     return files_digest(files)
-
-
-class PictureFolder(MutableMapping):
-    """(prompt, seed) → RGB uint8 [3, H, W], kept as PNG files: the base's pictures serve every run on a model."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-
-    def _path(self, key: tuple[str, int]) -> Path:
-        return self.folder / f"{key_of({'prompt': key[0], 'seed': key[1]})}.png"
-
-    def __contains__(self, key: object) -> bool:
-        return self._path(key).is_file()
-
-    def __getitem__(self, key: tuple[str, int]) -> Any:
-        import numpy as np
-        import torch
-        from PIL import Image
-
-        path = self._path(key)
-        if not path.is_file():
-            raise KeyError(key)
-        with Image.open(path) as image:
-            return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
-
-    def __setitem__(self, key: tuple[str, int], picture: Any) -> None:
-        import os
-        import tempfile
-
-        from PIL import Image
-
-        self.folder.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(suffix=".part", dir=self.folder)
-        with os.fdopen(handle, "wb") as file:
-            Image.fromarray(picture.permute(1, 2, 0).numpy()).save(file, format="PNG")
-        os.replace(temporary, self._path(key))
-
-    def __delitem__(self, key: tuple[str, int]) -> None:
-        self._path(key).unlink()
-
-    def __iter__(self) -> Iterator[tuple[str, int]]:
-        raise TypeError("The pictures' names are hashes: ask for one by its prompt and seed.")
-
-    def __len__(self) -> int:
-        return len(list(self.folder.glob("*.png")))
 
 
 @dataclasses.dataclass
@@ -147,8 +102,11 @@ class Workplace:
         return self._parts
 
     @cached_property
-    def base(self) -> PictureFolder:
-        """The base's pictures; their arithmetic is a part of their place, as it changes pixels."""
+    def base(self):
+        """The base's pictures, kept for every run on the model (a `PictureFolder`); their arithmetic is a part of their
+        place, as it changes pixels."""
+        from training.evaluation import PictureFolder
+
         arithmetic = "bf16" if self._parts.autocast else str(next(self._parts.transformer.parameters()).dtype)[6:]
         device = next(self._parts.transformer.parameters()).device.type
         return PictureFolder(self.folder / f"base-{device}-{arithmetic}")

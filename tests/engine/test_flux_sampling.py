@@ -11,7 +11,7 @@ from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
 from tests.flux_models import demo_parts, fp32_source, pipeline, pipeline_images, psnr
 from training.flux.loading import load_transformer
-from training.flux.sampling import decode, generate, initial_noise, pack, sample, sigmas, to_pil, unpack
+from training.flux.sampling import decode, encode, generate, initial_noise, pack, sample, sigmas, to_pil, unpack
 from training.flux.variants import FLUX_DEV, FLUX_EMOJI, FLUX_SCHNELL, variant_of
 
 PROMPTS = ["a car on a blue background", "a cat"]
@@ -91,6 +91,14 @@ def test_decoded_images_are_8_bit_ready(demo_folder: Path) -> None:
     (first, _) = to_pil(images)
     assert first.size == (parts.variant.resolution,) * 2
     assert first.getpixel((5, 9)) == tuple(int(value) for value in (images[0, :, 9, 5] * 255).round())
+
+
+def test_encoding_undoes_decoding(demo_folder: Path) -> None:
+    parts = demo_parts(demo_folder)
+    image = generate(parts, "an owl", 3)
+    latents = encode(parts.vae, image)
+    assert latents.shape == (1, parts.variant.grid[0] * parts.variant.grid[1], 64)
+    assert psnr(decode(parts.vae, latents, parts.variant.grid), image) > 25
 
 
 def test_variant_and_precision(demo_folder: Path) -> None:

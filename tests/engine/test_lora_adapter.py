@@ -21,6 +21,7 @@ from training.lora.adapter import (
     adapter_weights,
     add_adapter,
     load_adapter,
+    remove_adapter,
     set_adapter_scale,
     set_adapter_weights,
     target_modules,
@@ -42,6 +43,17 @@ def with_adapter(rank: int = 3, alpha: float = 6.0):
     for parameter in parameters:
         parameter.data.normal_(std=0.3, generator=generator)
     return model
+
+
+def test_without_its_adapter_a_model_is_its_base_and_takes_another() -> None:
+    model, base = with_adapter(), flow(tiny_transformer())
+    assert not torch.equal(flow(model), base)
+    first = adapter_weights(model)
+    remove_adapter(model)
+    remove_adapter(model)  # nothing is left to remove
+    assert torch.equal(flow(model), base) and not any(p.requires_grad for p in model.parameters())
+    load_adapter(model, {name: (a, 2 * b, alpha) for name, (a, b, alpha) in first.items()})
+    torch.testing.assert_close(flow(model), flow(merged(first, 2.0)), rtol=1e-4, atol=1e-5)
 
 
 def merged(weights: LoraWeights, scale: float):

@@ -16,8 +16,11 @@ from scripts import bench
 from scripts.environment import ROOT
 from scripts.measures import bars, page, summaries, table, workplace
 from scripts.measures.rows import Rows, key_of
-from scripts.measures.workplace import PictureFolder, Workplace, seeds_of
+from scripts.measures.workplace import Workplace, seeds_of
 from training.config import ErasureConfig
+from training.errors import ErasureError
+from training.evaluation import PictureFolder
+from training.evaluation.pictures import picture_name
 
 
 def share(before: float, after: float, images: int = 10) -> dict:
@@ -115,6 +118,13 @@ def test_pictures_on_disk_are_those_that_were_put_there(tmp_path: Path):
     assert torch.equal(PictureFolder(tmp_path / "base")["a cat", 5], image)
     with pytest.raises(KeyError):
         pictures["a dog", 5]
+    # the name that caches of earlier versions have
+    assert picture_name("a cat", 5) == f"{key_of({'prompt': 'a cat', 'seed': 5})}.png"
+    path = pictures.path(("a cat", 5))
+    path.write_bytes(path.read_bytes()[:-40])
+    assert not pictures.intact(("a cat", 5))
+    with pytest.raises(ErasureError, match="cannot be read"):
+        pictures["a cat", 5]
 
 
 class DryRun(Workplace):

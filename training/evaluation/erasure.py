@@ -170,6 +170,20 @@ def _span_masks(parts: FluxParts, prompts: Sequence[str], phrase: str) -> Tensor
     return torch.stack([span_mask(found, length) for found in spans]).float()
 
 
+def untouched(wanted: Iterable[Probe], concept: Concept) -> list[tuple[str, int]]:
+    """(prompt, seed) of what should stay as it is and does not name the concept: the pictures that drift is about."""
+    kept = [p for p in wanted if p.share.startswith("acc_ir") and not occurrences(p.prompt, concept.phrase)]
+    return list(dict.fromkeys((probe.prompt, probe.seed) for probe in kept))
+
+
+@torch.no_grad()
+def drift_of(classifier: DemoClassifier, before: Tensor, after: Tensor) -> Drift:
+    """The drift between two stacks of equally many pictures [B, 3, H, W] in 0..1, B > 0."""
+    pairs = zip(before.split(64), after.split(64), strict=True)
+    far = torch.cat([perceptual_distance(classifier.features(a), classifier.features(b)) for a, b in pairs])
+    return Drift(round(float(far.mean()), 4), round(float(psnr(before, after).mean()), 2), len(before))
+
+
 @torch.no_grad()
 def judge(
     classifier: DemoClassifier, concept: Concept, wanted: Sequence[Probe], before: Pictures, after: Pictures
@@ -188,18 +202,10 @@ def judge(
         )
         return Share(round(first, 4), round(second, 4), len(counted))
 
-    def drift() -> Drift | None:
-        kept = [p for p in wanted if p.share.startswith("acc_ir") and not occurrences(p.prompt, concept.phrase)]
-        chosen = list(dict.fromkeys(place[probe.prompt, probe.seed] for probe in kept))
-        if not chosen:
-            return None
-        first, second = (stack[chosen] for stack in stacks)
-        pairs = zip(first.split(64), second.split(64), strict=True)
-        far = torch.cat([perceptual_distance(classifier.features(a), classifier.features(b)) for a, b in pairs])
-        return Drift(round(float(far.mean()), 4), round(float(psnr(first, second).mean()), 2), len(chosen))
-
+    chosen = [place[key] for key in untouched(wanted, concept)]
     main = {name: share([p for p in wanted if p.share == name]) for name in ("acc_e", "acc_g", "acc_ir", "acc_ir_seen")}
     attacks = {name: share(found) for name in ATTACKS if (found := [p for p in wanted if p.share == name])}
     names = dict.fromkeys(probe.part for probe in wanted if probe.part)
     finer = {name: share([p for p in wanted if p.part == name]) for name in names}
-    return ErasureScore(**main, attacks=attacks, parts=finer, drift=drift())
+    drift = drift_of(classifier, *(stack[chosen] for stack in stacks)) if chosen else None
+    return ErasureScore(**main, attacks=attacks, parts=finer, drift=drift)

@@ -86,6 +86,15 @@ def decode(vae: AutoencoderKL, latents: Tensor, grid: tuple[int, int]) -> Tensor
     return (vae.decode(raw.to(parameter.dtype), return_dict=False)[0].float() / 2 + 0.5).clamp(0, 1).cpu()
 
 
+@torch.no_grad()
+def encode(vae: AutoencoderKL, images: Tensor) -> Tensor:
+    """Images [B, 3, H, W] in 0..1, sides in multiples of 16 -> packed latents [B, N, 64], fp32 on the VAE's device; the
+    inverse of decode(), as far as the VAE has one."""
+    parameter = next(vae.parameters())
+    raw = vae.encode(images.to(parameter.device, parameter.dtype) * 2 - 1).latent_dist.mode().float()
+    return pack((raw - vae.config.shift_factor) * vae.config.scaling_factor)
+
+
 def to_pil(images: Tensor) -> list[Image.Image]:
     """[B, 3, H, W] in 0..1 -> PIL images, rounded to 8 bits."""
     return [Image.fromarray(image.permute(1, 2, 0).mul(255).round().byte().numpy()) for image in images]

@@ -198,12 +198,13 @@ def enlarged(maps: np.ndarray, height: int, width: int) -> np.ndarray:
     return F.interpolate(torch.from_numpy(maps)[:, None], (height, width), mode="bilinear")[:, 0].numpy()
 
 
-def overlays(figure: Figure) -> np.ndarray:
-    """uint8 [drawn, H, W, 3]: each of the prompt's words over the image."""
+def overlays(figure: Figure, top: float | None = None) -> np.ndarray:
+    """uint8 [drawn, H, W, 3]: each of the prompt's words over the image. top: the value at the top of the colour scale,
+    where several figures share one; by default the figure's own."""
     height, width = figure.image.shape[:2]
     big = enlarged(figure.maps[: figure.drawn], height, width)
     return np.stack([
-        _blend(figure.image, colourise(values / figure.ceiling(n), figure.colour_map), figure.opacity)
+        _blend(figure.image, colourise(values / (top or figure.ceiling(n)), figure.colour_map), figure.opacity)
         for n, values in enumerate(big)
     ])  # fmt: skip
 

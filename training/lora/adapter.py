@@ -83,6 +83,13 @@ def load_adapter(transformer: FluxTransformer2DModel, weights: LoraWeights) -> N
     set_adapter_weights(transformer, weights)
 
 
+def remove_adapter(transformer: FluxTransformer2DModel) -> None:
+    """Take the LoRA off again: the transformer is its base, and another LoRA can be loaded."""
+    if _layers(transformer):
+        transformer.unload_lora()
+        transformer.requires_grad_(False)
+
+
 def _inject(transformer: FluxTransformer2DModel, config: LoraConfig) -> None:
     if _layers(transformer):
         raise LoraError("The transformer carries a LoRA already: load it afresh.")

@@ -73,7 +73,7 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _mapping(text: str | None) -> dict[str, Any]:
+def mapping_of(text: str | None) -> dict[str, Any]:
     """A JSON object from metadata; {} for anything else, since others may write what they like."""
     try:
         value = json.loads(text or "")
@@ -84,10 +84,10 @@ def _mapping(text: str | None) -> dict[str, Any]:
 
 def concept_of(metadata: Mapping[str, str]) -> str | None:
     """The phrase that a LoRA erases, several of a merged one with commas between; None if the file does not say."""
-    phrase = _mapping(metadata.get(KEY_CONCEPT)).get("phrase")
+    phrase = mapping_of(metadata.get(KEY_CONCEPT)).get("phrase")
     if isinstance(phrase, str):
         return phrase
-    sources = _mapping(metadata.get(KEY_MERGE)).get("sources")
+    sources = mapping_of(metadata.get(KEY_MERGE)).get("sources")
     phrases = [source.get("concept") for source in sources if isinstance(source, dict)] if isinstance(
         sources, list) else []  # fmt: skip
     return ", ".join(dict.fromkeys(each for each in phrases if isinstance(each, str))) or None
@@ -104,8 +104,8 @@ def erased_names(metadata: Mapping[str, str]) -> tuple[str, ...]:
             if isinstance(source, dict):
                 add(source, "concept")
 
-    add(_mapping(metadata.get(KEY_CONCEPT)), "phrase")
-    add(_mapping(metadata.get(KEY_MERGE)), "concept")
+    add(mapping_of(metadata.get(KEY_CONCEPT)), "phrase")
+    add(mapping_of(metadata.get(KEY_MERGE)), "concept")
     # of a merge of merges, "concept" is a list with commas, whose parts its own sources name
     names = [name for name in found if isinstance(name, str) and name.strip() and ", " not in name]
     return tuple(dict.fromkeys(names))
@@ -137,7 +137,7 @@ def describe(path: str | Path) -> dict[str, Any]:
         "dtypes": list(file.dtypes),
         "base": file.metadata.get(KEY_BASE),
         "inputs": inputs_path(path).is_file(),
-        "merge": _mapping(file.metadata.get(KEY_MERGE)) or None,
+        "merge": mapping_of(file.metadata.get(KEY_MERGE)) or None,
         "notes": list(file.notes),
     }
 
@@ -191,10 +191,10 @@ def merge_files(
         notes += file.notes
         origin = {"file": path.name, "sha256": sha256_of(path), "weight": float(weight),
                   "concept": concept_of(file.metadata), "method": file.metadata.get(KEY_METHOD)}  # fmt: skip
-        synonyms = _mapping(file.metadata.get(KEY_CONCEPT)).get("synonyms")
+        synonyms = mapping_of(file.metadata.get(KEY_CONCEPT)).get("synonyms")
         if isinstance(synonyms, list):
             origin["synonyms"] = synonyms
-        earlier = _mapping(file.metadata.get(KEY_MERGE)).get("sources")
+        earlier = mapping_of(file.metadata.get(KEY_MERGE)).get("sources")
         if earlier is not None:
             origin["sources"] = earlier
         origins.append(origin)

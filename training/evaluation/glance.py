@@ -1,0 +1,58 @@
+"""Where the concept's word points in the base's own picture, before and after an erasure: a pass each, as PNG files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..flux.loading import FluxParts
+from ..flux.sampling import encode, initial_noise
+from ..inspection.capture import noised, record_pass
+from ..inspection.heatmaps import Figure, figure_of, overlays, png_bytes
+from ..inspection.recording import default_blocks
+from ..inspection.words import read_prompt
+from .pictures import Key, write_whole
+
+T = 0.2  # noise level of the pass: that of Inspect Image
+
+
+class Glance:
+    """The attention that one picture pays to a phrase of its prompt, under the transformer as it is at each look."""
+
+    def __init__(self, parts: FluxParts, phrase: str, key: Key, picture: Tensor) -> None:
+        """picture: uint8 [3, H, W], made from `key`'s prompt and seed at the variant's resolution."""
+        self.parts, self.key = parts, key
+        self.prompt = read_prompt(parts.text.tokenizer_2, key[0], parts.text.sequence_length)
+        self.word = self.prompt.phrase(phrase)
+        self.picture = picture
+        self.blocks = default_blocks(len(parts.transformer.transformer_blocks))
+        self.figures: dict[str, Figure] = {}
+
+    def look(self, name: str) -> None:
+        """Records one pass as the figure `name`."""
+        parts, (prompt, seed) = self.parts, self.key
+        with parts.computing(), torch.no_grad():
+            latents = encode(parts.vae, self.picture[None] / 255)
+            x_t = noised(latents, initial_noise(seed, parts.variant.grid).to(latents), T)
+            recording = record_pass(
+                parts.transformer, x_t, T, parts.text.encode([prompt]), parts.variant.default_guidance,
+                parts.variant.grid, self.blocks,
+            )  # fmt: skip
+        image = self.picture.permute(1, 2, 0) / 255
+        self.figures[name] = figure_of(recording, self.prompt, [self.word], image)
+
+    def save(self, folder: Path) -> dict[str, Any]:
+        """Writes `heatmaps/<name>.png` of every look, one colour scale for all; → the facts about them, as JSON."""
+        top = max(float(figure.maps[: figure.drawn].max()) for figure in self.figures.values()) or 1.0
+        sets = {}
+        for name, figure in self.figures.items():
+            file = f"heatmaps/{name}.png"
+            write_whole(folder / file, png_bytes(overlays(figure, top)[0]))
+            sets[name] = {"file": file, "mass": round(figure.mass()[0], 6)}
+        prompt, seed = self.key
+        names = next(iter(self.figures.values())).blocks
+        return {"word": self.word.text, "prompt": prompt, "seed": seed, "t": T, "blocks": names,
+                "top": round(top, 6), "sets": sets}  # fmt: skip
