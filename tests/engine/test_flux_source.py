@@ -105,8 +105,8 @@ def test_json_round_trip() -> None:
 
 
 def test_unknown_precision_and_kind(demo_folder: Path) -> None:
-    with pytest.raises(SourceError, match="fp8"):
-        FluxSource("diffusers", str(demo_folder), precision="fp8").validate()
+    with pytest.raises(SourceError, match="fp4"):
+        FluxSource("diffusers", str(demo_folder), precision="fp4").validate()
     with pytest.raises(SourceError, match="checkpoint"):
         FluxSource("checkpoint").validate()
 

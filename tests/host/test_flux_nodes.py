@@ -161,7 +161,7 @@ def test_half_a_folder(host: Host, demo_folder: Path) -> None:
     ("changes", "message"),
     [
         ({"model": "../../elsewhere"}, "no model folder"),
-        ({"precision": "fp8"}, "Precision 'fp8' is unknown"),
+        ({"precision": "fp4"}, "Precision 'fp4' is unknown"),
         ({"model": "single files"}, "No file is chosen for transformer"),
         ({"model": "single files", "transformer": "../../secret.safetensors"}, "no file 'secret.safetensors'"),
     ],

@@ -27,7 +27,10 @@ def test_a_job_that_does_not_fit_waits_and_lets_others_pass(store, scheduler, hu
     assert waiting.state.state == "queued"
     assert waiting.state.message.startswith("Waiting: ")
     assert "GB of memory are missing" in waiting.state.message
-    assert re.search(r"train with batch_erase \d+, batch_preserve \d+, resolution \d+\.$", waiting.state.message)
+    assert re.search(
+        r"train with batch_erase \d+, batch_preserve \d+, resolution \d+, gradient_checkpointing on\.$",
+        waiting.state.message,
+    )
     waiting = wait_for(store, waiting, lambda job: job.folder.events())  # told after it was written
     assert waiting.folder.events()[0]["message"].startswith("Waiting: ")
     wait_for(store, store.submit(request_for("small", phrase="small")), in_state("completed"))
