@@ -73,10 +73,8 @@ def passed(place: Workplace, phrase: str) -> dict[str, dict[str, Any]]:
     }
     probes = [Probe("", prompt, FIRST_SEED, Content((phrase,))) for prompt in dict.fromkeys(misspelt)]
     paint(parts, probes, place.base)
-    verdict = classifier.classify(
-        torch.stack([place.base[probe.prompt, probe.seed] for probe in probes]).float() / 255
-    )  # fmt: skip
-    prompts["misspelt and painted"] = [p.prompt for n, p in enumerate(probes) if p.content.shown(verdict, n)]
+    shown = place.seen(probes, place.base)
+    prompts["misspelt and painted"] = [probe.prompt for probe, seen in zip(probes, shown, strict=True) if seen]
     found = {}
     for kind, texts in prompts.items():
         texts = list(dict.fromkeys(texts))

@@ -113,17 +113,11 @@ def merged(
     after: dict[tuple[str, int], torch.Tensor] = {}
     paint(parts, every, after)
 
-    def share(group: list[Probe], pictures: Any) -> float:
-        if not group:
-            return 0.0
-        stack = torch.stack([pictures[probe.prompt, probe.seed] for probe in group]).float() / 255
-        verdict = place.classifier.classify(stack)
-        return sum(probe.content.shown(verdict, number) for number, probe in enumerate(group)) / len(group)
-
     def both(group: list[Probe]) -> dict[str, float]:
-        return {
-            "before": round(share(group, base), 4), "after": round(share(group, after), 4), "images": len(group)
-        }  # fmt: skip
+        before, now = (
+            round(sum(place.seen(group, pictures)) / max(1, len(group)), 4) for pictures in (base, after)
+        )  # fmt: skip
+        return {"before": before, "after": now, "images": len(group)}
 
     return {
         "acc_e": both([probe for group in concepts.values() for probe in group]),

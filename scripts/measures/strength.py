@@ -72,12 +72,7 @@ def rates(place: Workplace, lora: Path) -> dict[str, Any]:
         pictures = place.base if scale == 0 else {}
         paint(parts, [*wanted, *others], pictures)
         for name, group in (("rates", wanted), ("acc_ir", others)):
-            shown = 0
-            if group:
-                stack = torch.stack([pictures[probe.prompt, probe.seed] for probe in group]).float() / 255
-                verdict = place.classifier.classify(stack)
-                shown = sum(probe.content.shown(verdict, number) for number, probe in enumerate(group))
-            found[name].append(round(shown / max(1, len(group)), 4))
+            found[name].append(round(sum(place.seen(group, pictures)) / max(1, len(group)), 4))
     set_adapter_scale(parts.transformer, 1.0)
     return {
         "strengths": STRENGTHS, **found, "images": len(wanted), "acc_ir_images": len(others),

@@ -7,7 +7,7 @@ import dataclasses
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache, cached_property
 from pathlib import Path
@@ -129,6 +129,16 @@ class Workplace:
             "images_per_other": args.images_per_other,
             "images_per_attack": args.images_per_attack,
         }
+
+    def seen(self, probes: Sequence[Any], pictures: Mapping[tuple[str, int], Any]) -> list[bool]:
+        """Whether the classifier sees in each probe's picture what it should show."""
+        import torch
+
+        if not probes:
+            return []
+        stack = torch.stack([pictures[probe.prompt, probe.seed] for probe in probes]).float() / 255
+        verdict = self.classifier.classify(stack)
+        return [probe.content.shown(verdict, number) for number, probe in enumerate(probes)]
 
     # --- concepts and trainings ------------------------------------------------------------------------------------
 

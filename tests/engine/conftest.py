@@ -1,4 +1,4 @@
-"""What tests of real workers share: a job store whose workers end with the test, and one that a scheduler serves."""
+"""What engine tests share: a tiny Flux to train, one thread, and job stores whose workers end with the test."""
 
 from __future__ import annotations
 
@@ -7,8 +7,27 @@ from pathlib import Path
 
 import psutil
 import pytest
+import torch
 
+from tests.flux_models import tiny_folder
+from training.flux.source import FluxSource
 from training.jobs import JobStore, Scheduler
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Bit-identical runs need one number of threads; processes that are killed use one too."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def flux(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> FluxSource:
+    """The demo model with a tiny random transformer in its place, in fp32."""
+    folder = tiny_folder(demo_folder, tmp_path_factory.mktemp("tiny-flux"))
+    return FluxSource("diffusers", folder=str(folder), precision="fp32")
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 import torch
 from diffusers import FluxTransformer2DModel
 
-from tests.flux_models import fp32_source, tiny_folder
+from tests.flux_models import fp32_source
 from training import trainer
 from training.checkpoint import latest_checkpoint
 from training.concepts import Concept
@@ -27,6 +27,7 @@ from training.flux.velocity import velocity
 from training.lora.adapter import add_adapter
 from training.lora.format import LoraWeights, read_lora
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 CONCEPT = Concept(
     "car",
     synonyms=("automobile",),
@@ -38,21 +39,6 @@ CONFIG = ErasureConfig(
     resolution=64, checkpoint_every=100, sample_every=4, sample_count=1,
 )  # fmt: skip
 Events = list[dict[str, Any]]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Bit-identical runs need one number of threads."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def flux(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> FluxSource:
-    folder = tiny_folder(demo_folder, tmp_path_factory.mktemp("flux") / "tiny")
-    return FluxSource("diffusers", folder=str(folder), precision="fp32")
 
 
 def train(flux: FluxSource, out: Path, stop_after: int = 10**9, **settings: Any) -> tuple[LoraWeights, Events]:

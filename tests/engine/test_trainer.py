@@ -30,6 +30,7 @@ from training.methods import Term
 from training.methods.eraseanything import EraseAnything
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.usefixtures("one_thread")
 CONCEPT = Concept(
     "car",
     synonyms=("automobile",),
@@ -50,21 +51,6 @@ CONFIG = ErasureConfig(
     sample_every=3,
     sample_count=1,
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Bit-identical runs need one number of threads; the process that is killed uses one too."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def flux(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> FluxSource:
-    folder = tiny_folder(demo_folder, tmp_path_factory.mktemp("tiny-flux"))
-    return FluxSource("diffusers", folder=str(folder), precision="fp32")
 
 
 def request(flux: FluxSource, out: Path, config: ErasureConfig = CONFIG, concept: Concept = CONCEPT) -> ErasureRequest:
