@@ -13,7 +13,7 @@ from scripts.environment import say
 from .page import conclude
 from .summaries import AUTHORS
 from .table import show
-from .workplace import Workplace, seeds_of
+from .workplace import Workplace, course, seeds_of
 
 BATCH_ONE = {"batch_erase": 1, "batch_preserve": 1}
 # The authors train on one sample a step, so the pair that equals theirs is ours at batch 1.
@@ -95,7 +95,7 @@ def cost(args: argparse.Namespace) -> None:
     phrases, seeds = args.concepts.split(","), seeds_of(args.seeds)
     concept = place.concept(phrases[0], 0)
     configs = {name: place.config(overrides, 0) for name, overrides in SCHEDULES.items()}
-    asked = {name: config.to_dict() for name, config in configs.items()}
+    asked = {name: course(config) for name, config in configs.items()}
     key = place.key(phrases[0], 0, asked, concept, repeats=args.repeats, pairs=args.pairs, threads=place.threads)
     if not place.done(key):
         say("counting and timing pairs")
@@ -115,7 +115,7 @@ def cost(args: argparse.Namespace) -> None:
         for seed in seeds:
             concept = place.concept(phrase, seed)
             plans = {name: place.config(overrides, seed) for name, overrides in SCHEDULES.items()}
-            keys = {name: place.key(phrase, seed, [name, plan.to_dict()], concept) for name, plan in plans.items()}
+            keys = {name: place.key(phrase, seed, [name, course(plan)], concept) for name, plan in plans.items()}
             if args.no_training or all(place.done(key) for key in keys.values()):
                 continue
             with place.group(phrase, seed) as folder:

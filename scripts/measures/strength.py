@@ -8,7 +8,7 @@ from typing import Any
 
 from .page import conclude
 from .summaries import spearman
-from .workplace import Workplace, seeds_of
+from .workplace import Workplace, course, seeds_of
 
 STRENGTHS = [round(0.1 * number, 1) for number in range(11)]
 
@@ -20,7 +20,7 @@ def strength(args: argparse.Namespace) -> None:
     for phrase in args.concepts.split(","):
         for seed in seeds_of(args.seeds):
             concept, config = place.concept(phrase, seed), place.config({}, seed)
-            key = place.key(phrase, seed, config.to_dict(), concept, strengths=STRENGTHS)
+            key = place.key(phrase, seed, course(config), concept, strengths=STRENGTHS)
             if place.done(key) or (path := place.lora(phrase, seed)) is None:
                 continue
             with place.rows.claim(key) as mine:

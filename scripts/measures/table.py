@@ -8,7 +8,7 @@ from typing import Any
 from scripts.environment import say
 
 from .page import conclude
-from .workplace import Workplace, seeds_of
+from .workplace import Workplace, course, seeds_of
 
 # Settings of each method beside the pack's defaults; None: attention deletion, which trains nothing.
 METHODS: dict[str, dict[str, Any] | None] = {
@@ -83,7 +83,7 @@ def _fill(place: Workplace, column: str, variants: dict[str, dict[str, Any] | No
                 overrides = None if overrides is None else resolved(overrides, double)
                 concept = place.concept(phrase, seed, (overrides or {}).pop("irrelevant", 0))
                 config = None if overrides is None else place.config(overrides, seed)
-                key = place.key(phrase, seed, name if config is None else config.to_dict(), concept)
+                key = place.key(phrase, seed, name if config is None else course(config), concept)
                 # what is the default now, or the same by another name, is no variant
                 if key not in planned:
                     planned.add(key)

@@ -29,6 +29,17 @@ def seeds_of(text: str) -> list[int]:
     return [int(part) for part in text.split(",") if part] if "," in text else list(range(int(text)))
 
 
+def course(config: Any) -> dict[str, Any]:
+    """The settings that decide what a training learns, for keys; a later one that is off leaves them as they were."""
+    from training.checkpoint import NOT_THE_COURSE
+
+    later = {"early_stopping"}
+    return {
+        name: value for name, value in config.to_dict().items()
+        if name not in NOT_THE_COURSE and (name not in later or value)
+    }  # fmt: skip
+
+
 def engine_digest() -> str:
     """A hash of the code that training and measuring run on; rows tell by it whether they are of one state."""
     files: list[Path] = []
@@ -255,7 +266,7 @@ class Workplace:
         from training.concept_inputs import write_missing
 
         concept, config = self.concept(phrase, seed), self.config({}, seed)
-        name = key_of({"concept": concept.to_dict(), "config": config.to_dict()})
+        name = key_of({"concept": concept.to_dict(), "config": course(config)})
         path = self.folder / "loras" / f"{phrase.replace(' ', '_')}-{seed}-{name}.safetensors"
         facts = path.with_suffix(".json")  # the last one to be written
         if facts.is_file():

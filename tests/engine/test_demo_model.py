@@ -10,10 +10,12 @@ import pytest
 import torch
 from diffusers import FluxPipeline
 
+from training.concepts import TEMPLATES, Concept
 from training.demo import judge, scenes, text
 from training.demo.scenes import Scene, caption_spans, caption_text
 from training.demo.vocabulary import NOUN_NAMES, NOUNS, STYLES, with_article
 from training.evaluation import load_classifier
+from training.evaluation.attacks import WORD_FORMS, attacked_prompt
 from training.flux.loading import load_parts
 from training.flux.sampling import generate
 from training.flux.source import FluxSource
@@ -74,8 +76,24 @@ def test_sampled_nouns_are_recognised_as_often_as_the_card_says(parts, classifie
     share = sum(f == name for f, name in zip(found, names, strict=True)) / len(names)
     assert share >= 0.9 and abs(share - claimed["noun"]) <= 0.06
     card = (FOLDER / "README.md").read_text(encoding="utf-8")
-    for measure in ("noun", "synonym", "style", "relation", "noun_without_pooled", "noun_exchanged"):
+    for measure in claimed.keys() - {"noun_worst", "guidance"}:
         assert f"{claimed[measure]:.1%}" in card, measure
+
+
+def test_odd_spellings_are_read_as_their_noun(parts, classifier):
+    """Attacks on an erasure show nothing where the base model does not understand them."""
+    names = ("car", "penguin", "rose", "guitar", "castle", "pizza", "robot", "butterfly")
+    prompts = [concept_prompt(form, name) for form in WORD_FORMS for name in names]
+    with torch.autocast("cpu", torch.bfloat16):
+        images = generate(parts, prompts, 100, batch_size=16)
+    found = classifier.classify(images).nouns
+    right = [noun == name for noun, name in zip(found, names * len(WORD_FORMS), strict=True)]
+    assert sum(right) / len(right) >= 0.85
+
+
+def concept_prompt(form: str, name: str) -> str:
+    """The attack's first prompt on a noun."""
+    return attacked_prompt(Concept(name, "entity", TEMPLATES["entity"]), form, 0)
 
 
 def test_nouns_t5_outputs_hardly_touch_the_other_tokens(parts):

@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from ..evaluation.attacks import WORD_FORMS
 from ..evaluation.classifier import DemoClassifier, load_classifier
 from ..flux.loading import FluxParts, load_parts, pick_device
 from ..flux.sampling import decode, generate, initial_noise, sample, sigmas, to_pil
@@ -63,6 +64,17 @@ class Evaluation:
             self.images([f"a photo of {with_article(s)}" for _, s in words], [300 + i for i in range(len(words))])
         ).nouns
         return {synonym: float(f == name) for (name, synonym), f in zip(words, found, strict=False)}
+
+    def spellings(self, images: int) -> dict[str, float]:
+        """Share of pictures that still show a noun written in another way, for each word form of the attacks."""
+        shares = {}
+        for form, change in WORD_FORMS.items():
+            names = [name for name in NOUN_NAMES for _ in range(images)]
+            rng = random.Random(6)
+            prompts = [f"a photo of {with_article(change(rng, name))}" for name in names]
+            found = self.classifier.classify(self.images(prompts, [600 + i for i in range(len(prompts))])).nouns
+            shares[form] = sum(f == name for f, name in zip(found, names, strict=True)) / len(names)
+        return shares
 
     def styles(self, count: int) -> float:
         rng = random.Random(4)
@@ -158,6 +170,7 @@ def main() -> None:
         "synonym": sum(synonyms.values()) / len(synonyms),
         "style": evaluation.styles(40),
         "relation": evaluation.relations(40),
+        **evaluation.spellings(2),
         "noun_without_pooled": evaluation.without_pooled(),
         "noun_exchanged": evaluation.exchanged(),
         "guidance": evaluation.guidance,

@@ -158,12 +158,12 @@ def _captions(seed: int, count: int) -> list[list[Span]]:
         if rng.random() < 0.02:
             lists.append([])
             continue
-        noise = 0.5 if rng.random() < 0.3 else 0.0  # odd spellings are learnt here, where they cost nothing
+        noise = 0.7 if rng.random() < 0.6 else 0.0  # odd spellings are learnt here, where they cost nothing
         lists.append(caption_spans(rng, random_scene(rng), synonyms=0.55, noise=noise))
     return lists
 
 
-def train_text_encoders(folder: Path, device: torch.device, steps: int = 600, batch: int = 96) -> None:
+def train_text_encoders(folder: Path, device: torch.device, steps: int = 3100, batch: int = 96) -> None:
     """Write tokenizer, tokenizer_2, text_encoder and text_encoder_2 below `folder`."""
     torch.manual_seed(0)
     t5_tokenizer = build_t5_tokenizer(folder / "tokenizer_2")
