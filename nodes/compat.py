@@ -4,6 +4,7 @@ folders."""
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
 import uuid
@@ -11,11 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import comfy.utils
 import folder_paths
+import torch
 from comfy.ldm.flux.model import FluxParams
 from comfy_api.v0_0_2 import ComfyExtension, io, ui
 
 from ..training.errors import ErasureError, LoraError
+from ..training.flux.weights import HOST_FORMATS
 from ..training.lora.inputs import INPUTS_SUFFIX
 
 __all__ = [
@@ -29,6 +33,7 @@ __all__ = [
     "lora_name",
     "output_path",
     "quiet_log",
+    "readable_quantisation",
     "resolve_file",
     "resolve_lora",
     "show_text",
@@ -98,6 +103,25 @@ def flux_config(values: dict[str, Any]) -> dict[str, Any]:
     """The host's description of a Flux.1, with what newer hosts ask for besides."""
     newer = {"txt_ids_dims": []}  # text tokens have no positions
     return {**values, **{name: value for name, value in newer.items() if name in FluxParams.__dataclass_fields__}}
+
+
+def readable_quantisation(
+    state: dict[str, torch.Tensor], metadata: dict[str, str]
+) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """A quantised state dict and its file's metadata as this host reads them.
+
+    Newer hosts look for each layer's format in a tensor beside its weight, and turn older forms into that one where
+    they load a file; 0.3.75 looks in the metadata.
+    """
+    if hasattr(comfy.utils, "convert_old_quants"):
+        return comfy.utils.convert_old_quants(state, "", metadata)[0], {}
+    ending = ".comfy_quant"
+    layers = {name.removesuffix(ending): state[name] for name in state if name.endswith(ending)}
+    if not layers:
+        return state, metadata
+    formats = {name: json.loads(tensor.numpy().tobytes()) for name, tensor in layers.items()}
+    rest = {name: tensor for name, tensor in state.items() if not name.endswith(ending)}
+    return rest, {**metadata, HOST_FORMATS: json.dumps({"layers": formats})}
 
 
 def diffusers_folders() -> dict[str, Path]:

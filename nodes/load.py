@@ -17,9 +17,11 @@ from .types import CATEGORY, NONE, FluxSourceType
 
 DEMO = "demo (flux-emoji)"
 SINGLE_FILES = "single files"
+CHECKPOINT = "checkpoint"
 
 # input -> the host's folder of such files
 _FILE_FOLDERS = {"transformer": "diffusion_models", "clip_l": "text_encoders", "t5": "text_encoders", "vae": "vae"}
+_CHECKPOINTS = "checkpoints"
 
 
 class LoadFlux(io.ComfyNode):
@@ -34,9 +36,9 @@ class LoadFlux(io.ComfyNode):
             description="Chooses the Flux to erase from. Nothing is loaded yet; missing files are reported here.",
             inputs=[
                 io.Combo.Input(
-                    "model", options=[DEMO, *diffusers_folders(), SINGLE_FILES], default=DEMO,
-                    tooltip="The demo model, a folder in diffusers layout under models/diffusers, "
-                            "or the four single files chosen below.",
+                    "model", options=[DEMO, *diffusers_folders(), SINGLE_FILES, CHECKPOINT], default=DEMO,
+                    tooltip="The demo model, a folder in diffusers layout under models/diffusers, the four single "
+                            "files chosen below, or the checkpoint chosen below.",
                 ),
                 io.Combo.Input(
                     "precision", options=list(PRECISIONS), default="auto",
@@ -46,9 +48,15 @@ class LoadFlux(io.ComfyNode):
                 *(
                     io.Combo.Input(
                         name, options=[NONE, *list_files(folder)], default=NONE,
-                        tooltip=f"Only for single files: a .safetensors file in models/{folder}.",
+                        tooltip=f"For single files: a .safetensors file in models/{folder}."
+                        + ("" if name == "transformer" else " With a checkpoint: used instead of the one in it."),
                     )
                     for name, folder in _FILE_FOLDERS.items()
+                ),
+                io.Combo.Input(
+                    "checkpoint", options=[NONE, *list_files(_CHECKPOINTS)], default=NONE, optional=True,
+                    tooltip=f"Only for the model checkpoint: a .safetensors file in models/{_CHECKPOINTS} that holds "
+                            "all parts of a Flux, or the rest of what is chosen above.",
                 ),
             ],
             outputs=[FluxSourceType.Output("flux", display_name="flux")],
@@ -56,9 +64,10 @@ class LoadFlux(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model: str, precision: str, transformer: str = NONE, clip_l: str = NONE, t5: str = NONE, vae: str = NONE
-    ) -> io.NodeOutput:
-        files = {"transformer": transformer, "clip_l": clip_l, "t5": t5, "vae": vae}
+        cls, model: str, precision: str, transformer: str = NONE, clip_l: str = NONE, t5: str = NONE, vae: str = NONE,
+        checkpoint: str = NONE,
+    ) -> io.NodeOutput:  # fmt: skip
+        files = {"transformer": transformer, "clip_l": clip_l, "t5": t5, "vae": vae, "checkpoint": checkpoint}
         source = choose_source(model, precision, files)
         source.validate()
         return io.NodeOutput(source)
@@ -66,7 +75,7 @@ class LoadFlux(io.ComfyNode):
     @classmethod
     def validate_inputs(
         cls, model: str = DEMO, precision: str = "auto",
-        transformer: str = NONE, clip_l: str = NONE, t5: str = NONE, vae: str = NONE,
+        transformer: str = NONE, clip_l: str = NONE, t5: str = NONE, vae: str = NONE, checkpoint: str = NONE,
     ) -> bool:  # fmt: skip
         """Nothing is refused before the node runs: see ChoosesLora."""
         return True
@@ -88,13 +97,8 @@ def choose_source(model: str, precision: str, files: dict[str, str]) -> FluxSour
         if not demo_model_folder().is_dir():
             raise SourceError("The demo model is missing: put the folder example_models/flux-emoji of this pack back.")
         return demo_source(precision)
-    if model == SINGLE_FILES:
-        chosen = {}
-        for name, folder in _FILE_FOLDERS.items():
-            if files.get(name, NONE) == NONE:
-                raise SourceError(f"No file is chosen for {name}: choose one from models/{folder}.")
-            chosen[name] = resolve_file(folder, files[name], SourceError)
-        return FluxSource(kind="files", precision=precision, **chosen, **_host_tokenizers())
+    if model in (SINGLE_FILES, CHECKPOINT):
+        return FluxSource(kind="files", precision=precision, **_chosen_files(model, files), **_host_tokenizers())
     folder = diffusers_folders().get(model)
     if folder is None:
         raise SourceError(
@@ -103,24 +107,47 @@ def choose_source(model: str, precision: str, files: dict[str, str]) -> FluxSour
     return FluxSource(kind="diffusers", folder=str(folder), precision=precision)
 
 
+def _chosen_files(model: str, files: dict[str, str]) -> dict[str, str]:
+    """Paths of the four parts; with a checkpoint, of it where no other file is chosen."""
+    whole = ""
+    if model == CHECKPOINT:
+        if files.get(CHECKPOINT, NONE) == NONE:
+            raise SourceError(f"No checkpoint is chosen: choose one from models/{_CHECKPOINTS}.")
+        whole = resolve_file(_CHECKPOINTS, files[CHECKPOINT], SourceError)
+    chosen = {}
+    for name, folder in _FILE_FOLDERS.items():
+        if whole and (name == "transformer" or files.get(name, NONE) == NONE):
+            chosen[name] = whole
+        elif files.get(name, NONE) == NONE:
+            raise SourceError(f"No file is chosen for {name}: choose one from models/{folder}.")
+        else:
+            chosen[name] = resolve_file(folder, files[name], SourceError)
+    return chosen
+
+
 def choices_of(source: FluxSource) -> dict[str, Any]:
     """The inverse of choose_source(): its arguments `model`, `precision` and `files`, names and never paths.
 
     What the host no longer lists is given by its bare name, which choose_source() then refuses.
     """
     if source.kind == "files":
-        files = {name: _listed_name(folder, getattr(source, name)) for name, folder in _FILE_FOLDERS.items()}
-        return {"model": SINGLE_FILES, "precision": source.precision, "files": files}
+        whole = _listed(_CHECKPOINTS, source.transformer)
+        files = {
+            name: _listed(folder, getattr(source, name)) or Path(getattr(source, name)).name
+            for name, folder in _FILE_FOLDERS.items()
+            if not whole or getattr(source, name) != source.transformer
+        }
+        if whole:
+            files[CHECKPOINT] = whole
+        return {"model": CHECKPOINT if whole else SINGLE_FILES, "precision": source.precision, "files": files}
     folder, demo = Path(source.folder), Path(demo_source().folder)
     listed = DEMO if folder == demo else next((n for n, path in diffusers_folders().items() if path == folder), None)
     return {"model": listed or folder.name, "precision": source.precision, "files": {}}
 
 
-def _listed_name(kind: str, path: str) -> str:
-    for name in list_files(kind):
-        if resolve_file(kind, name, SourceError) == path:
-            return name
-    return Path(path).name
+def _listed(kind: str, path: str) -> str | None:
+    """A file's name in one of the host's lists; None if it is not there."""
+    return next((name for name in list_files(kind) if resolve_file(kind, name, SourceError) == path), None)
 
 
 def _host_tokenizers() -> dict[str, str]:

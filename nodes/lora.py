@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -19,7 +20,7 @@ from ..training.flux.sampling import initial_noise, sigmas, unpack
 from ..training.flux.source import FluxSource
 from .compat import ChoosesLora, io, list_files, resolve_lora, show_text, ui
 from .conditional import ConditionalLora, make_gate, sigma_range
-from .native import NativeFlux, apply_lora, load_native, place_lora
+from .native import NativeFlux, apply_lora, load_native, place_lora, warning_of
 from .types import CATEGORY, NONE, FluxSourceType, StackType
 
 MAX_STRENGTH = 1.5
@@ -109,6 +110,11 @@ class ApplyErasureLora(ChoosesLora):
             stack = [(lora_path(lora, lora_name, strength), 1.0)]
         _check_strength(strength)
         sigmas = sigma_range(model, start, end)
+        warnings = list(filter(None, (warning_of(model, path) for path, _ in stack)))
+        for sentence in warnings:
+            logging.getLogger(__name__).warning(sentence)
+        if warnings:
+            show_text(cls.hidden.unique_id, "\n".join(warnings))
         always = (start, end, only_when_asked) == (0.0, 1.0, False)
         for path, weight in stack:
             if always:

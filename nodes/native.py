@@ -23,11 +23,12 @@ from safetensors.torch import load_file
 
 from ..training.errors import LoraError, SourceError
 from ..training.flux.loading import load_text_encoders, load_vae, weights_dtype
-from ..training.flux.source import FluxSource
+from ..training.flux.source import FluxSource, fingerprint_of
 from ..training.flux.text import TextEncoders
 from ..training.flux.variants import FluxVariant, variant_of
-from ..training.lora.format import PREFIX, LoraWeights, read_lora
-from .compat import flux_config, quiet_log
+from ..training.flux.weights import HOST_FORMATS, kinds_in
+from ..training.lora.format import KEY_BASE, PREFIX, LoraWeights, read_lora, read_metadata
+from .compat import flux_config, quiet_log, readable_quantisation
 
 
 @dataclass
@@ -50,10 +51,32 @@ def load_native(source: FluxSource) -> NativeFlux:
 
 def _stock_objects(source: FluxSource) -> tuple[Any, Any, Any]:
     """Single files are what the host's own loaders were made for."""
+    model, encoders = stock_model(source), [_stored(getattr(source, kind), kind) for kind in ("clip_l", "t5")]
+    for state, metadata in encoders:
+        state.update({name: text for name, text in metadata.items() if name == HOST_FORMATS})  # as its loader does
+    clip = comfy.sd.load_text_encoder_state_dicts([state for state, _ in encoders], clip_type=comfy.sd.CLIPType.FLUX)
+    return model, clip, comfy.sd.VAE(sd=_stored(source.vae, "vae")[0])
+
+
+def stock_model(source: FluxSource) -> comfy.model_patcher.ModelPatcher:
+    """The transformer of single files as the host's own loader makes it; SourceError if it does not know it."""
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}.get(source.precision)
-    model = comfy.sd.load_diffusion_model(source.transformer, model_options={} if dtype is None else {"dtype": dtype})
-    clip = comfy.sd.load_clip([source.clip_l, source.t5], clip_type=comfy.sd.CLIPType.FLUX)
-    return model, clip, comfy.sd.VAE(sd=comfy.utils.load_torch_file(source.vae))
+    state, metadata = _stored(source.transformer, "transformer")
+    options = {} if dtype is None else {"dtype": dtype}
+    model = comfy.sd.load_diffusion_model_state_dict(state, model_options=options, metadata=metadata)
+    if model is None:
+        raise SourceError(f"ComfyUI does not know {Path(source.transformer).name} as a Flux: choose another file.")
+    return model
+
+
+def _stored(path: str, kind: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """One part of a single file or an all-in-one checkpoint as the host's loaders take it, and the file's metadata."""
+    tensors, metadata = comfy.utils.load_torch_file(path, safe_load=True, return_metadata=True)
+    prefix = kinds_in(tensors)[kind]
+    state = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+    if kind == "clip_l" and "encoder.layers.0.self_attn.q_proj.weight" in state:  # as transformers writes it since 5.6
+        state = {f"text_model.{name}": tensor for name, tensor in state.items()}
+    return readable_quantisation(state, dict(metadata or {}))
 
 
 def _model(source: FluxSource) -> comfy.model_patcher.ModelPatcher:
@@ -239,3 +262,29 @@ def apply_lora(model: comfy.model_patcher.ModelPatcher, path: str, strength: flo
         return model
     state = comfy.utils.load_torch_file(path, safe_load=True)
     return comfy.sd.load_lora_for_models(model, None, state, strength, 0)[0]
+
+
+def base_of(model: comfy.model_patcher.ModelPatcher) -> str | None:
+    """FluxSource.fingerprint() of the Flux in a MODEL; None where its numbers do not tell, or it is no Flux.1."""
+    config = model.model.model_config.unet_config
+    try:
+        geometry = [
+            config["depth"], config["depth_single_blocks"], config["hidden_size"], config["context_in_dim"],
+            config["vec_in_dim"], config["in_channels"] * config["patch_size"] ** 2, int(config["guidance_embed"]),
+        ]  # fmt: skip
+        state = model.model.diffusion_model.state_dict()
+        bias = state["img_in.bias"]
+        return None if bias.is_meta or bias.dtype == torch.float8_e5m2 else fingerprint_of(geometry, state)
+    except (KeyError, TypeError, SourceError):
+        return None
+
+
+def warning_of(model: comfy.model_patcher.ModelPatcher, path: str) -> str:
+    """A sentence if a LoRA was trained on another base than the MODEL; empty if not, or if that cannot be told."""
+    wanted, found = read_metadata(path).get(KEY_BASE), base_of(model)
+    if wanted is None or found is None or wanted == found:
+        return ""
+    return (
+        f"{Path(path).name} was trained on another Flux ({wanted}, this one is {found}), where it may erase less or "
+        "change more: choose that one, or compare before you rely on it."
+    )

@@ -12,10 +12,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from .config import TARGETS, ErasureConfig, ErasureRequest, target_blocks
-from .flux.source import QUANTISED, FluxSource, parameter_count, read_header, weight_files
+from .flux.source import QUANTISED, FluxSource, parameter_count
 from .flux.variants import training_side, variant_of
 
 GB = 1024**3
@@ -172,13 +171,7 @@ def adapter_parameters(config: ErasureConfig, geometry: dict[str, int]) -> int:
 
 def read_headers(source: FluxSource, part: str) -> dict[str, tuple[int, ...]]:
     """Shapes of the tensors of a part, by the names FluxSource has for single files. Raises SourceError."""
-    folders = {"clip_l": "text_encoder", "t5": "text_encoder_2", "vae": "vae"}
-    if source.kind == "files":
-        return read_header(getattr(source, part))
-    shapes: dict[str, tuple[int, ...]] = {}
-    for path in weight_files(Path(source.folder) / folders[part]):
-        shapes.update(read_header(path))
-    return shapes
+    return source.shapes(part)
 
 
 def _parameters(source: FluxSource, part: str) -> int:

@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from scripts.host import Host, HostError
+from tests import flux_files
 from tests.flux_models import fp32_source
 from training.flux.loading import load_transformer
 from training.lora.adapter import adapter_weights, add_adapter
@@ -148,6 +149,31 @@ def test_a_folder_of_the_host_is_offered_and_loads(host: Host, demo_folder: Path
     offered = host.get("/object_info/EraseAnything_LoadFlux")["EraseAnything_LoadFlux"]["input"]["required"]["model"]
     assert "mine" in str(offered)
     assert "diffusers" in str(host.run(shown(model="mine"))["outputs"]["show"])
+
+
+def test_an_all_in_one_checkpoint_and_parts_beside_it(host: Host) -> None:
+    models = host.base / "models"
+    flux_files.checkpoint(models / "checkpoints" / "flux")
+    vae = flux_files.prefixed(flux_files.vae_state(), "vae.")
+    flux_files.write(models / "vae" / "another.safetensors", vae)
+    inputs = host.get("/object_info/EraseAnything_LoadFlux")["EraseAnything_LoadFlux"]["input"]
+    assert "checkpoint" in str(inputs["required"]["model"])
+    assert "all-in-one.safetensors" in str(inputs["optional"]["checkpoint"])
+    name = str(Path("flux", "all-in-one.safetensors"))  # as the host lists it
+    told = str(host.run(shown(model="checkpoint", checkpoint=name))["outputs"]["show"])
+    assert told.count("all-in-one.safetensors") == 4
+    told = str(host.run(shown(model="checkpoint", checkpoint=name, vae="another.safetensors"))["outputs"]["show"])
+    assert told.count("all-in-one.safetensors") == 3 and "another.safetensors" in told
+    assert "No checkpoint is chosen" in refusal(host, shown(model="checkpoint"))
+    sentence = refusal(host, shown(model="single files", transformer="none", checkpoint=name))
+    assert "No file is chosen for transformer" in sentence
+
+
+def test_a_checkpoint_that_lacks_a_part(host: Host) -> None:
+    state = flux_files.prefixed(flux_files.native_transformer(flux_files.transformer_state()), "model.diffusion_model.")
+    flux_files.write(host.base / "models" / "checkpoints" / "transformer-only.safetensors", state)
+    sentence = refusal(host, shown(model="checkpoint", checkpoint="transformer-only.safetensors"))
+    assert "transformer-only.safetensors is a Flux transformer: choose a CLIP-L text encoder for clip_l." in sentence
 
 
 def test_half_a_folder(host: Host, demo_folder: Path) -> None:

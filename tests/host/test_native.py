@@ -18,7 +18,7 @@ from training.flux.loading import load_transformer
 from training.flux.sampling import generate
 from training.flux.source import FluxSource
 from training.lora.adapter import adapter_weights, add_adapter, load_adapter
-from training.lora.format import read_lora, write_lora
+from training.lora.format import KEY_BASE, read_lora, write_lora
 
 PROMPT = "a car on a blue background"
 LONG = "a cat next to a red car, " * 12  # more than the text encoders take
@@ -45,7 +45,11 @@ def native(demo_folder: Path, host_folder: Path, lora: Path, tmp_path_factory: p
     folder = tmp_path_factory.mktemp("native")
     foreign = folder / "foreign.safetensors"
     write_lora(foreign, {"transformer_blocks.7.attn.add_q_proj": (torch.ones(2, 256), torch.ones(256, 2), 2.0)}, {})
+    bases = {"same": fp32_source(demo_folder).fingerprint(), "other": "flux-3x3-0123456789abcdef", "unknown": None}
+    for name, base in bases.items():
+        write_lora(folder / f"{name}.safetensors", read_lora(lora)[0], {KEY_BASE: base} if base else {})
     request = {
+        "bases": {name: str(folder / f"{name}.safetensors") for name in bases},
         "source": fp32_source(demo_folder).to_dict(), "prompt": PROMPT, "seed": SEED, "steps": STEPS,
         "long_prompt": LONG,
         "weighted_prompt": "a (car:1.3) on a blue background", "lora": str(lora), "foreign_lora": str(foreign),
@@ -110,6 +114,15 @@ def test_every_module_of_the_lora_is_patched(native: dict, lora: Path) -> None:
     assert native["facts"]["unknown_keys"] == []
     assert native["facts"]["strength_zero_is_base"] is True
     assert "another Flux" in native["facts"]["foreign"]
+
+
+def test_a_lora_of_another_base_is_told(native: dict, demo_folder: Path) -> None:
+    base, warnings = native["facts"]["base"], native["facts"]["warnings"]
+    assert base == fp32_source(demo_folder).fingerprint()
+    assert warnings["same"] == warnings["unknown"] == warnings["in fp8"] == ""
+    for part in ("other.safetensors was trained on another Flux", "flux-3x3-0123456789abcdef", base, "compare before"):
+        assert part in warnings["other"]
+    assert native["facts"]["base in e5m2"] is None  # rounded otherwise: it cannot be told
 
 
 def test_vae_encodes_as_diffusers_does(native: dict, demo_folder: Path) -> None:

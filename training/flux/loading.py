@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,22 +10,21 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, FluxTransformer2DModel
 from diffusers.hooks import apply_layerwise_casting
-from safetensors.torch import load_file
+from torch import Tensor
 from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
 
 from ..errors import SourceError
 from .native_layout import native_to_diffusers
-from .source import QUANTISED, FluxSource, native_prefix, read_header, require_libraries
+from .source import QUANTISED, FluxSource, require_libraries
 from .streaming import stream_blocks
 from .text import TextEncoders
 from .variants import FluxVariant, variant_of
+from .weights import Weights
 
-# What Flux's own ae.safetensors is (its key names do not tell scaling and shift).
+# What shapes do not tell of Flux's own ae.safetensors.
 _VAE_CONFIG = {
-    "act_fn": "silu", "block_out_channels": [128, 256, 512, 512], "down_block_types": ["DownEncoderBlock2D"] * 4,
-    "up_block_types": ["UpDecoderBlock2D"] * 4, "in_channels": 3, "out_channels": 3, "latent_channels": 16,
-    "layers_per_block": 2, "norm_num_groups": 32, "sample_size": 1024, "scaling_factor": 0.3611, "shift_factor": 0.1159,
-    "use_quant_conv": False, "use_post_quant_conv": False, "mid_block_add_attention": True, "force_upcast": True,
+    "act_fn": "silu", "in_channels": 3, "out_channels": 3, "norm_num_groups": 32, "sample_size": 1024,
+    "scaling_factor": 0.3611, "shift_factor": 0.1159, "mid_block_add_attention": True, "force_upcast": True,
 }  # fmt: skip
 
 
@@ -85,19 +84,61 @@ def load_transformer(
     device, storage = pick_device(device), "" if dtype else source.precision
     dtype = dtype or weights_dtype(source.precision, device)
     require_libraries(storage)
+    cpu = torch.device("cpu")
     with _reading("Flux transformer"):
-        if source.kind == "diffusers":
-            model = FluxTransformer2DModel.from_pretrained(
-                Path(source.folder) / "transformer", dtype=dtype, use_safetensors=True, local_files_only=True
-            )
-        else:
-            model = _native_transformer(source, dtype)
+        # a ring is filled from the computer's memory, and what is still to be quantised may be too large for the device
+        later = ring or (storage in QUANTISED and storage != "fp8")
+        model = _transformer(source, cpu if later else device, dtype, storage)
     if storage in QUANTISED:
         quantise(model, storage)
     if ring:
-        stream_blocks(_place(model, torch.device("cpu"), dtype), device, ring)
+        stream_blocks(_place(model, cpu, dtype), device, ring)
         return model
     return _place(model, device, dtype)
+
+
+def _transformer(
+    source: FluxSource, device: torch.device, dtype: torch.dtype, storage: str = ""
+) -> FluxTransformer2DModel:
+    """The transformer in `dtype`, its blocks' linear layers in fp8 already where `storage` says so: no more than one
+    tensor is ever there twice."""
+    config = source.transformer_config()
+    hidden = config["num_attention_heads"] * config["attention_head_dim"]
+    with torch.device("meta"):
+        model = FluxTransformer2DModel.from_config(config)
+    small = _block_linears(model) if storage == "fp8" else set()
+    files, state = source.weights("transformer"), {}
+    for weights in files:
+        for stored, tensor in weights.read():
+            for name, part in native_to_diffusers({stored: tensor}, hidden).items():
+                part = part.to(dtype, copy=True)
+                state[name] = part.to(device, torch.float8_e4m3fn if name in small else dtype)
+    _fill(model, state, files)
+    return model
+
+
+def _block_linears(model: FluxTransformer2DModel) -> set[str]:
+    """Names of the weights and biases that `quantise` stores in fewer bits."""
+    return {
+        f"{part}.{name}.{parameter}"
+        for part in ("transformer_blocks", "single_transformer_blocks")
+        for name, module in getattr(model, part).named_modules()
+        if isinstance(module, torch.nn.Linear)
+        for parameter in ("weight", "bias")
+    }
+
+
+def _fill(model: torch.nn.Module, state: Mapping[str, Tensor], weights: Sequence[Weights]) -> None:
+    """Give a model on the meta device its weights; SourceError where they are not all there, or of other shapes."""
+    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    wrong = [name for name, shape in wanted.items() if name not in state or tuple(state[name].shape) != shape]
+    if wrong:
+        files = weights[0].path.name if len(weights) == 1 else f"{weights[0].path.parent.name} (all its files)"
+        what = "lacks" if wrong[0] not in state else "has in a wrong shape"
+        raise SourceError(
+            f"{files} {what} {wrong[0]} ({len(wrong)} of {len(wanted)} weights): download it again, or choose another."
+        )
+    model.load_state_dict({name: state[name] for name in wanted}, assign=True)
 
 
 def quantise(transformer: FluxTransformer2DModel, storage: str) -> None:
@@ -119,26 +160,6 @@ def quantise(transformer: FluxTransformer2DModel, storage: str) -> None:
         quantize_(part, Int8WeightOnlyConfig())  # of linear layers only
 
 
-def _native_transformer(source: FluxSource, dtype: torch.dtype) -> FluxTransformer2DModel:
-    if any(
-        part in name
-        for name in source.transformer_shapes()
-        for part in ("scale_weight", "scaled_fp8", "weight_scale", "comfy_quant")
-    ):
-        raise SourceError(
-            f"{Path(source.transformer).name} is scaled fp8, which cannot be trained yet: choose bf16 or fp16."
-        )
-    config = source.transformer_config()
-    with torch.device("meta"):
-        model = FluxTransformer2DModel.from_config(config)
-    tensors = load_file(source.transformer)
-    prefix = native_prefix(tensors)
-    state = {name.removeprefix(prefix): tensor.to(dtype) for name, tensor in tensors.items() if name.startswith(prefix)}
-    hidden = config["num_attention_heads"] * config["attention_head_dim"]
-    model.load_state_dict(native_to_diffusers(state, hidden), strict=True, assign=True)
-    return model
-
-
 def load_vae(
     source: FluxSource, device: str | torch.device = "auto", dtype: torch.dtype | None = None
 ) -> AutoencoderKL:
@@ -151,10 +172,7 @@ def load_vae(
                 Path(source.folder) / "vae", dtype=dtype, use_safetensors=True, local_files_only=True
             )
         else:
-            from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
-
-            vae = AutoencoderKL.from_config(_VAE_CONFIG)
-            vae.load_state_dict(convert_ldm_vae_checkpoint(load_file(source.vae), vae.config), strict=True)
+            vae = _single_file_vae(source.weights("vae")[0], dtype)
     return _place(vae, device, dtype)
 
 
@@ -172,7 +190,8 @@ def load_text_encoders(
             t5 = T5EncoderModel.from_pretrained(folder / "text_encoder_2", **options)
             tokenizers = (folder / "tokenizer", folder / "tokenizer_2")
         else:
-            clip, t5 = _single_file_clip(source.clip_l), _single_file_t5(source.t5, dtype)
+            clip = _single_file_clip(source.weights("clip_l")[0], dtype)
+            t5 = _single_file_t5(source.weights("t5")[0], dtype)
             tokenizers = (Path(source.tokenizer), Path(source.tokenizer_2))
         tokenizer, tokenizer_2 = (AutoTokenizer.from_pretrained(path, local_files_only=True) for path in tokenizers)
     if tokenizer.model_max_length > 77:  # the host's tokenizer folder leaves it open
@@ -186,41 +205,76 @@ def load_text_encoders(
     )
 
 
-def _single_file_clip(path: str) -> CLIPTextModel:
-    shapes = read_header(path)
-    layers = len({name.split(".")[3] for name in shapes if name.startswith("text_model.encoder.layers.")})
+def _numbered(shapes: Iterable[str], beginning: str) -> int:
+    """How many layers there are whose names are `beginning` and a number."""
+    return len({name.removeprefix(beginning).split(".")[0] for name in shapes if name.startswith(beginning)})
+
+
+def _single_file_vae(weights: Weights, dtype: torch.dtype) -> AutoencoderKL:
+    shapes, state = weights.shapes, {name: tensor.to(dtype, copy=True) for name, tensor in weights.read()}
+    native = "decoder.mid.block_1.norm1.weight" in shapes
+    down, block = ("encoder.down.", "block") if native else ("encoder.down_blocks.", "resnets")
+    levels = range(_numbered(shapes, down))
+    config = {
+        **_VAE_CONFIG,
+        "block_out_channels": [shapes[f"{down}{level}.{block}.0.conv1.weight"][0] for level in levels],
+        "down_block_types": ["DownEncoderBlock2D"] * len(levels), "up_block_types": ["UpDecoderBlock2D"] * len(levels),
+        "layers_per_block": _numbered(shapes, f"{down}0.{block}."),
+        "latent_channels": shapes["decoder.conv_in.weight"][1],
+        "use_quant_conv": "quant_conv.weight" in shapes, "use_post_quant_conv": "post_quant_conv.weight" in shapes,
+    }  # fmt: skip
+    with torch.device("meta"):
+        vae = AutoencoderKL.from_config(config)
+    if native:
+        from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
+
+        state = convert_ldm_vae_checkpoint(state, vae.config)
+    _fill(vae, state, [weights])
+    return vae
+
+
+def _single_file_clip(weights: Weights, dtype: torch.dtype) -> CLIPTextModel:
+    shapes = weights.shapes
     vocabulary, width = shapes["text_model.embeddings.token_embedding.weight"]
-    model = CLIPTextModel(CLIPTextConfig(
+    config = CLIPTextConfig(
         hidden_size=width, intermediate_size=shapes["text_model.encoder.layers.0.mlp.fc1.weight"][0],
-        num_hidden_layers=layers,
+        num_hidden_layers=_numbered(shapes, "text_model.encoder.layers."),
+        max_position_embeddings=shapes["text_model.embeddings.position_embedding.weight"][0],
         num_attention_heads=width // 64, vocab_size=vocabulary, projection_dim=width, hidden_act="quick_gelu",
         bos_token_id=vocabulary - 2, eos_token_id=vocabulary - 1, pad_token_id=vocabulary - 1,
-    ))  # fmt: skip
-    wanted = model.state_dict()
+    )  # fmt: skip
+    with torch.device("meta"):
+        model = CLIPTextModel(config)
     # transformers 5.6 dropped the "text_model." level that files have kept
-    bare = not any(name.startswith("text_model.") for name in wanted)
-    state = {name.removeprefix("text_model.") if bare else name: tensor for name, tensor in load_file(path).items()}
-    model.load_state_dict(
-        {name: state.get(name, tensor if name.endswith("position_ids") else None) for name, tensor in wanted.items()}
-    )
+    bare = not any(name.startswith("text_model.") for name in model.state_dict())
+    state = {
+        name.removeprefix("text_model.") if bare else name: tensor.to(dtype, copy=True)
+        for name, tensor in weights.read()
+    }
+    _fill(model, state, [weights])
+    # counted, not learned, and in no file: the only tensor that is still without memory
+    embeddings = next(module for module in model.modules() if hasattr(module, "position_embedding"))
+    embeddings.position_ids = torch.arange(config.max_position_embeddings)[None]
     return model
 
 
-def _single_file_t5(path: str, dtype: torch.dtype) -> T5EncoderModel:
-    shapes = read_header(path)
-    layers = len({name.split(".")[2] for name in shapes if name.startswith("encoder.block.")})
-    vocabulary, width = shapes["shared.weight"]
+def _single_file_t5(weights: Weights, dtype: torch.dtype) -> T5EncoderModel:
+    shapes = weights.shapes
+    embedding = "shared.weight" if "shared.weight" in shapes else "encoder.embed_tokens.weight"
+    vocabulary, width = shapes[embedding]
     buckets, heads = shapes["encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"]
     with torch.device("meta"):
         model = T5EncoderModel(T5Config(
             d_model=width, d_kv=shapes["encoder.block.0.layer.0.SelfAttention.q.weight"][0] // heads, num_heads=heads,
             d_ff=shapes["encoder.block.0.layer.1.DenseReluDense.wi_0.weight"][0],
-            num_layers=layers, vocab_size=vocabulary, relative_attention_num_buckets=buckets,
+            num_layers=_numbered(shapes, "encoder.block."), vocab_size=vocabulary,
+            relative_attention_num_buckets=buckets,
             feed_forward_proj="gated-gelu", is_encoder_decoder=False, use_cache=False,
         ))  # fmt: skip
-    state = {name: tensor.to(dtype) for name, tensor in load_file(path).items()}
-    state.setdefault("encoder.embed_tokens.weight", state["shared.weight"])
-    model.load_state_dict({name: state[name] for name in model.state_dict()}, assign=True)
+    state = {name: tensor.to(dtype, copy=True) for name, tensor in weights.read()}
+    for name in ("shared.weight", "encoder.embed_tokens.weight"):  # one matrix under two names
+        state[name] = state[embedding]
+    _fill(model, state, [weights])
     return model
 
 

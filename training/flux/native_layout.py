@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _WHOLE = {
     "img_in": "x_embedder",
@@ -111,20 +112,36 @@ def _split(module: str) -> tuple[str, str, str]:
     return stream, index, rest
 
 
+def _places(name: str, rows: int, hidden: int) -> dict[str, list[slice]]:
+    """A tensor's names in diffusers, each with the rows (of `rows`) that it gets; its own name if no Flux has it."""
+    module, _, end = name.rpartition(".")
+    stream, index, rest = _split(module)
+    if rest in _NORMS and stream in _STREAMS:
+        return {f"{_STREAMS[stream]}.{index}.{_NORMS[rest]}.weight": [slice(0, rows)]}
+    parts = diffusers_parts(module, rows, hidden)
+    return {name: [slice(0, rows)]} if parts is None else {f"{part}.{end}": pieces for part, pieces in parts.items()}
+
+
 def native_to_diffusers(state: Mapping[str, Tensor], hidden: int) -> dict[str, Tensor]:
     """The weights under diffusers' names (views where possible); names that no Flux has are kept as they are.
 
     hidden: the model's hidden size. `state` has its native prefix removed.
     """
+    import torch
+
     out: dict[str, Tensor] = {}
     for name, tensor in state.items():
-        module, _, end = name.rpartition(".")
-        stream, index, rest = _split(module)
-        if rest in _NORMS and stream in _STREAMS:
-            out[f"{_STREAMS[stream]}.{index}.{_NORMS[rest]}.weight"] = tensor
-            continue
-        parts = diffusers_parts(module, len(tensor), hidden) if tensor.ndim else None
-        for part, rows in (parts or {module: []}).items():
+        for place, rows in _places(name, len(tensor), hidden).items():
             pieces = [tensor[piece] for piece in rows]
-            out[f"{part}.{end}"] = torch.cat(pieces) if len(pieces) > 1 else (pieces or [tensor])[0]
+            out[place] = torch.cat(pieces) if len(pieces) > 1 else pieces[0]
     return out
+
+
+def diffusers_shapes(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """What `native_to_diffusers` makes of tensors of these shapes; weights in diffusers' layout stay as they are."""
+    hidden = next((shapes[name][0] for name in ("img_in.weight", "x_embedder.weight") if shapes.get(name)), 0)
+    return {
+        place: (sum(len(range(shape[0])[piece]) for piece in rows), *shape[1:])
+        for name, shape in shapes.items()
+        for place, rows in _places(name, shape[0], hidden).items()
+    }

@@ -1,4 +1,4 @@
-"""Where a Flux's weights are: a folder in diffusers layout or four single files; checked by headers alone."""
+"""Where a Flux's weights are: a folder in diffusers layout or single files; checked by headers alone."""
 
 from __future__ import annotations
 
@@ -7,78 +7,37 @@ import importlib.util
 import json
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from ..errors import SourceError
+from .weights import FILE_KINDS, Weights, open_weights, read_header
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp8", "int8")
 QUANTISED = ("fp8", "int8")  # a byte per weight of the transformer's blocks; all else, and all arithmetic, in bf16
 
-FILE_KINDS = {
-    "transformer": "Flux transformer",
-    "clip_l": "CLIP-L text encoder",
-    "t5": "T5 text encoder",
-    "vae": "Flux VAE",
-}
+# the folders of a model in diffusers layout
+FOLDERS = {"transformer": "transformer", "clip_l": "text_encoder", "t5": "text_encoder_2", "vae": "vae"}
 
 # Flux's attention heads are 128 wide in every published variant (and in the demo model).
 HEAD_DIM = 128
 
-# One key that only this kind of single file has; a transformer may carry a prefix (see NATIVE_PREFIXES).
-_MARKER_KEYS = {
-    "transformer": "double_blocks.0.img_attn.qkv.weight",
-    "clip_l": "text_model.encoder.layers.0.self_attn.q_proj.weight",
-    "t5": "encoder.block.0.layer.0.SelfAttention.q.weight",
-    "vae": "decoder.conv_in.weight",
+# Tensors that are equal in both layouts and that quantised files leave as they are: what the fingerprint hashes,
+# native name → diffusers name.
+_FINGERPRINT_TENSORS = {
+    "img_in.bias": "x_embedder.bias",
+    "txt_in.bias": "context_embedder.bias",
+    "time_in.in_layer.bias": "time_text_embed.timestep_embedder.linear_1.bias",
+    "time_in.out_layer.bias": "time_text_embed.timestep_embedder.linear_2.bias",
+    "vector_in.in_layer.bias": "time_text_embed.text_embedder.linear_1.bias",
+    "vector_in.out_layer.bias": "time_text_embed.text_embedder.linear_2.bias",
+    "final_layer.linear.bias": "proj_out.bias",
 }
-NATIVE_PREFIXES = ("", "model.diffusion_model.", "diffusion_model.")
-
-# (diffusers name, native name) of small tensors that are equal in both layouts: what the fingerprint hashes.
-_FINGERPRINT_TENSORS = (
-    ("x_embedder.weight", "img_in.weight"),
-    ("x_embedder.bias", "img_in.bias"),
-    ("context_embedder.bias", "txt_in.bias"),
-    ("proj_out.weight", "final_layer.linear.weight"),
-    ("proj_out.bias", "final_layer.linear.bias"),
-)
-
-
-def read_header(path: str | Path) -> dict[str, tuple[int, ...]]:
-    """Tensor shapes of a safetensors file by name, from its header; SourceError if it is missing, cut short or not
-    one."""
-    header, _ = read_whole_header(path)
-    return {name: tuple(entry["shape"]) for name, entry in header.items() if name != "__metadata__"}
-
-
-def read_whole_header(path: str | Path) -> tuple[dict[str, Any], int]:
-    """(the header of a safetensors file: name → dtype, shape, data_offsets, and "__metadata__"; where its tensors
-    start). Raises SourceError as `read_header`."""
-    path = Path(path)
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if not 2 <= length <= min(size - 8, 100_000_000):
-                raise ValueError
-            header = json.loads(file.read(length))
-        entries = [entry for name, entry in header.items() if name != "__metadata__"]
-        if not all(isinstance(entry["dtype"], str) and isinstance(entry["shape"], list) for entry in entries):
-            raise ValueError
-        end = max((entry["data_offsets"][1] for entry in entries), default=0)
-    except FileNotFoundError:
-        raise SourceError(f"The file {path.name} is missing: put it back or choose another one.") from None
-    except OSError as error:
-        raise SourceError(f"The file {path.name} cannot be read ({error.strerror}): check its permissions.") from None
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise SourceError(f"The file {path.name} is not a safetensors file: choose a .safetensors file.") from None
-    if 8 + length + end != size:
-        raise SourceError(
-            f"The file {path.name} is incomplete ({size} of {8 + length + end} bytes): download it again."
-        )
-    return header, 8 + length
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -127,6 +86,7 @@ class FluxSource:
     """Names a Flux without loading it; plain data that round-trips through JSON.
 
     kind "diffusers" uses `folder`; kind "files" uses the four single files and the two tokenizer folders, all absolute.
+    An all-in-one checkpoint is named once for each part that it holds.
     precision: "auto" (bf16 on an accelerator, fp32 on the CPU), "fp32", "bf16", or one of QUANTISED.
     """
 
@@ -169,49 +129,52 @@ class FluxSource:
         """The safetensors files of the transformer."""
         return weight_files(Path(self.folder) / "transformer") if self.kind == "diffusers" else [Path(self.transformer)]
 
+    def weights(self, part: str) -> list[Weights]:
+        """The weights of a part, one of FILE_KINDS, in each of its files; nothing is read yet. Raises SourceError."""
+        if self.kind == "files":
+            return [open_weights(getattr(self, part), part)]
+        return [open_weights(path) for path in weight_files(Path(self.folder) / FOLDERS[part])]
+
+    def shapes(self, part: str) -> dict[str, tuple[int, ...]]:
+        """Shapes of a part's tensors, under the names that `weights` has for them. Raises SourceError."""
+        return {name: shape for weights in self.weights(part) for name, shape in weights.shapes.items()}
+
     def transformer_shapes(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of the transformer's tensors, by their name in the files (native prefix removed)."""
-        shapes: dict[str, tuple[int, ...]] = {}
-        for path in self.transformer_files():
-            shapes.update(read_header(path))
-        prefix = native_prefix(shapes)
-        return (
-            {name[len(prefix) :]: shape for name, shape in shapes.items() if name.startswith(prefix)}
-            if prefix
-            else shapes
-        )
+        """Shapes of the transformer's tensors under diffusers' names."""
+        from .native_layout import diffusers_shapes
+
+        return diffusers_shapes(self.shapes("transformer"))
 
     def transformer_config(self) -> dict[str, Any]:
-        """The transformer's geometry under diffusers' names, from config.json or from a native file's shapes."""
+        """The transformer's geometry under diffusers' names, from config.json or from a single file's shapes."""
         if self.kind == "diffusers":
             return read_json(Path(self.folder) / "transformer" / "config.json")
-        return native_transformer_config(self.transformer_shapes(), Path(self.transformer).name)
+        return config_of_shapes(self.transformer_shapes(), Path(self.transformer).name)
 
     def fingerprint(self) -> str:
-        """A short name of the base transformer: geometry and a hash of small tensors rounded to bf16.
+        """A short name of the base transformer, see `fingerprint_of`; the same for every file that holds it, but for
+        those in e5m2."""
+        names = {name for pair in _FINGERPRINT_TENSORS.items() for name in pair}
+        found = {n: tensor.clone() for weights in self.weights("transformer") for n, tensor in weights.read(names)}
+        return fingerprint_of(geometry_of(self.transformer_config()), found)
 
-        The same for a diffusers folder and a native file, in fp32 and bf16; an fp8 copy has its own.
-        """
-        import torch
-        from safetensors import safe_open
 
-        digest = hashlib.sha256()
-        names = {name: pair[0] for pair in _FINGERPRINT_TENSORS for name in pair}
-        found: dict[str, torch.Tensor] = {}
-        for path in self.transformer_files():
-            prefix = native_prefix(read_header(path))
-            with safe_open(path, framework="pt") as file:
-                for key in file.keys():  # noqa: SIM118 (safe_open is no mapping)
-                    name = names.get(key[len(prefix) :] if key.startswith(prefix) else key)
-                    if name is not None:
-                        found[name] = file.get_tensor(key)
-        geometry = geometry_of(self.transformer_config())
-        digest.update(json.dumps(geometry).encode())
-        for name, _ in _FINGERPRINT_TENSORS:
-            if name not in found:
-                raise SourceError(f"The Flux transformer lacks {name}: download it again.")
-            digest.update(found[name].to(torch.bfloat16).contiguous().view(torch.uint8).numpy().tobytes())
-        return f"flux-{geometry[0]}x{geometry[1]}-{digest.hexdigest()[:16]}"
+def fingerprint_of(geometry: Sequence[int], tensors: Mapping[str, Tensor]) -> str:
+    """A short name of a transformer: geometry, as `geometry_of` has it, and a hash of small tensors rounded to e4m3.
+
+    tensors: at least those that are hashed, under native or diffusers' names. The same in fp32, bf16, fp16 and in plain
+    and scaled fp8 (e4m3), which is why it takes biases, and only their first bits.
+    """
+    import torch
+
+    digest = hashlib.sha256(json.dumps(list(geometry)).encode())
+    for native, name in _FINGERPRINT_TENSORS.items():
+        tensor = tensors.get(name, tensors.get(native))
+        if tensor is None:
+            raise SourceError(f"The Flux transformer lacks {name}: download it again.")
+        rounded = tensor.detach().to("cpu", torch.bfloat16).to(torch.float8_e4m3fn)
+        digest.update(rounded.contiguous().view(torch.uint8).numpy().tobytes())
+    return f"flux-{geometry[0]}x{geometry[1]}-{digest.hexdigest()[:16]}"
 
 
 def geometry_of(config: Mapping[str, Any]) -> list[int]:
@@ -223,79 +186,59 @@ def geometry_of(config: Mapping[str, Any]) -> list[int]:
     ]  # fmt: skip
 
 
-def native_prefix(shapes: Mapping[str, Any]) -> str:
-    """The prefix of a native (Black Forest Labs layout) transformer's keys; "" when there is none."""
-    return next((prefix for prefix in NATIVE_PREFIXES if prefix + _MARKER_KEYS["transformer"] in shapes), "")
-
-
-def native_transformer_config(shapes: Mapping[str, tuple[int, ...]], name: str) -> dict[str, Any]:
-    """diffusers' config of a native transformer file, read off its shapes; SourceError if they are not a Flux's."""
+def config_of_shapes(shapes: Mapping[str, tuple[int, ...]], name: str) -> dict[str, Any]:
+    """diffusers' config of a transformer in a single file, read off its shapes (under diffusers' names); SourceError if
+    they are not a Flux's."""
 
     def blocks(kind: str) -> int:
         return len({key.split(".")[1] for key in shapes if key.startswith(kind + ".")})
 
     try:
-        hidden, channels = shapes["img_in.weight"]
-        text, pooled = shapes["txt_in.weight"][1], shapes["vector_in.in_layer.weight"][1]
+        hidden, channels = shapes["x_embedder.weight"]
+        text = shapes["context_embedder.weight"][1]
+        pooled = shapes["time_text_embed.text_embedder.linear_1.weight"][1]
+        out = shapes["proj_out.weight"][0]
     except (KeyError, IndexError, ValueError):
-        raise SourceError(f"{name} is not a whole Flux transformer: choose Flux's own transformer file.") from None
-    double, single = blocks("double_blocks"), blocks("single_blocks")
-    wrong = [
-        f"double_blocks.{i}"
-        for i in range(double)
-        if shapes.get(f"double_blocks.{i}.txt_attn.qkv.weight") != (3 * hidden, hidden)
-    ]
-    wrong += [
-        f"single_blocks.{i}"
-        for i in range(single)
-        if shapes.get(f"single_blocks.{i}.linear2.weight") != (hidden, 5 * hidden)
-    ]
-    if hidden % HEAD_DIM or wrong or not double:
+        raise SourceError(f"{name} is not a whole Flux.1 transformer: choose the transformer of a Flux.1.") from None
+    if channels != out:
         raise SourceError(
-            f"{name} has blocks of a wrong shape ({(wrong or ['img_in'])[0]}): choose Flux's own transformer file."
+            f"{name} is a Flux that is given more than noise ({channels} channels for {out}), as Fill, Canny and Depth "
+            "are: choose dev, schnell, Krea or Kontext, or a finetune of these."
         )
-    return {
-        "patch_size": 1, "in_channels": channels, "num_layers": double, "num_single_layers": single,
-        "attention_head_dim": HEAD_DIM, "num_attention_heads": hidden // HEAD_DIM, "joint_attention_dim": text,
-        "pooled_projection_dim": pooled, "guidance_embeds": "guidance_in.in_layer.weight" in shapes,
+    config = {
+        "patch_size": 1, "in_channels": channels, "num_layers": blocks("transformer_blocks"),
+        "num_single_layers": blocks("single_transformer_blocks"), "attention_head_dim": HEAD_DIM,
+        "num_attention_heads": hidden // HEAD_DIM, "joint_attention_dim": text, "pooled_projection_dim": pooled,
+        "guidance_embeds": "time_text_embed.guidance_embedder.linear_1.weight" in shapes,
         "axes_dims_rope": [16, 56, 56],
     }  # fmt: skip
-
-
-def kind_of_file(shapes: Mapping[str, Any]) -> str | None:
-    """Which of FILE_KINDS a single file with these keys is; None if it is none of them."""
-    if "text_model.encoder.layers.0.self_attn.q_proj.weight" in shapes:
-        return "clip_l"
-    if any(prefix + _MARKER_KEYS["transformer"] in shapes for prefix in NATIVE_PREFIXES):
-        return "transformer"
-    return next((kind for kind in ("t5", "vae") if _MARKER_KEYS[kind] in shapes), None)
+    wrong = [key for key, shape in _expected_shapes(config).items() if shapes.get(key) != shape]
+    if hidden % HEAD_DIM or wrong:
+        where = wrong[0].removesuffix(".weight") if wrong else "x_embedder"
+        raise SourceError(f"{name} lacks {where} or has it in a wrong shape: choose the whole transformer of a Flux.1.")
+    return config
 
 
 def _validate_files(source: FluxSource) -> None:
-    shapes = {}
     for kind, label in FILE_KINDS.items():
-        path = getattr(source, kind)
-        if not path:
+        if not getattr(source, kind):
             raise SourceError(f"No {label} is chosen: choose a file for {kind}.")
-        shapes[kind] = read_header(path)
-        found = kind_of_file(shapes[kind])
-        if found != kind:
-            what = f"a {FILE_KINDS[found]}" if found else "something else"
-            raise SourceError(f"{Path(path).name} is {what}: choose a {label} for {kind}.")
+    shapes = {kind: source.shapes(kind) for kind in FILE_KINDS}
+    # of the same width and with the same names besides
+    if "encoder.block.1.layer.0.SelfAttention.relative_attention_bias.weight" in shapes["t5"]:
+        raise SourceError(f"{Path(source.t5).name} is a UMT5 text encoder: choose the T5-XXL (v1.1) of Flux for t5.")
     for name in ("tokenizer", "tokenizer_2"):
         if not os.path.isdir(getattr(source, name)):
             raise SourceError("The folder of a tokenizer is missing: load the model through the Load Flux node again.")
-    config = source.transformer_config()
-    t5, clip = shapes["t5"], shapes["clip_l"]
     _agree(
         Path(source.transformer).name,
-        config,
+        source.transformer_config(),
         Path(source.t5).name,
-        t5[_MARKER_KEYS["t5"]][1],
+        shapes["t5"]["encoder.block.0.layer.0.SelfAttention.q.weight"][1],
         Path(source.clip_l).name,
-        clip[_MARKER_KEYS["clip_l"]][1],
+        shapes["clip_l"]["text_model.encoder.layers.0.self_attn.q_proj.weight"][1],
         Path(source.vae).name,
-        shapes["vae"][_MARKER_KEYS["vae"]][1],
+        shapes["vae"]["decoder.conv_in.weight"][1],
     )
 
 
@@ -316,7 +259,7 @@ def _validate_folder(folder: Path, given: bool) -> None:
     for part in ("tokenizer", "tokenizer_2"):
         read_json(folder / part / "tokenizer_config.json")
     shapes: dict[str, dict[str, tuple[int, ...]]] = {}
-    for part in ("transformer", "text_encoder", "text_encoder_2", "vae"):
+    for part in FOLDERS.values():
         shapes[part] = {}
         for path in weight_files(folder / part):
             shapes[part].update(read_header(path))

@@ -22,16 +22,12 @@ from torch import Tensor
 
 from ..errors import ConfigError, LoraError
 from ..flux.native_layout import diffusers_parts
-from ..flux.source import native_prefix, read_whole_header, weight_files
+from ..flux.source import weight_files
+from ..flux.weights import FLOATS, QUANTISED_KEYS, native_prefix, read_whole_header, torch_dtype
 from .files import concept_of, new_file, sha256_of
 from .format import LoraWeights, encode_header, open_lora
 
 KEY_BAKED = "erase_anything.baked"  # JSON list: file, sha256, strength and concept of every LoRA folded in
-DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
-}  # fmt: skip
-SCALED = ("scale_weight", "scaled_fp8", "weight_scale", "comfy_quant")  # weights that stand for others
 BLOCK = 16 << 20  # bytes copied at once
 ROWS = 32 << 20  # numbers of a weight that are computed with in fp32 at once
 
@@ -144,7 +140,7 @@ def _plan(
                 if part not in weights:
                     continue
                 a, b, alpha = weights[part]
-                if entry["dtype"] not in DTYPES:
+                if entry["dtype"] not in FLOATS:
                     raise LoraError(f"{file.name} is quantised ({entry['dtype']}): choose bf16, fp16 or fp8 weights.")
                 if a.shape[1] != columns or len(b) != sum(piece.stop - piece.start for piece in pieces):
                     raise LoraError(f"The LoRA was made for another Flux (its {part} does not fit {file.name}).")
@@ -154,7 +150,7 @@ def _plan(
                     size = piece.stop - piece.start
                     plan.setdefault(name, []).append(Change(piece, b[start : start + size], a, scale))
                     start += size
-    if plan and any(part in name for name in header for part in SCALED):
+    if plan and any(name.endswith(QUANTISED_KEYS) for name in header):
         raise LoraError(f"{file.name} is scaled fp8, whose weights cannot be changed alone: choose bf16 or fp16.")
     return plan
 
@@ -218,7 +214,7 @@ def _copy(old: BinaryIO, new: BinaryIO, start: int, size: int) -> None:
 
 def _change(old: BinaryIO, new: BinaryIO, start: int, entry: Mapping[str, Any], changes: Sequence[Change]) -> None:
     """One weight, some rows at a time: computed in fp32 (fp64 stays so), rounded once."""
-    dtype, (rows, columns) = DTYPES[entry["dtype"]], entry["shape"]
+    dtype, (rows, columns) = torch_dtype(entry["dtype"]), entry["shape"]
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     old.seek(start)
     step = max(1, ROWS // columns)
