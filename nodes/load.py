@@ -42,8 +42,9 @@ class LoadFlux(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "precision", options=list(PRECISIONS), default="auto",
-                    tooltip="auto: bf16 on a GPU, fp32 on the CPU. fp8 or int8 where the transformer does not fit "
-                            "in bf16: half the memory. fp32 to compare with other programs exactly.",
+                    tooltip="auto: fp32 on the CPU; on a GPU bf16, or for a training the fastest that fits the free "
+                            "memory. fp8, int8 (half of bf16), nf4 (a third) to decide yourself. fp32 to compare "
+                            "with other programs exactly.",
                 ),
                 *(
                     io.Combo.Input(

@@ -22,6 +22,7 @@ from ..training.concepts import Concept, WordNetMissing, download_wordnet, make_
 from ..training.concepts.concept import Kind
 from ..training.config import ErasureConfig, ErasureRequest
 from ..training.errors import ErasureError, JobError
+from ..training.flux.source import FluxSource
 from ..training.jobs import MAX_SLOTS, Job
 from . import service
 from .load import DEMO, choices_of, choose_source
@@ -70,10 +71,17 @@ class Submission(BaseModel):
     config: dict[Text, Any] = Field(default_factory=dict)
     name: Text = ""
 
+    def _parts(self) -> tuple[FluxSource, Concept, ErasureConfig]:
+        source = choose_source(self.model, self.precision, self.files)
+        return source, self.concept.concept(), ErasureConfig.from_dict(self.config)
+
     def submit(self) -> Job:
         """Queues it. Raises ErasureError's subclasses."""
-        source = choose_source(self.model, self.precision, self.files)
-        return service.submit(source, self.concept.concept(), ErasureConfig.from_dict(self.config), self.name)
+        return service.submit(*self._parts(), self.name)
+
+    def memory(self) -> dict[str, Any]:
+        """What it would need: see `fitting.overview`. Raises ErasureError's subclasses."""
+        return service.memory(*self._parts())
 
 
 class Nothing(BaseModel):
@@ -225,6 +233,10 @@ async def submit(request: web.Request) -> web.Response:
     return web.json_response(await in_thread(service.told, job))
 
 
+async def tell_memory(request: web.Request) -> web.Response:
+    return web.json_response(await in_thread(parsed(Submission, await body_of(request)).memory))
+
+
 async def get_job(request: web.Request) -> web.Response:
     return web.json_response(await in_thread(lambda: service.told(service.store().get(request.match_info["id"]))))
 
@@ -349,6 +361,7 @@ ROUTES = (
     Route("GET", "/settings", get_settings),
     Route("POST", "/settings", change_settings, Settings),
     Route("GET", "/config", get_config),
+    Route("POST", "/memory", tell_memory, Submission),
     Route("POST", "/concept", choose_words, ConceptBody),
     Route("GET", "/senses", list_senses, query={"phrase": {"type": "string", "maxLength": MAX_TEXT}}),
     Route("GET", "/presets", list_presets),

@@ -13,6 +13,7 @@ import comfy.model_management
 import folder_paths
 from server import PromptServer
 
+from ..training import fitting
 from ..training.concepts import Concept
 from ..training.config import ErasureConfig, ErasureRequest
 from ..training.flux.source import FluxSource
@@ -73,6 +74,17 @@ def submit(source: FluxSource, concept: Concept, config: ErasureConfig, name: st
     request.validate()
     check_phrase(concept, source)  # here rather than after minutes in the worker
     return store().submit(request, choose_name=not named)
+
+
+def memory(source: FluxSource, concept: Concept, config: ErasureConfig) -> dict[str, Any]:
+    """What training this would need on the host's device, and what is free there now: see `fitting.overview`.
+
+    Raises ErasureError's subclasses.
+    """
+    source.validate()
+    return fitting.overview(
+        ErasureRequest(source, concept, config, "lora", folder_paths.get_output_directory(), device())
+    )
 
 
 def device() -> str:

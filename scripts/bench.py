@@ -27,6 +27,7 @@ from scripts.measures.merging import MERGED, WAYS, merging
 from scripts.measures.page import page
 from scripts.measures.strength import strength
 from scripts.measures.table import METHODS, VARIANTS, ablation, erasure
+from scripts.measures.train import MODELS, MODES, PRECISIONS, train
 from scripts.measures.workplace import NOUNS, RELATIONS, STYLES
 
 RESULTS = ROOT / "benchmarks"
@@ -72,6 +73,19 @@ def parser() -> argparse.ArgumentParser:
     merges.add_argument("--numbers", default="1,3,5,10,20", help="how many of the concepts to merge, the first ones")
     merges.add_argument("--ways", default="", help=f"default: {', '.join(WAYS)}")
     add(gate, (), "1", 0)
+    full = commands.add_parser("train", help=train.__doc__.splitlines()[0])
+    full.add_argument("--model", default="flux-dev-random", choices=tuple(MODELS), help="its shape; weights are random")
+    full.add_argument("--resolution", default="512,1024", help="sides in pixels")
+    full.add_argument("--precision", default=",".join(PRECISIONS))
+    full.add_argument("--modes", default=",".join(MODES), help="ways to keep what the backward pass needs")
+    full.add_argument("--repeats", type=int, default=3, help="timed pairs, and timed steps, of each combination")
+    full.add_argument("--minutes", type=float, default=9.0, help="after which no further combination is begun")
+    full.add_argument("--device", default="auto")
+    full.add_argument("--threads", type=int, default=0, help="of torch on the CPU; 0: its own choice")
+    full.add_argument("--out", type=Path, default=RESULTS, help="folder of the result files")
+    full.add_argument("--name", default="", help="of the result file, where it is not the command's")
+    full.add_argument("--fresh", action="store_true", help="make rows again that another state of the code has made")
+    full.set_defaults(run=train)
     written = commands.add_parser("page", help=page.__doc__)
     written.add_argument("--out", type=Path, default=RESULTS)
     written.set_defaults(run=page)

@@ -1,10 +1,13 @@
 """Command line: trains an erasure LoRA without ComfyUI, resumes a training, measures LoRAs, with a progress bar.
 
     python -m training.cli train --source FOLDER --concept "penguin" --out DIR
+    python -m training.cli train --source FOLDER --concept "penguin" --out DIR --estimate
     python -m training.cli resume --out DIR
     python -m training.cli evaluate --source FOLDER --lora FILE
     python -m training.cli evaluate --source FOLDER --lora FILE --lora FILE --deletion --out DIR --report
     python -m training.cli report DIR --out report.html
+
+--estimate trains nothing: it shows what each way to train needs of memory, and which would be taken.
 
 The last line printed is one JSON object: `lora`; `acc_e`, `acc_g`, `acc_ir` (shares of images, 0..1, in which the
 erased concept is recognised under its name and its synonyms, and what should stay where no preservation prompt held its
@@ -30,7 +33,9 @@ from .concepts import TEMPLATES, Concept, WordNetMissing, endpoint_words, make_c
 from .concepts.endpoint import API_KEY
 from .config import ErasureConfig, ErasureRequest
 from .errors import ConfigError, ErasureError, LoraError
+from .fitting import overview
 from .flux.source import PRECISIONS, FluxSource
+from .memory import GB
 
 SHARES = ("acc_e", "acc_g", "acc_ir")
 
@@ -61,6 +66,7 @@ def parser() -> argparse.ArgumentParser:
     resume = commands.add_parser("resume", help="go on with a training that was stopped or killed")
     resume.add_argument("--out", required=True, type=Path)
     resume.add_argument("--name", help="which one, where DIR has several")
+    train.add_argument("--estimate", action="store_true", help="show what memory this needs, and train nothing")
     for command in (train, resume):
         command.add_argument("--no-measure", action="store_true", help="train only; the accuracies are null")
     evaluate = commands.add_parser("evaluate", help="measure what a LoRA erased and what it kept")
@@ -291,6 +297,18 @@ def measure_trained(request: ErasureRequest, lora: Path, args: argparse.Namespac
         return nothing
 
 
+def show_memory(request: ErasureRequest) -> dict[str, Any]:
+    """Writes what each way to train needs of memory to stderr, → `fitting.overview`. Raises SourceError."""
+    found = overview(request)
+    for way in found["ways"]:
+        sign = "→" if way["taken"] else " " if way["fits"] else "✗"
+        waiting = f", and {way['waiting'] / GB:.1f} GB in the computer's memory" if way["waiting"] else ""
+        print(f"{sign} {way['text']:40} {way['need'] / GB:6.1f} GB{waiting}", file=sys.stderr)
+    free = "unknown" if found["free"] is None else f"{found['free'] / GB:.1f} GB"
+    print(f"free: {free}; →: the fastest that fits, ✗: does not fit", file=sys.stderr)
+    return found
+
+
 class Bar:
     """Turns a training's events into a progress bar and lines of text."""
 
@@ -327,6 +345,9 @@ def main(arguments: list[str] | None = None) -> int:
         else:
             if args.command == "train":
                 request = build_request(args)
+                if args.estimate:
+                    print(json.dumps(show_memory(request)))
+                    return 0
                 folder = job_folder(args.out, request.name)
                 folder.mkdir(parents=True, exist_ok=True)
                 (folder / "request.json").write_text(json.dumps(request.to_dict(), indent=1), encoding="utf-8")

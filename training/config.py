@@ -209,14 +209,15 @@ class ErasureConfig:
     gradient_checkpointing: str = setting(
         "auto",
         "Keep only what goes into each block, and compute the rest again in the backward pass: the same LoRA with far "
-        "less memory, about a third slower. auto: on where the weights are fp8 or int8, which save nothing without it, "
-        "and where blocks are streamed. On where memory runs out.",
+        "less memory, about a third slower. auto: on where the weights are quantised (fp8, int8, nf4), which saves "
+        "nothing without it, where blocks are streamed, and where memory is short. Off where you know that it fits.",
         choices=("auto", "on", "off"),
     )
     stream_blocks: int = setting(
         0,
         "How many of the transformer's blocks are on the device at a time, 2 or more; the others wait in the "
-        "computer's own memory. 0: all. 2 where the transformer does not fit even in fp8; slower, and the same LoRA.",
+        "computer's own memory. 0: all, or what fits where Load Flux leaves the precision open (auto). 2 where the "
+        "transformer does not fit even in nf4; slower, and the same LoRA.",
         0,
         1000,
     )
@@ -242,6 +243,10 @@ class ErasureConfig:
         if self.gradient_checkpointing == "auto":
             return precision in QUANTISED or self.stream_blocks > 0
         return self.gradient_checkpointing == "on"
+
+    def streams_encoder(self, precision: str) -> bool:
+        """Whether T5 visits the device layer by layer: where the transformer takes less memory there than T5 would."""
+        return self.stream_blocks > 0 or precision == "nf4"
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON can hold it."""

@@ -10,12 +10,15 @@ them yet.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from .config import TARGETS, ErasureConfig, ErasureRequest, target_blocks
 from .flux.source import QUANTISED, FluxSource, parameter_count
-from .flux.variants import training_side, variant_of
+from .flux.text import encoded_at_once
+from .flux.variants import FluxVariant, training_side, variant_of
 
 GB = 1024**3
 
@@ -33,11 +36,106 @@ SMALLEST_SIDE = 4  # image tokens per side, below which no setting goes
 _PHASE_OF = {"encode": "encode", "bank": "bank", "train": "train", "samples": "samples", "save": "train"}
 
 
+NF4 = 0.5 + 1 / 64 + 4 / (64 * 256)  # bytes per weight: 4 bits, 8 for each 64 weights, 32 for each 256 of those
+_MODULATION = re.compile(r"\.(norm1?(_context)?\.linear|\w*mod(ulation)?\.lin)\.weight$")  # in both layouts
+
+
+@dataclass(frozen=True)
+class BlockSize:
+    """How many numbers are in a block: its modulation's matrix, its other matrices, and what is small."""
+
+    modulation: int = 0
+    matrices: int = 0
+    small: int = 0
+
+    @property
+    def numbers(self) -> int:
+        return self.modulation + self.matrices + self.small
+
+    def stored(self, precision: str, weight: int) -> float:
+        """Bytes of the block as `loading.quantise` leaves it. weight: bytes of a number that is not quantised."""
+        if precision == "nf4":
+            return NF4 * self.matrices + self.modulation + weight * self.small
+        if precision in QUANTISED:
+            return self.matrices + self.modulation + weight * self.small
+        return weight * self.numbers
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """What an estimate needs to know of a model.
+
+    geometry: the transformer's, under diffusers' names; blocks: its double and single blocks; rest: numbers in what is
+    no block; layer: numbers in its largest matrix; clip, t5, vae: numbers in the text encoders, in the autoencoder;
+    t5_layer: in T5's largest matrix; t5_heads, t5_inner: its attention heads, and its feed-forward layers' inner width;
+    channels: of the autoencoder's widest layers, those at full resolution.
+    """
+
+    variant: FluxVariant
+    geometry: Mapping[str, Any]
+    blocks: tuple[BlockSize, ...]
+    rest: int
+    layer: int
+    clip: int
+    t5: int
+    t5_layer: int
+    t5_heads: int
+    t5_inner: int
+    vae: int
+    channels: int
+
+
+def block_sizes(shapes: Mapping[str, tuple[int, ...]]) -> tuple[tuple[BlockSize, ...], int, int]:
+    """(the blocks, the rest, the largest matrix of a block) as `ModelSize` has them, from a transformer's tensors in
+    either layout."""
+    blocks: dict[tuple[str, str], BlockSize] = {}
+    rest = layer = 0
+    for name, shape in shapes.items():
+        part, _, inner = name.partition(".")
+        count = math.prod(shape)
+        if part not in _BLOCKS:
+            rest += count
+            continue
+        key = (part, inner.split(".")[0])
+        kind = "small" if len(shape) < 2 else "modulation" if _MODULATION.search(name) else "matrices"
+        old = blocks.get(key, BlockSize())
+        blocks[key] = replace(old, **{kind: getattr(old, kind) + count})
+        layer = max(layer, count) if len(shape) > 1 else layer
+    return tuple(blocks.values()), rest, layer
+
+
+def model_size(source: FluxSource) -> ModelSize:
+    """The size of a source on this machine, from headers. Raises SourceError."""
+    blocks, rest, layer = block_sizes(source.transformer_shapes())
+    clip, t5, vae = (source.shapes(part) for part in ("clip_l", "t5", "vae"))
+    first = "encoder.block.0.layer"
+    return ModelSize(
+        variant_of(source),
+        source.transformer_config(),
+        blocks,
+        rest,
+        layer,
+        parameter_count(clip),
+        parameter_count(t5),
+        max(math.prod(shape) for shape in t5.values()),
+        t5[f"{first}.0.SelfAttention.relative_attention_bias.weight"][1],
+        t5[f"{first}.1.DenseReluDense.wi_0.weight"][0],
+        parameter_count(vae),
+        vae["decoder.conv_out.weight"][1],
+    )
+
+
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """Bytes on the training's device, by phase ("encode", "bank", "train", "samples"), not all at the same time."""
+    """Bytes on the training's device, by phase ("encode", "bank", "train", "samples"), not all at the same time.
+
+    waiting: bytes in the computer's own memory, where weights wait that stream to another device; ring: of the buffers
+    that the transformer's blocks stream through, a part of each phase but the first.
+    """
 
     phases: dict[str, int]
+    waiting: int = 0
+    ring: int = 0
 
     @property
     def peak(self) -> str:
@@ -50,23 +148,23 @@ class MemoryEstimate:
         return self.phases[self.peak]
 
 
-def estimate_memory(request: ErasureRequest) -> MemoryEstimate:
-    """The estimate for a request whose model is on this machine; reads headers only. Raises SourceError."""
+def estimate_memory(request: ErasureRequest, size: ModelSize | None = None) -> MemoryEstimate:
+    """The estimate for a request. size: of its model, read from the headers on this machine where it is not given.
+
+    Raises SourceError.
+    """
     from .flux.loading import pick_device, weights_dtype
 
-    source, config = request.source, request.config.for_kind(request.concept.kind)
-    device, variant = pick_device(request.device), variant_of(source)
-    weight = weights_dtype(source.precision, device).itemsize
+    size, config = size or model_size(request.source), request.config.for_kind(request.concept.kind)
+    precision, device = request.source.precision, pick_device(request.device)
+    weight = weights_dtype(precision, device).itemsize
     kind = "cpu" if device.type == "cpu" else "other"
-    program = PROGRAM[kind]
-    geometry = source.transformer_config()
+    program, geometry, variant = PROGRAM[kind], size.geometry, size.variant
     hidden = geometry["num_attention_heads"] * geometry["attention_head_dim"]
     side = training_side(config.resolution, variant)
     tokens = side * side + variant.sequence_length
     unit = WASTE[kind] * tokens * hidden * weight  # bytes for one [tokens, hidden] tensor of one sample
-    weights = transformer_weights(source, config, weight, shared=kind == "cpu")
-    encoders = sum(_parameters(source, part) for part in ("clip_l", "t5")) * weight
-    vae = read_headers(source, "vae")
+    weights = transformer_weights(size, config, precision, weight, shared=kind == "cpu")
     # weights and gradients of the LoRA in fp32, and AdamW's two moments for each of at most two levels
     adapter = adapter_parameters(config, geometry) * 4 * (2 + 2 * 2)
     preserved = min(config.preserve_prompts, len(request.concept.preserve))
@@ -77,56 +175,65 @@ def estimate_memory(request: ErasureRequest) -> MemoryEstimate:
     chunk = (
         min(32, max(config.erase_prompts, preserved)) if geometry["num_attention_heads"] < 24 else 1
     )  # as bank.record() takes samples
-    pixels = (16 * side) ** 2 * vae["decoder.conv_out.weight"][1]
+    pixels = (16 * side) ** 2 * size.channels
     seeds = config.sample_count if config.sample_every else 0
+    streamed = kind != "cpu" and config.streams_encoder(precision)
+    encoders = size.clip + (2 * size.t5_layer if streamed else size.t5)
     resident = program + weights.resident
     picture = DECODED * pixels * weight + PASSING * unit
     phases = {
-        "encode": program + encoders,
-        "bank": resident + bank + PASSING * chunk * unit,
+        "encode": program + encoders * weight + encoded_at_once(size.t5_heads) * WASTE[kind] * _prompt(size, weight),
+        "bank": resident + bank + weights.layer + PASSING * chunk * unit,
         "train": resident
         + adapter
         + bank
         + weights.cast
-        + (kept(config, geometry, source.precision) + PASSING * largest_batch(config)) * unit,
-        "samples": resident + adapter + bank + parameter_count(vae) * weight + seeds * picture,
+        + (kept(config, geometry, precision) + PASSING * largest_batch(config)) * unit,
+        "samples": resident + adapter + bank + weights.layer + size.vae * weight + seeds * picture,
     }
-    return MemoryEstimate({name: int(size) for name, size in phases.items()})
+    waiting = max(weights.waiting, size.t5 * weight if streamed else 0) if kind != "cpu" else 0
+    return MemoryEstimate({name: int(taken) for name, taken in phases.items()}, int(waiting), int(weights.ring))
+
+
+def _prompt(size: ModelSize, weight: int) -> int:
+    """Bytes that T5 takes for a moment for one prompt: attention in its weights' dtype and twice in fp32, as it is
+    softmaxed, and the gated feed-forward layer."""
+    length = size.variant.sequence_length
+    return size.t5_heads * length**2 * (weight + 8) + 3 * length * size.t5_inner * weight
 
 
 @dataclass(frozen=True)
 class _Weights:
-    """Bytes of the transformer on the device: what stays there, and what a training casts for its backward pass."""
+    """Bytes of the transformer on the device: what stays there, and what is cast for computing, which autograd keeps
+    in a training's backward pass, and of which other passes hold one layer at a time. waiting: what is elsewhere. ring:
+    the buffers that blocks stream through, of what stays."""
 
-    resident: int
+    resident: float
     cast: int
+    layer: int
+    waiting: float
+    ring: float
 
 
-def transformer_weights(source: FluxSource, config: ErasureConfig, weight: int, shared: bool) -> _Weights:
+def transformer_weights(
+    size: ModelSize, config: ErasureConfig, precision: str, weight: int, shared: bool
+) -> _Weights:  # fmt: skip
     """The transformer's bytes. weight: bytes of a number that is not quantised; shared: whether the device's memory
     is the computer's own, in which streamed blocks wait."""
-    blocks: dict[tuple[str, str], int] = {}
-    rest = 0
-    for name, shape in source.transformer_shapes().items():
-        part, _, inner = name.partition(".")
-        if part in _BLOCKS:
-            key = (part, inner.split(".")[0])
-            blocks[key] = blocks.get(key, 0) + math.prod(shape)
-        else:
-            rest += math.prod(shape)
-    whole, largest = sum(blocks.values()), max(blocks.values(), default=0)
-    stored = 1 if source.precision in QUANTISED else weight
-    held = whole * stored
+    stored = [block.stored(precision, weight) for block in size.blocks]
+    held, waiting, ring = sum(stored), 0.0, 0.0
     if config.stream_blocks:
-        ring = min(config.stream_blocks, len(blocks)) * largest * stored
+        ring, waiting = min(config.stream_blocks, len(stored)) * max(stored, default=0.0), held
         held = ring + held if shared else ring
-    cast = 0
-    if source.precision in QUANTISED:  # autograd keeps what a weight was cast to
-        cast = weight * (largest if config.checkpoints_blocks(source.precision) else whole)
-    return _Weights(held + rest * weight, cast)
+    cast = layer = 0
+    if precision in QUANTISED:
+        numbers = [block.numbers for block in size.blocks]
+        cast = weight * (max(numbers, default=0) if config.checkpoints_blocks(precision) else sum(numbers))
+        layer = weight * size.layer
+    return _Weights(held + size.rest * weight, cast, layer, waiting, ring)
 
 
-def kept(config: ErasureConfig, geometry: dict[str, int], precision: str = "auto") -> float:
+def kept(config: ErasureConfig, geometry: Mapping[str, Any], precision: str = "auto") -> float:
     """Units of one sample's [tokens, hidden] tensor that are kept for the backward pass of the largest update.
 
     Checkpointed blocks keep what goes into them, one unit each, and the one that is replayed keeps all of its own.
@@ -158,7 +265,7 @@ def largest_batch(config: ErasureConfig) -> int:
     return max(config.batch_erase, config.batch_preserve)
 
 
-def adapter_parameters(config: ErasureConfig, geometry: dict[str, int]) -> int:
+def adapter_parameters(config: ErasureConfig, geometry: Mapping[str, Any]) -> int:
     """Numbers in the LoRA: every target is a square projection of the hidden size."""
     hidden = geometry["num_attention_heads"] * geometry["attention_head_dim"]
     double, single = geometry["num_layers"], geometry["num_single_layers"]
@@ -167,15 +274,6 @@ def adapter_parameters(config: ErasureConfig, geometry: dict[str, int]) -> int:
     in_double = len(TARGETS[config.targets])
     count = sum(in_double if block < double else in_double - text for block in blocks)
     return count * 2 * config.rank * hidden
-
-
-def read_headers(source: FluxSource, part: str) -> dict[str, tuple[int, ...]]:
-    """Shapes of the tensors of a part, by the names FluxSource has for single files. Raises SourceError."""
-    return source.shapes(part)
-
-
-def _parameters(source: FluxSource, part: str) -> int:
-    return parameter_count(read_headers(source, part))
 
 
 def free_memory(device: str) -> int | None:

@@ -6,7 +6,6 @@ run that was killed and resumed ends bit-identical to one that was not (on the C
 
 from __future__ import annotations
 
-import gc
 import json
 import math
 import os
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import FluxTransformer2DModel
 from torch import Tensor
 
 from . import __version__
@@ -33,13 +33,21 @@ from .checkpoint import (
 from .concepts import Concept, vocabulary_of
 from .config import TARGETS, ErasureConfig, ErasureRequest, target_blocks
 from .errors import CheckpointError, ConfigError, ErasureError
+from .fitting import settle
 from .flow import Flow, Progress
 from .flux.checkpointing import checkpoint_blocks
-from .flux.loading import load_text_encoders, load_transformer, load_vae, pick_device, use_autocast
+from .flux.loading import (
+    load_text_encoders,
+    load_transformer,
+    load_vae,
+    pick_device,
+    release_unused,
+    use_autocast,
+)
 from .flux.sampling import decode, initial_noise, sample, sigmas, to_pil
 from .flux.source import FluxSource
 from .flux.text import TextEmbeds
-from .flux.variants import training_side, variant_of
+from .flux.variants import FluxVariant, training_side, variant_of
 from .lora.adapter import adapter_weights, add_adapter, set_adapter_weights
 from .lora.format import make_metadata, write_lora
 from .methods import Method, MethodFactory, Prompts, make_method
@@ -68,12 +76,16 @@ def run(
     """Trains what `request` asks for and returns {"lora", "name", "steps", "seconds", "losses", "concept"}.
 
     `folder` gets bank.safetensors, checkpoints/ and samples/; the LoRA goes to output_folder/name.safetensors, whole or
-    not at all. Where `folder` has checkpoints of the same request, training goes on from the newest. `report` gets the
-    events phase, step, sample, checkpoint, notice and completed; `should_stop` is asked before every step.
-    `factory` makes another method than the one that the settings name; its folder must be no other method's.
+    not at all. What the request leaves open of precision and memory is decided here: see `fitting`. Where `folder` has
+    checkpoints of the same request, training goes on from the newest. `report` gets the events phase, step, sample,
+    checkpoint, notice and completed; `should_stop` is asked before every step. `factory` makes another method than the
+    one that the settings name; its folder must be no other method's.
     Raises Stopped after saving a checkpoint, and ErasureError's subclasses.
     """
     request.validate()
+    request, decision = settle(request, Path(folder))
+    if decision:
+        report({"type": "notice", "message": decision})
     return _Training(request, Path(folder), report, should_stop, factory or make_method).run()
 
 
@@ -81,7 +93,19 @@ def adapted_flow(
     source: FluxSource, config: ErasureConfig, device: torch.device
 ) -> tuple[Flow, list[torch.nn.Parameter]]:
     """The source's transformer with a fresh adapter, and the adapter's parameters. config: see `for_kind`."""
-    variant, transformer = variant_of(source), load_transformer(source, device, ring=config.stream_blocks)
+    return put_adapter(
+        load_transformer(source, device, ring=config.stream_blocks), source, variant_of(source), config, device
+    )
+
+
+def put_adapter(
+    transformer: FluxTransformer2DModel,
+    source: FluxSource,
+    variant: FluxVariant,
+    config: ErasureConfig,
+    device: torch.device,
+) -> tuple[Flow, list[torch.nn.Parameter]]:
+    """`adapted_flow` of a transformer that is loaded already, as `source` and `config` say."""
     if config.checkpoints_blocks(source.precision) and not config.stream_blocks:  # streamed blocks are checkpointed
         checkpoint_blocks(transformer)
     side = training_side(config.resolution, variant)
@@ -100,11 +124,14 @@ def adapted_flow(
 def make_optimizers(
     method: Method, parameters: list[torch.nn.Parameter], config: ErasureConfig
 ) -> dict[str, torch.optim.Optimizer]:
-    """AdamW over the adapter for each of the method's levels, by the level's name."""
+    """AdamW over the adapter for each of the method's levels, by the level's name.
+
+    On CUDA as one fused kernel: a LoRA is many small tensors, and starting kernels one by one for each takes longer
+    than what they do.
+    """
+    options = {"fused": True} if parameters[0].is_cuda else {"foreach": False}
     return {
-        level.name: torch.optim.AdamW(
-            parameters, lr=level.learning_rate, weight_decay=config.weight_decay, foreach=False
-        )
+        level.name: torch.optim.AdamW(parameters, lr=level.learning_rate, weight_decay=config.weight_decay, **options)
         for level in method.levels()
     }
 
@@ -123,23 +150,36 @@ def update(
     """
     losses: dict[str, float] = {}
     for level in method.levels():
-        terms = method.losses(level.name, flow, generator)
-        for term in terms:
-            losses[term.name] = float(term.value.detach())
-            if not math.isfinite(losses[term.name]):
-                raise TrainingDiverged(
-                    f'The loss term "{term.name}" is no longer a number after step {step}: lower the '
-                    "learning rates; the last good checkpoint was kept."
-                )
-        optimizers[level.name].zero_grad(set_to_none=True)
-        total = sum(term.weight * term.value for term in terms)
-        if not total.requires_grad:
-            raise ConfigError(
-                f"No {level.name} loss depends on the LoRA: choose other targets, blocks or loss weights."
+        losses |= update_level(method, level.name, flow, optimizers[level.name], generator, parameters, step)
+    return losses
+
+
+def update_level(
+    method: Method,
+    level: str,
+    flow: Flow,
+    optimizer: torch.optim.Optimizer,
+    generator: torch.Generator,
+    parameters: list[torch.nn.Parameter],
+    step: int,
+) -> dict[str, float]:
+    """One level's part of `update`."""
+    terms = method.losses(level, flow, generator)
+    optimizer.zero_grad(set_to_none=True)
+    total = sum(term.weight * term.value for term in terms)
+    if not total.requires_grad:
+        raise ConfigError(f"No {level} loss depends on the LoRA: choose other targets, blocks or loss weights.")
+    total.backward()
+    # read now: before the backward pass was queued, an accelerator would have had nothing to do meanwhile
+    losses = {term.name: float(term.value.detach()) for term in terms}
+    for name, value in losses.items():
+        if not math.isfinite(value):
+            raise TrainingDiverged(
+                f'The loss term "{name}" is no longer a number after step {step}: lower the learning rates; the last '
+                "good checkpoint was kept."
             )
-        total.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, CLIP_NORM, foreach=False)
-        optimizers[level.name].step()
+    torch.nn.utils.clip_grad_norm_(parameters, CLIP_NORM, foreach=parameters[0].is_cuda)
+    optimizer.step()
     return losses
 
 
@@ -174,6 +214,7 @@ class _Training:
                 torch.set_num_threads(int(checkpoint.facts["threads"]))
         self.bank_file = self.folder / FILE
         concept, method, prompts, embeds, bank = self._encode(checkpoint)
+        release_unused(self.device)
         flow, parameters = adapted_flow(self.request.source, self.config, self.device)
         if bank is None:
             bank = self._collect(method, flow, concept, prompts, embeds)
@@ -220,7 +261,9 @@ class _Training:
     ) -> tuple[Concept, Method, Prompts, TextEmbeds, dict[str, Tensor] | None]:
         """The concept fitted to the model's words, its method planned, and prompts encoded or read with the bank."""
         self._phase("encode", "encoding prompts")
-        encoders = load_text_encoders(self.request.source, self.device)
+        encoders = load_text_encoders(
+            self.request.source, self.device, stream=self.config.streams_encoder(self.request.source.precision)
+        )
         concept = self.request.concept.fitted(vocabulary_of(encoders.tokenizer_2), self.config.seed)
         method, prompts = self.factory(concept, self.config), Prompts()
         for text in _sample_prompts(concept):
@@ -403,4 +446,4 @@ class _Sampler:
                     "seed": seed,
                 })  # fmt: skip
         del vae
-        gc.collect()
+        release_unused(training.device)

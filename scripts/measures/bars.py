@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from .summaries import AUTHORS, SHARES, Summary, attacked, attacks_in
 
 TERMS = ("esd", "attn", "lora", "rsc")
@@ -22,6 +24,7 @@ def bars(results: dict[str, Summary]) -> list[Bar]:
         *_first(erasure.get("eraseanything", {}).get("nouns")),
         *_second(erasure, ablation),
         *_third(results.get("cost") or {}),
+        *_full_size(results.get("train") or {}),
         *_fourth(results.get("strength") or {}),
         *_fifth(erasure.get("eraseanything", {})),
         *_maps(results.get("attention") or {}),
@@ -124,6 +127,44 @@ def _third(cost: Summary) -> list[Bar]:
         met = all(a >= b if n == "acc_ir" else a <= b for n, a, b in both)
         found.append((here[2], met, ", ".join(f"{NAMES[n]} {percent(a)} against {percent(b)}" for n, a, b in both)))
     return found
+
+
+def _full_size(train: Summary) -> list[Bar]:
+    """At Flux.1-dev's shape on a GPU; rows of small shapes and of CPUs do not count."""
+    gb = 1024**3
+    rows = [
+        row
+        for name, one in train.items()
+        if name.startswith("flux-dev-random") and not name.endswith("cpu")
+        for row in one["rows"]
+        if "pair_seconds" in row
+    ]
+
+    def best(text: str, shown: str, wanted: list[float], met: Callable[[float], bool], pick: Callable) -> Bar:
+        if not wanted:
+            return text, None, ""
+        value = pick(wanted)
+        return text, met(value), shown.format(value)
+
+    found: list[Bar] = []
+    for side in (512, 1024):
+        shares = [100 * row["share_of_peak"] for row in rows if row["resolution"] == side and row["mode"] != "streamed"]
+        found.append(best(f"Full size, {side}²: ≥ 40 % of measured peak per grad step", "{:.1f} %", shares,
+                          lambda value: value >= 40, max))  # fmt: skip
+    for mode, limit in (("checkpointed", 10), ("streamed", 6)):
+        peaks = [row["peak_bytes"] / gb for row in rows if row["resolution"] == 512 and row["mode"] == mode]
+        found.append(best(f"Full size, 512²: ≤ {limit} GB {mode}", "{:.1f} GB", peaks,
+                          lambda value, limit=limit: value <= limit, min))  # fmt: skip
+    for field, text, limit in (("times_less_flops", "fewer FLOPs", 30), ("times_less_time", "less time", 20)):
+        plain = [row[field] for row in rows if (row["precision"], row["mode"]) == ("bf16", "plain") and field in row]
+        found.append(best(f"Full size: ≥ {limit} × {text} per pair than the authors'", "{:.1f} ×", plain,
+                          lambda value, limit=limit: value >= limit, min))  # fmt: skip
+    over = [row["estimate_over_peak"] for row in rows]
+    text = "Full size: the memory estimate is within 10 % of the peak, never under it, everywhere"
+    if not over:
+        return [*found, (text, None, "")]
+    fits = all(1 <= value <= 1.1 for value in over)
+    return [*found, (text, fits, f"{min(over):.2f} to {max(over):.2f} of the peak in {len(over)} combinations")]
 
 
 def _fourth(strength: Summary) -> list[Bar]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable
@@ -48,7 +49,7 @@ def prepare(place: Workplace, concept: Any, config: Any, factory: Callable) -> L
     def collect() -> dict:
         return method.collect(flow, embeds, lambda done, total: None)
 
-    bank_flops = count_flops(collect)
+    bank_flops = count_flops(collect, device)
     began = time.perf_counter()  # a second time: counting is slow
     method.use(collect(), embeds)
     seconds = time.perf_counter() - began
@@ -57,16 +58,18 @@ def prepare(place: Workplace, concept: Any, config: Any, factory: Callable) -> L
     def pair() -> None:
         update(method, flow, optimizers, generator, parameters, 0)
 
-    return Loop(pair, count_flops(pair), bank_flops, seconds)
+    return Loop(pair, count_flops(pair, device), bank_flops, seconds)
 
 
-def count_flops(work: Callable[[], object]) -> int:
-    """Floating-point operations of matrix products in `work`, backward passes included."""
+def count_flops(work: Callable[[], object], device: Any) -> int:
+    """Floating-point operations of matrix products in `work` on a torch device, backward passes included."""
     from torch.nn.attention import SDPBackend, sdpa_kernel
     from torch.utils.flop_counter import FlopCounterMode
 
     counter = FlopCounterMode(display=False)
-    with counter, sdpa_kernel(SDPBackend.MATH):  # the counter does not know the CPU's fused attention
+    # the counter knows the fused attention of GPUs, where whole attention matrices would not fit, not the CPU's
+    attention = sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else contextlib.nullcontext()
+    with counter, attention:
         work()
     return counter.get_total_flops()
 

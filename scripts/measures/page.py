@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -21,6 +22,7 @@ from .summaries import (
     gate_summary,
     merging_summary,
     strength_summary,
+    train_summary,
 )
 
 
@@ -99,6 +101,60 @@ def _cost_page(summary: Summary) -> list[str]:
         "After equally many pairs:", "",
         *markdown(["", *(NAMES[name] for name in SHARES), "rows"], trained),
     ]  # fmt: skip
+
+
+def _train_page(summary: Summary) -> list[str]:
+    lines = [
+        "Batch 1, random weights: time and memory are those of real ones. Share: of what the device reached in a large",
+        "product in bf16, without what checkpointing computes twice. Bank: by the defaults, extrapolated from a small",
+        "one. Estimate: what users are told before the start. ×: how many times more the authors' pair takes.", "",
+    ]  # fmt: skip
+    for name, one in summary.items():
+        body = []
+        for row in one["rows"]:
+            slot = [row["precision"], row["mode"], f"{row['resolution']}²"]
+            if "out_of_memory" in row:
+                body.append([*slot, "out of memory", *["–"] * 7])
+                continue
+            less = [f"{row[n]:.0f} ×" if n in row else "–" for n in ("times_less_time", "times_less_flops")]
+            body.append([
+                *slot, f"{row['pair_seconds']:.3f}", f"{row['step_seconds']:.3f}", percent(row["share_of_peak"]),
+                f"{row['bank_seconds']:.0f}", _gigabytes(row["peak_bytes"]), _gigabytes(row["estimated_bytes"]), *less,
+            ])  # fmt: skip
+        head = [
+            "",
+            "",
+            "",
+            "s per pair",
+            "s per grad step",
+            "share",
+            "bank, s",
+            "peak, GB",
+            "estimate, GB",
+            "time",
+            "FLOPs",
+        ]
+        lines += [f"### {name} ({one['peak_tflops']} TFLOP/s)", "", *markdown(head, body)]
+        if any(row.get("peak_bytes", 0) is None for row in one["rows"]):
+            lines += ["On a CPU a process cannot tell the peak of one part of its work: that column is missing.", ""]
+        if missing := _missing(one):
+            lines += [f"Missing: {', '.join(missing)}.", ""]
+    if not any(name.startswith("flux-dev-random") and not name.endswith("cpu") for name in summary):
+        lines += ["**Missing: everything at full size on a GPU.**", ""]
+    return lines
+
+
+def _missing(one: Summary) -> list[str]:
+    """Combinations without a row, of the precisions, resolutions and modes that have any."""
+    there = [(row["precision"], row["mode"], row["resolution"]) for row in one["rows"]]
+    parts = [list(dict.fromkeys(values)) for values in zip(*there, strict=True)]
+    missing = [f"{p} {m} {r}²" for p, m, r in itertools.product(*parts) if (p, m, r) not in there]
+    sides = dict.fromkeys(row["resolution"] for row in one["rows"])
+    return missing + [f"the authors' schedule {side}²" for side in sides if side not in one["authors"]]
+
+
+def _gigabytes(size: int | None) -> str:
+    return "–" if size is None else f"{size / 1024**3:.1f}"
 
 
 def _strength_page(summary: Summary) -> list[str]:
@@ -214,6 +270,7 @@ SECTIONS: dict[str, tuple[str, Callable[[list[Row]], Summary], Callable[[Summary
     "erasure": ("Methods", erasure_summary, _erasure_page),
     "ablation": ("One setting at a time", ablation_summary, _ablation_page),
     "cost": ("Cost", cost_summary, _cost_page),
+    "train": ("A training at full size", train_summary, _train_page),
     "strength": ("Strength", strength_summary, _strength_page),
     "attention": ("Looking inside", attention_summary, _attention_page),
     "merging": ("Many concepts in one LoRA", merging_summary, _merging_page),
@@ -240,6 +297,13 @@ def page_of(results: dict[str, dict[str, Any]]) -> str:
     for name, (title, _, section) in SECTIONS.items():
         if name in results:
             lines += [f"## {title}", "", *_made(results[name]), *section(summaries[name])]
+        elif name == "train":
+            lines += [
+                f"## {title}",
+                "",
+                "**Missing: `python scripts/bench.py train` has not been run on a GPU yet.**",
+                "",
+            ]
     return "\n".join(lines).rstrip() + "\n"
 
 

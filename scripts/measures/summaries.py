@@ -131,6 +131,50 @@ def cost_summary(rows: list[Row]) -> Summary:
     return summary
 
 
+AUTHORS_PASSES, AUTHORS_STEPS = 142, 3  # of a pair: passes without gradient; those with one, and their backward pass
+
+
+def train_summary(rows: list[Row]) -> Summary:
+    """model, device → the rows of combinations with what follows from them, and whether the authors' were measured.
+
+    Of each combination: seconds per pair and per grad step (medians), the share of the device's measured peak that a
+    grad step reaches (what checkpointing computes twice does not count), seconds of a bank by the defaults, bytes at
+    the peak and estimated for the same phases, their ratio at the tightest phase, and how many times more the authors'
+    schedule takes, in time and FLOPs.
+    """
+    found: Summary = {}
+    for name in dict.fromkeys(f"{row['model']}, {row['device']}" for row in rows):
+        here = [row for row in rows if f"{row['model']}, {row['device']}" == name]
+        theirs = {row["resolution"]: row for row in here if row["what"] == "authors" and "pair_seconds" in row}
+        table = []
+        for row in (row for row in here if row["what"] == "combination"):
+            slot = {field: row[field] for field in ("precision", "resolution", "mode")}
+            if "out_of_memory" in row:
+                table.append({**slot, "out_of_memory": True})
+                continue
+            pair, step = (statistics.median(row[f"{what}_seconds"]) for what in ("pair", "step"))
+            useful = row["step_flops"] - row["replayed_flops"]
+            peaks, estimated = row["peak_bytes"], row["estimated_bytes"]
+            told = None not in peaks.values()
+            entry = {
+                **slot,
+                "pair_seconds": round(pair, 4),
+                "step_seconds": round(step, 4),
+                "share_of_peak": round(useful / step / row["peak_flops"], 4),
+                "bank_seconds": round(row["bank_seconds_per_pass"] * row["bank_passes"], 1),
+                "peak_bytes": max(peaks.values()) if told else None,
+                "estimated_bytes": max(estimated.values()),
+                "estimate_over_peak": round(min(estimated[p] / peaks[p] for p in peaks), 3) if told else None,
+            }
+            if authors := theirs.get(row["resolution"]):
+                flops = AUTHORS_PASSES * authors["forward_flops"] + AUTHORS_STEPS * useful
+                entry["times_less_time"] = round(authors["pair_seconds"][0] / pair, 1)
+                entry["times_less_flops"] = round(flops / row["pair_flops"], 1)
+            table.append(entry)
+        found[name] = {"peak_tflops": round(here[-1]["peak_flops"] / 1e12, 2), "rows": table, "authors": list(theirs)}
+    return found
+
+
 def strength_summary(rows: list[Row]) -> Summary:
     """Mean and spread of rates and Acc_ir at each strength, and the worst correlation of any concept and seed."""
     if not rows:

@@ -97,3 +97,36 @@ def test_cost_counts_the_authors_schedule_against_ours(run, tmp_path: Path):
     args = bench.parser().parse_args(["page", "--out", str(tmp_path)])
     args.run(args)
     assert "## Cost" in (tmp_path / "README.md").read_text(encoding="utf-8")
+
+
+def test_a_training_is_timed_in_every_combination_and_goes_on_where_it_stopped(tmp_path: Path):
+    def timed(*arguments: str) -> tuple[list[dict], dict | None]:
+        shape = ["--model", "flux-tiny-random", "--device", "cpu", "--resolution", "32", "--repeats", "1"]
+        args = bench.parser().parse_args(["train", *shape, "--out", str(tmp_path), *arguments])
+        args.run(args)
+        found = json.loads((tmp_path / "train.json").read_text(encoding="utf-8"))
+        return found["rows"], found["summary"]["flux-tiny-random, cpu"] if found["rows"] else None
+
+    assert timed("--precision", "bf16", "--minutes", "0")[0] == []  # no time, no row
+    first, _ = timed("--precision", "bf16", "--modes", "plain,streamed")
+    assert [(row["what"], row.get("mode")) for row in first] == [
+        ("combination", "plain"), ("authors", None), ("combination", "streamed"),
+    ]  # fmt: skip
+    rows, summary = timed("--precision", "bf16,nf4")
+    assert [row for row in rows if row in first] == first and len(rows) == 7
+    by_mode = {row["mode"]: row for row in rows if row.get("precision") == "bf16"}
+    plain, checkpointed = by_mode["plain"], by_mode["checkpointed"]
+    assert plain["replayed_flops"] == 0 and plain["step_flops"] < checkpointed["step_flops"]
+    useful = checkpointed["step_flops"] - checkpointed["replayed_flops"]
+    assert useful == pytest.approx(plain["step_flops"], rel=0.02)  # a replay is one more pass
+    assert by_mode["streamed"]["step_flops"] == checkpointed["step_flops"]
+    table = {(row["precision"], row["mode"]): row for row in summary["rows"]}
+    assert len(table) == 6 and 20 < table["bf16", "plain"]["times_less_flops"] < 50
+    for row in table.values():
+        assert row["pair_seconds"] > row["step_seconds"] > 0 < row["share_of_peak"] and row["peak_bytes"] is None
+        assert row["estimated_bytes"] > 0
+    args = bench.parser().parse_args(["page", "--out", str(tmp_path)])
+    args.run(args)
+    page = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "**Missing: everything at full size on a GPU.**" in page and "| nf4 | streamed | 32² |" in page
+    assert "| Full size: ≥ 30 × fewer FLOPs per pair than the authors' | not measured |" in page

@@ -33,6 +33,7 @@ from training.memory import (
     cheaper,
     estimate_memory,
     kept,
+    model_size,
     shortage,
     transformer_weights,
 )
@@ -154,12 +155,16 @@ def test_on_an_accelerator_the_weights_give_way_before_the_resolution(demo_folde
     assert told == ["gradient checkpointing", "fp8 weights", "streamed blocks", "a lower resolution (128 → 96 pixels)"]
 
 
-@pytest.mark.parametrize(("precision", "ring"), [("bf16", 0), ("fp8", 0), ("int8", 0), ("bf16", 2), ("fp8", 3)])
+@pytest.mark.parametrize(
+    ("precision", "ring"), [("bf16", 0), ("fp8", 0), ("int8", 0), ("nf4", 0), ("bf16", 2), ("fp8", 3), ("nf4", 2)]
+)
 def test_the_transformers_bytes_are_counted(demo_folder, precision: str, ring: int):
     """Against the tensors of a transformer that was really loaded."""
     source = demo_source(precision)
     model = load_transformer(source, "cpu")
-    counted = transformer_weights(source, ErasureConfig(stream_blocks=ring), 2, shared=False).resident
+    counted = transformer_weights(
+        model_size(source), ErasureConfig(stream_blocks=ring), precision, 2, shared=False
+    ).resident  # fmt: skip
     blocks = [*model.transformer_blocks, *model.single_transformer_blocks]
     taken = stored_bytes(model)
     if ring:

@@ -11,7 +11,7 @@ import torch
 from diffusers import FluxTransformer2DModel
 from torch import Tensor
 
-from tests.engine.test_small_memory import assert_same, assert_same_samples, flux, losses, one_thread, train  # noqa: F401
+from tests.engine.test_small_memory import assert_same, assert_same_samples, inner_tensors, losses, train
 from tests.flux_models import TINY_GRID, TINY_TEXT, tiny_inputs, tiny_transformer
 from training import trainer
 from training.config import TARGETS
@@ -19,15 +19,16 @@ from training.errors import ConfigError
 from training.flux.attention import AttentionCapture
 from training.flux.checkpointing import checkpoint_blocks
 from training.flux.concept_attention import ConceptCapture
-from training.flux.loading import quantise
+from training.flux.loading import load_text_encoders, quantise
 from training.flux.sampling import sample
 from training.flux.source import FluxSource
 from training.flux.streaming import BlockStream, stream_blocks
 from training.flux.velocity import velocity
 from training.lora.adapter import adapter_disabled, adapter_weights, add_adapter, set_adapter_weights
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")
-STORED = ("fp32", "fp8", "int8")
+STORED = ("fp32", "fp8", "int8", "nf4")
 
 
 def base(stored: str) -> FluxTransformer2DModel:
@@ -111,13 +112,12 @@ def frozen_storages(block: torch.nn.Module) -> set[int]:
     """Where the bytes of a block's frozen weights are."""
     found = set()
     for parameter in block.parameters():
-        inner = parameter.__tensor_flatten__()[0] if hasattr(parameter, "__tensor_flatten__") else []
-        tensors = [getattr(parameter, name) for name in inner] or [parameter]
+        tensors = inner_tensors(parameter) or [parameter]
         found |= {t.untyped_storage().data_ptr() for t in tensors if not parameter.requires_grad}
     return found
 
 
-@pytest.mark.parametrize("stored", ["fp32", "int8"])
+@pytest.mark.parametrize("stored", ["fp32", "int8", "nf4"])
 def test_only_the_ring_is_on_the_device(stored: str):
     _, streamed, stream = pair(stored, 2)
     blocks = [*streamed.transformer_blocks, *streamed.single_transformer_blocks]
@@ -202,7 +202,7 @@ def test_what_cannot_be_streamed_is_one_sentence():
         velocity(streamed, latents, t, embeds, 3.5, TINY_GRID)
 
 
-def test_a_training_that_is_paused_and_resumed_is_the_same_bit_by_bit(flux: FluxSource, tmp_path: Path):  # noqa: F811
+def test_a_training_that_is_paused_and_resumed_is_the_same_bit_by_bit(flux: FluxSource, tmp_path: Path):
     """Bank, refresh (student and teacher), both levels, samples, checkpoints."""
     settings = {"targets": "every_qk", "refresh_every": 2}
     lora, events = train(flux, tmp_path / "resident", gradient_checkpointing="on", **settings)
@@ -212,3 +212,12 @@ def test_a_training_that_is_paused_and_resumed_is_the_same_bit_by_bit(flux: Flux
     assert_same(streamed, lora)
     assert losses(later) == losses(events)[2:] and len(losses(later)) == 2
     assert_same_samples(tmp_path / "resident", tmp_path / "streamed")
+
+
+def test_the_text_encoder_streams_too(flux: FluxSource):
+    resident, streamed = (load_text_encoders(flux, "cpu", stream=stream) for stream in (False, True))
+    prompts = ["a photo of a car", "a red bus", ""]
+    assert {p.device.type for p in streamed.t5.parameters()} == {"meta"}  # nothing of it stays on the device
+    for a, b in zip(*(vars(e.encode(prompts)).values() for e in (resident, streamed)), strict=True):
+        assert torch.equal(a, b) and a.abs().max() > 0
+    assert {p.device.type for p in streamed.t5.parameters()} == {"meta"}

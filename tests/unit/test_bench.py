@@ -398,3 +398,44 @@ def test_the_page_is_made_of_the_files_that_are_there(tmp_path: Path):
         if line.startswith("| ---"):
             block = [lines[number - 1], line, lines[number + 1]]
             assert len({widths(one) for one in block}) == 1, block
+
+
+GB = 1024**3
+
+
+def full_size_rows(device: str = "NVIDIA H200") -> list[dict]:
+    """Two combinations that meet every bar, one that ran out of memory, and the authors'."""
+    own = {"model": "flux-dev-random", "device": device, "peak_flops": 600e12, "date": "2026-01-01"}
+    row = {
+        "what": "combination", "resolution": 512, "pair_seconds": [0.3, 0.2, 0.25], "step_seconds": [0.1],
+        "pair_flops": 90e12, "step_flops": 37e12, "replayed_flops": 0, "bank_seconds_per_pass": 0.05,
+        "bank_passes": 2000,
+    }  # fmt: skip
+    sizes = {"peak_bytes": {"bank": 25 * GB, "train": 40 * GB}, "estimated_bytes": {"bank": 26 * GB, "train": 41 * GB}}
+    small = {"peak_bytes": {"bank": 4 * GB, "train": 5 * GB}, "estimated_bytes": {"bank": 5 * GB, "train": 5.1 * GB}}
+    return [
+        {**own, **row, "precision": "bf16", "mode": "plain", **sizes},
+        {**own, **row, "precision": "nf4", "mode": "streamed", "step_flops": 54e12, "replayed_flops": 17e12, **small},
+        {**own, "what": "combination", "precision": "nf4", "mode": "plain", "resolution": 512, "out_of_memory": True},
+        {**own, "what": "authors", "resolution": 512, "pair_seconds": [6.0], "forward_flops": 18e12},
+    ]
+
+
+def test_a_training_at_full_size_is_judged_on_a_gpu_only():
+    summary = summaries.train_summary(full_size_rows())
+    plain, streamed, failed = summary["flux-dev-random, NVIDIA H200"]["rows"]
+    assert plain["pair_seconds"] == 0.25 and plain["share_of_peak"] == streamed["share_of_peak"] == round(37 / 60, 4)
+    assert plain["bank_seconds"] == 100 and plain["times_less_time"] == 24
+    assert plain["times_less_flops"] == round((142 * 18 + 3 * 37) / 90, 1)
+    assert plain["estimate_over_peak"] == round(41 / 40, 3) and streamed["estimate_over_peak"] == 1.02
+    assert failed == {"precision": "nf4", "mode": "plain", "resolution": 512, "out_of_memory": True}
+    judged = {text: met for text, met, _ in bars.bars({"train": summary}) if text.startswith("Full size")}
+    assert list(judged.values()) == [True, None, None, True, False, True, True]
+    text = "\n".join(page._train_page(summary))
+    assert "Missing: bf16 streamed 512²." in text and "out of memory" in text and "everything" not in text
+    beyond = full_size_rows()
+    beyond[0]["peak_bytes"] = {"bank": 27 * GB, "train": 40 * GB}  # under its estimate in one phase
+    told = {text: met for text, met, _ in bars.bars({"train": summaries.train_summary(beyond)})}
+    assert told["Full size: the memory estimate is within 10 % of the peak, never under it, everywhere"] is False
+    on_cpu = {text: met for text, met, _ in bars.bars({"train": summaries.train_summary(full_size_rows("cpu"))})}
+    assert {met for text, met in on_cpu.items() if text.startswith("Full size")} == {None}

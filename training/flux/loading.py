@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from accelerate import cpu_offload
 from diffusers import AutoencoderKL, FluxTransformer2DModel
 from diffusers.hooks import apply_layerwise_casting
 from torch import Tensor
@@ -28,6 +30,10 @@ _VAE_CONFIG = {
 }  # fmt: skip
 
 
+_FOUR_BIT = (r"\.attn\.", r"\.ff(_context)?\.", r"\.proj_")  # what NF4 holds: all of a block but its modulation
+_ALIGNED = 64  # bytes: where PyTorch lets a tensor on the CPU start
+
+
 def pick_device(device: str | torch.device = "auto") -> torch.device:
     """ "auto" means the first accelerator there is, else the CPU."""
     if str(device) != "auto":
@@ -35,6 +41,14 @@ def pick_device(device: str | torch.device = "auto") -> torch.device:
     if torch.cuda.is_available():
         return torch.device("cuda")
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def release_unused(device: torch.device) -> None:
+    """Give memory of models that were let go of back to the device: the allocator would keep it, in pieces of another
+    size than what comes next needs."""
+    gc.collect()
+    if device.type in ("cuda", "xpu", "mps"):
+        getattr(torch, device.type).empty_cache()
 
 
 def weights_dtype(precision: str, device: torch.device) -> torch.dtype:
@@ -71,7 +85,13 @@ def _reading(what: str) -> Iterator[None]:
 def _place(module: torch.nn.Module, device: torch.device, dtype: torch.dtype) -> torch.nn.Module:
     if next(module.parameters()).dtype != dtype:  # older libraries ignore the dtype they are asked for
         module = module.to(dtype)
-    return module.to(device).eval().requires_grad_(False)
+    module = module.to(device).eval().requires_grad_(False)
+    for parameter in module.parameters():
+        # Mapped from a file a tensor may lie anywhere; the CPU's kernels round by where it does, and a block must
+        # compute the same wherever its weights are.
+        if device.type == "cpu" and parameter.data_ptr() % _ALIGNED:
+            parameter.data = parameter.data.clone()
+    return module
 
 
 def load_transformer(
@@ -89,12 +109,19 @@ def load_transformer(
         # a ring is filled from the computer's memory, and what is still to be quantised may be too large for the device
         later = ring or (storage in QUANTISED and storage != "fp8")
         model = _transformer(source, cpu if later else device, dtype, storage)
+    return prepare_transformer(model, device, dtype, storage, ring)
+
+
+def prepare_transformer(
+    transformer: FluxTransformer2DModel, device: torch.device, dtype: torch.dtype, storage: str = "", ring: int = 0
+) -> FluxTransformer2DModel:
+    """The transformer brought to `device`, frozen, in eval mode; see `load_transformer`. storage: see `quantise`."""
     if storage in QUANTISED:
-        quantise(model, storage)
+        quantise(transformer, storage, device)
     if ring:
-        stream_blocks(_place(model, cpu, dtype), device, ring)
-        return model
-    return _place(model, device, dtype)
+        stream_blocks(_place(transformer, torch.device("cpu"), dtype), device, ring)
+        return transformer
+    return _place(transformer, device, dtype)
 
 
 def _transformer(
@@ -141,23 +168,32 @@ def _fill(model: torch.nn.Module, state: Mapping[str, Tensor], weights: Sequence
     model.load_state_dict({name: state[name] for name in wanted}, assign=True)
 
 
-def quantise(transformer: FluxTransformer2DModel, storage: str) -> None:
-    """Store the linear layers of all blocks in one byte per weight; they compute in the dtype they have now.
+def quantise(transformer: FluxTransformer2DModel, storage: str, place: torch.device | None = None) -> None:
+    """Store the linear layers of all blocks as one of QUANTISED; they compute in the dtype they have now.
 
-    fp8: e4m3 as it is, without scales, as ComfyUI's plain fp8 files hold a Flux; int8: with one scale per row. What
-    is small stays as it is: the norms' scales inside the blocks, and what embeds inputs and time or makes the output.
+    fp8: e4m3 as it is, without scales, as ComfyUI's plain fp8 files hold a Flux; int8: with one scale per row; nf4: 4
+    bits with a scale for each 64 weights, computed on `place`, which is where training will be, and the modulation,
+    a quarter of the weights that 4 bits would harm most, as in fp8. What is small stays as it is: the norms' scales
+    inside the blocks, and what embeds inputs and time or makes the output.
     """
     blocks = (transformer.transformer_blocks, transformer.single_transformer_blocks)
-    if storage == "fp8":
-        dtype = next(transformer.parameters()).dtype
-        for part in blocks:
-            # diffusers' enable_layerwise_casting() would skip the modulation ("norm1.linear"), a quarter of all weights
-            apply_layerwise_casting(part, torch.float8_e4m3fn, dtype, skip_modules_pattern=(r"\.norm_(added_)?[qk]$",))
-        return
-    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+    if storage == "int8":
+        from torchao.quantization import Int8WeightOnlyConfig, quantize_
 
+        for part in blocks:
+            quantize_(part, Int8WeightOnlyConfig())  # of linear layers only
+        return
+    if storage == "nf4":
+        from .four_bit import to_nf4
+
+        for part in blocks:
+            to_nf4(part, place or torch.device("cpu"))
+    dtype = next(transformer.parameters()).dtype
     for part in blocks:
-        quantize_(part, Int8WeightOnlyConfig())  # of linear layers only
+        # diffusers' enable_layerwise_casting() would skip the modulation ("norm1.linear"), a quarter of all weights
+        apply_layerwise_casting(
+            part, torch.float8_e4m3fn, dtype, (r"\.norm_(added_)?[qk]$", *(_FOUR_BIT if storage == "nf4" else ()))
+        )
 
 
 def load_vae(
@@ -177,9 +213,12 @@ def load_vae(
 
 
 def load_text_encoders(
-    source: FluxSource, device: str | torch.device = "auto", dtype: torch.dtype | None = None
+    source: FluxSource, device: str | torch.device = "auto", dtype: torch.dtype | None = None, stream: bool = False
 ) -> TextEncoders:
-    """CLIP-L, T5 and their tokenizers, frozen, in eval mode."""
+    """CLIP-L, T5 and their tokenizers, frozen, in eval mode.
+
+    stream: T5's weights wait in the computer's memory and visit the device layer by layer, in every pass anew.
+    """
     device = pick_device(device)
     dtype = dtype or weights_dtype(source.precision, device)
     with _reading("text encoders"):
@@ -196,9 +235,10 @@ def load_text_encoders(
         tokenizer, tokenizer_2 = (AutoTokenizer.from_pretrained(path, local_files_only=True) for path in tokenizers)
     if tokenizer.model_max_length > 77:  # the host's tokenizer folder leaves it open
         tokenizer.model_max_length = 77
+    t5 = _place(t5, torch.device("cpu") if stream else device, dtype)
     return TextEncoders(
         _place(clip, device, dtype),
-        _place(t5, device, dtype),
+        cpu_offload(t5, device) if stream else t5,
         tokenizer,
         tokenizer_2,
         variant_of(source).sequence_length,

@@ -18,8 +18,9 @@ from .weights import FILE_KINDS, Weights, open_weights, read_header
 if TYPE_CHECKING:
     from torch import Tensor
 
-PRECISIONS = ("auto", "fp32", "bf16", "fp8", "int8")
-QUANTISED = ("fp8", "int8")  # a byte per weight of the transformer's blocks; all else, and all arithmetic, in bf16
+PRECISIONS = ("auto", "fp32", "bf16", "fp8", "int8", "nf4")
+QUANTISED = ("fp8", "int8", "nf4")  # a byte per weight of the transformer's blocks, or less; all else is in bf16
+PACKAGES = {"int8": "torchao", "nf4": "bitsandbytes"}  # what a precision needs beyond requirements.txt
 
 # the folders of a model in diffusers layout
 FOLDERS = {"transformer": "transformer", "clip_l": "text_encoder", "t5": "text_encoder_2", "vae": "vae"}
@@ -77,8 +78,11 @@ def weight_files(folder: Path) -> list[Path]:
 
 def require_libraries(precision: str) -> None:
     """Raises SourceError where a precision needs a library that is not installed."""
-    if precision == "int8" and importlib.util.find_spec("torchao") is None:
-        raise SourceError('Precision int8 needs the package torchao: run "pip install torchao", or choose fp8.')
+    package = PACKAGES.get(precision, "")
+    if package and importlib.util.find_spec(package) is None:
+        raise SourceError(
+            f'Precision {precision} needs the package {package}: run "pip install {package}", or choose fp8.'
+        )
 
 
 @dataclass(frozen=True)

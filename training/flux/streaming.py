@@ -169,6 +169,13 @@ def _layout(block: torch.nn.Module) -> tuple[list[_Part], int]:
 
 def _plain(parameter: Tensor) -> Iterator[Tensor]:
     """The tensors that hold a parameter's bytes: itself, or those inside a quantised one."""
+    state = getattr(parameter, "quant_state", None)
+    if state is not None:  # bitsandbytes': the bytes are the parameter's own, its scales (of two levels) beside them
+        yield parameter
+        while state is not None:
+            yield from (tensor for tensor in vars(state).values() if isinstance(tensor, Tensor))
+            state = state.state2
+        return
     if not hasattr(parameter, "__tensor_flatten__"):
         yield parameter
         return

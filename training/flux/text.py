@@ -10,6 +10,12 @@ import torch
 from torch import Tensor
 
 
+def encoded_at_once(heads: int) -> int:
+    """Prompts in a pass of a T5 with so many attention heads: with many more, T5-XXL's attention matrices would take as
+    much memory as its weights."""
+    return 8 if heads >= 64 else 32
+
+
 @dataclass
 class TextEmbeds:
     """t5: [B, L, D] joint-attention text tokens; pooled: [B, P] CLIP's pooled output."""
@@ -50,15 +56,19 @@ class TextEncoders:
 
     @property
     def device(self) -> torch.device:
-        return next(self.t5.parameters()).device
+        return next(self.clip.parameters()).device  # T5's weights may wait elsewhere
 
     def token_ids(self, prompt: str) -> list[int]:
         """T5 token ids as the model sees them: end token, then padding up to sequence_length."""
         return self._tokens(self.tokenizer_2, [prompt], self.sequence_length)[0].tolist()
 
     @torch.no_grad()
-    def encode(self, prompts: str | Sequence[str], batch_size: int = 32) -> TextEmbeds:
-        """Embeddings of the prompts, on the encoders' device and in their dtype; no gradients."""
+    def encode(self, prompts: str | Sequence[str], batch_size: int = 0) -> TextEmbeds:
+        """Embeddings of the prompts, on the encoders' device and in their dtype; no gradients.
+
+        batch_size: prompts in a pass; 0: as `encoded_at_once` says.
+        """
+        batch_size = batch_size or encoded_at_once(self.t5.config.num_heads)
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         parts = []
         for start in range(0, len(prompts), batch_size):

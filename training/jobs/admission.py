@@ -7,10 +7,12 @@ from collections.abc import Callable, Sequence
 
 from ..config import ErasureRequest
 from ..errors import ErasureError
-from ..memory import estimate_memory, free_memory, shortage
+from ..fitting import Way, decided, ways
+from ..memory import free_memory, shortage
 from .store import Job
 
 ASK_SECONDS = 60  # between two requests to the host to free memory for one job: each costs its prompts a reload
+PATIENCE_SECONDS = 30  # for the host to free what the fastest way needs, before one that needs less is taken
 TELL_SECONDS = 5  # between two changes of the sentence about a waiting job
 LOADED = ("train", "samples", "save")  # phases in which a training has taken the memory it needs
 
@@ -27,7 +29,8 @@ class Admission:
     ) -> None:
         self._make_room, self._free = make_room, free
         self._asked: dict[str, float] = {}
-        self._needs: dict[str, int] = {}  # a job's request never changes, nor does its model
+        self._ways: dict[str, list[Way]] = {}  # a job's request never changes, nor does its model
+        self._short: dict[str, float] = {}  # since when a job's fastest way does not fit
         self._told: dict[str, tuple[float, str]] = {}
 
     def why_wait(self, job: Job, active: Sequence[Job], check: bool = True) -> str:
@@ -47,13 +50,17 @@ class Admission:
                 return ""
             # What others have not taken yet is as good as gone.
             loading = [other for other in active if other.state.phase not in LOADED]
-            free -= sum(self._need(other) for other in loading if other.request["device"] == job.request["device"])
-            if self._need(job) <= free:
+            near = [other for other in loading if other.request["device"] == job.request["device"]]
+            free -= sum(decided(self._found(other), other.folder.path).need for other in near)
+            found = self._found(job)
+            fastest, least = decided(found, job.folder.path), min(found, key=lambda way: way.need)
+            since = self._short.setdefault(job.id, now)
+            if fastest.need <= free or (least.need <= free and now - since >= PATIENCE_SECONDS):
                 self._told.pop(job.id, None)
                 return ""
             told, why = self._told.get(job.id, (now - TELL_SECONDS, ""))
             if now - told >= TELL_SECONDS:
-                why = shortage(ErasureRequest.from_dict(job.request), max(free, 0))
+                why = shortage((fastest if least.need <= free else least).request, max(free, 0))
                 self._told[job.id] = (now, why)
             return why
         except (ErasureError, OSError):
@@ -63,8 +70,9 @@ class Admission:
         """Forgets a job that has started: when it is resumed the host is asked again."""
         self._asked.pop(job_id, None)
         self._told.pop(job_id, None)
+        self._short.pop(job_id, None)
 
-    def _need(self, job: Job) -> int:
-        if job.id not in self._needs:
-            self._needs[job.id] = estimate_memory(ErasureRequest.from_dict(job.request)).need
-        return self._needs[job.id]
+    def _found(self, job: Job) -> list[Way]:
+        if job.id not in self._ways:
+            self._ways[job.id] = ways(ErasureRequest.from_dict(job.request))
+        return self._ways[job.id]

@@ -17,6 +17,7 @@ from typing import Any
 
 from ..config import ErasureRequest
 from ..errors import ErasureError, JobError
+from ..fitting import settled
 from ..memory import cheaper
 from .folder import JobFolder, JobState, sha256_of, write_json
 from .processes import own_identity
@@ -143,7 +144,7 @@ def out_of_memory(folder: JobFolder, state: JobState) -> str:
     saved = [event["step"] for event in folder.events() if event["type"] == "checkpoint"]
     kept = f" (the checkpoint of step {saved[-1]} is kept)" if saved else ""
     try:
-        found = cheaper(ErasureRequest.from_dict(folder.request()["request"]), state.phase)
+        found = cheaper(settled(ErasureRequest.from_dict(folder.request()["request"]), folder.path), state.phase)
     except (ErasureError, MemoryError):
         found = None
     change = f"retry with {found[1]}, or " if found else ""

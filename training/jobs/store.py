@@ -24,6 +24,7 @@ from filelock import FileLock, Timeout
 from .. import memory
 from ..config import ErasureConfig, ErasureRequest
 from ..errors import ErasureError, JobError
+from ..fitting import settled
 from .folder import ACTIVE, OPEN, Fill, JobFolder, JobState, OtherVersion, read_json, sha256_of
 from .order import QueueFile, QueueSettings, moved
 
@@ -101,7 +102,8 @@ class Job:
         if self.state.problem != "memory":
             return None
         try:
-            found = memory.cheaper(ErasureRequest.from_dict(self.request), self.state.phase)
+            request = settled(ErasureRequest.from_dict(self.request), self.folder.path)
+            found = memory.cheaper(request, self.state.phase)
         except ErasureError:  # the model is gone
             return None
         return found and found[1]
@@ -389,7 +391,7 @@ class JobStore:
         job = self.get(job_id)
         if job.state.state not in ("failed", "interrupted", "cancelled"):
             raise JobError(f"The job is {job.state.state}: only one that has failed can be retried.")
-        request = ErasureRequest.from_dict(job.request)
+        request = settled(ErasureRequest.from_dict(job.request), job.folder.path)
         found = memory.cheaper(request, job.state.phase)
         if found is None:
             raise JobError("No cheaper setting is left: close other programs and resume, or use a smaller model.")

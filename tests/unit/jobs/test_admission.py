@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from tests.job_parts import in_state, wait_for
+from training.fitting import ways
 from training.jobs.admission import Admission
 from training.memory import estimate_memory
 
@@ -28,7 +29,7 @@ def test_a_job_that_does_not_fit_waits_and_lets_others_pass(store, scheduler, hu
     assert waiting.state.message.startswith("Waiting: ")
     assert "GB of memory are missing" in waiting.state.message
     assert re.search(
-        r"train with batch_erase \d+, batch_preserve \d+, resolution \d+, gradient_checkpointing on\.$",
+        r"train with batch_erase \d+, batch_preserve \d+, resolution \d+\.$",  # checkpointing is taken by itself
         waiting.state.message,
     )
     waiting = wait_for(store, waiting, lambda job: job.folder.events())  # told after it was written
@@ -66,3 +67,15 @@ def test_a_model_that_is_gone_is_the_workers_business(store, request_for, tmp_pa
     job = store.submit(request)
     gone = replace(job, request={**job.request, "source": {**job.request["source"], "folder": str(tmp_path)}})
     assert Admission(None, lambda device: 0).why_wait(gone, []) == ""
+
+
+def test_the_host_gets_time_to_make_room_for_the_fastest_way(store, request_for, demo_folder, monkeypatch):
+    large = request_for("large", phrase="large")
+    large = replace(large, config=replace(large.config, batch_erase=32, batch_preserve=32))
+    plain, checkpointed = ways(large)
+    assert checkpointed.need < plain.need
+    job = store.submit(large)
+    admission = Admission(None, lambda device: checkpointed.need)
+    assert admission.why_wait(job, []).endswith("or train with gradient_checkpointing on.")
+    monkeypatch.setattr("training.jobs.admission.PATIENCE_SECONDS", 0)
+    assert admission.why_wait(job, []) == ""

@@ -1,0 +1,136 @@
+"""Precision, checkpointing and streaming where they are left open: the fastest way that fits, once for a training."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.engine.test_small_memory import CONCEPT, CONFIG, train
+from training import cli, fitting
+from training.config import ErasureRequest
+from training.fitting import fastest, overview, settle, settled, ways
+from training.flux.loading import load_transformer
+from training.flux.source import FluxSource
+from training.flux.streaming import stream_blocks
+from training.memory import GB, estimate_memory
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+BIG = {"batch_erase": 32, "batch_preserve": 32, "sample_every": 0}  # so that training needs more than all else
+
+
+def request(flux: FluxSource, precision: str = "auto", device: str = "cuda", **settings: object) -> ErasureRequest:
+    config = dataclasses.replace(CONFIG, **{**BIG, **settings})
+    return ErasureRequest(replace(flux, precision=precision), CONCEPT, config, "erase-car", "/loras", device)
+
+
+def test_on_a_gpu_everything_may_be_open(demo_folder):
+    found = ways(request(FluxSource("diffusers", folder=str(demo_folder))))
+    assert [str(way) for way in found] == [
+        "bf16",
+        "bf16 with gradient checkpointing",
+        "fp8 with gradient checkpointing",
+        "nf4 with gradient checkpointing",
+        "bf16 with streamed blocks",
+        "fp8 with streamed blocks",
+        "nf4 with streamed blocks",
+    ]
+    for way in found:
+        way.request.config.validate()
+        assert way.need == estimate_memory(way.request).need
+    weights = [estimate_memory(way.request).phases["bank"] for way in found]
+    assert weights[0] == weights[1] > weights[2] > weights[3] and weights[4] > weights[5] > weights[6]
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"precision": "int8"}, ["int8 with gradient checkpointing"]),
+        ({"precision": "bf16", "gradient_checkpointing": "off"}, ["bf16"]),
+        ({"precision": "bf16"}, ["bf16", "bf16 with gradient checkpointing"]),
+        ({"device": "cpu"}, ["fp32", "fp32 with gradient checkpointing"]),
+        ({"device": "mps"}, ["bf16", "bf16 with gradient checkpointing"]),
+        ({"stream_blocks": 4}, ["bf16 with streamed blocks", "fp8 with streamed blocks", "nf4 with streamed blocks"]),
+        ({"gradient_checkpointing": "on", "device": "cpu"}, ["fp32 with gradient checkpointing"]),
+    ],
+)
+def test_what_is_set_is_not_open(flux: FluxSource, settings: dict, told: list[str]):
+    assert [str(way) for way in ways(request(flux, **settings))] == told
+
+
+def test_the_fastest_that_fits_is_taken_and_kept(flux: FluxSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    wanted = request(flux)
+    found = ways(wanted)
+    assert fastest(found, None) is found[0] and fastest(found, 10**15) is found[0]
+    least = min(found, key=lambda way: way.need)
+    assert fastest(found, 0) is least
+    assert "which needs least" in settle(wanted, tmp_path / "none", 0)[1]
+    monkeypatch.setattr(fitting, "free_memory", lambda device: found[1].need)
+    taken, why = settle(wanted, tmp_path)
+    assert taken == found[1].request
+    assert why == (
+        f"Training in bf16 with gradient checkpointing, the fastest way that fits: it needs about "
+        f"{found[1].need / GB:.1f} of {found[1].need / GB:.1f} GB that are free, bf16 {found[0].need / GB:.1f} GB."
+    )
+    assert [way["taken"] for way in overview(wanted)["ways"]].index(True) == 1
+    monkeypatch.setattr(fitting, "free_memory", lambda device: 10**15)
+    again, why = settle(wanted, tmp_path)  # another program has ended: what was decided stays
+    assert again == taken == settled(wanted, tmp_path) and "goes on as it began" in why
+    other = request(flux, "fp8")
+    assert settle(other, tmp_path)[0] == other  # what is set now counts
+    roomy, why = settle(wanted, tmp_path / "roomy")
+    assert roomy == found[0].request and why.startswith("Training in bf16, the fastest way: it needs")
+
+
+def test_a_training_is_checkpointed_where_memory_is_short(
+    flux: FluxSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    plain, events = train(flux, tmp_path / "plain", **BIG, steps=1)
+    assert not [e for e in events if e["type"] == "notice"] and not (tmp_path / "plain" / "job" / fitting.FILE).exists()
+    monkeypatch.setattr(fitting, "free_memory", lambda device: 0)
+    lora, events = train(flux, tmp_path / "short", **BIG, steps=1)
+    (notice,) = [e["message"] for e in events if e["type"] == "notice"]
+    assert notice.startswith("Training in fp32 with gradient checkpointing, which needs least")
+    kept = json.loads((tmp_path / "short" / "job" / fitting.FILE).read_text())
+    assert kept == {"precision": "fp32", "gradient_checkpointing": "on", "stream_blocks": 0}
+    assert all(torch.equal(a, plain[name][0]) and torch.equal(b, plain[name][1]) for name, (a, b, _) in lora.items())
+
+
+def test_the_command_line_shows_what_is_needed_before_the_start(demo_folder: Path, tmp_path: Path, capsys):
+    words = ["--no-synonyms", *(w for word in ("dog", "tree", "house") for w in ("--irrelevant", word))]
+    arguments = ["train", "--source", str(demo_folder), "--concept", "car", "--out", str(tmp_path), "--device", "cpu"]
+    assert cli.main([*arguments, *words, "--estimate"]) == 0
+    shown = capsys.readouterr()
+    told = json.loads(shown.out.splitlines()[-1])
+    assert [way["text"] for way in told["ways"]] == ["fp32", "fp32 with gradient checkpointing"]
+    assert told["free"] > 0 and sum(way["taken"] for way in told["ways"]) == 1
+    assert "→ fp32 " in shown.err and "GB" in shown.err
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_streams_must_fit_into_the_computers_memory(demo_folder, monkeypatch: pytest.MonkeyPatch):
+    found = ways(request(FluxSource("diffusers", folder=str(demo_folder))))
+    assert [way.waiting > 0 for way in found] == [False] * 3 + [True] * 4  # nf4's text encoder streams too
+    streamed, resident = found[4], found[2]
+    for own, taken in ((streamed.waiting, streamed), (streamed.waiting - 1, resident)):
+        monkeypatch.setattr(fitting, "free_memory", lambda device, own=own: own)
+        assert fastest([streamed, resident], 10**15) is taken
+
+
+def test_the_rings_memory_is_told(demo_folder, tmp_path: Path):
+    source = FluxSource("diffusers", folder=str(demo_folder))
+    stream = stream_blocks(load_transformer(replace(source, precision="bf16"), "cpu"), torch.device("cpu"), 3)
+    wanted = request(source, "bf16", stream_blocks=3)
+    (way,) = ways(wanted)
+    assert way.ring == pytest.approx(sum(slot.nbytes for slot in stream.slots), rel=0.01)
+    assert way.waiting == pytest.approx(sum(buffer.nbytes for buffer in stream.host), rel=0.01)
+    assert settle(wanted, tmp_path) == (
+        wanted,
+        f"Blocks stream through {way.ring / GB:.2f} GB of the device's memory, {way.waiting / GB:.1f} GB wait in the "
+        "computer's memory.",
+    )
