@@ -4,6 +4,7 @@ folders."""
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import logging
 import os
@@ -29,6 +30,7 @@ __all__ = [
     "diffusers_folders",
     "flux_config",
     "io",
+    "judge_folders",
     "list_files",
     "lora_name",
     "output_path",
@@ -36,6 +38,7 @@ __all__ = [
     "readable_quantisation",
     "resolve_file",
     "resolve_lora",
+    "searched",
     "show_text",
     "temp_file",
     "temp_path",
@@ -51,6 +54,12 @@ def advanced(widget: io.Input) -> io.Input:
     widget.optional = True
     widget.extra_dict = {**widget.extra_dict, "advanced": True}
     return widget
+
+
+def searched(aliases: list[str], **schema: Any) -> io.Schema:
+    """A node's schema with other words by which a search finds it, which ComfyUI 0.3.75 does not know of."""
+    known = {field.name for field in dataclasses.fields(io.Schema)}
+    return io.Schema(**schema, **({"search_aliases": aliases} if "search_aliases" in known else {}))
 
 
 class ChoosesLora(io.ComfyNode):
@@ -132,6 +141,18 @@ def diffusers_folders() -> dict[str, Path]:
             folder = index.parent
             if (folder / "transformer").is_dir():
                 found.setdefault(folder.relative_to(root).as_posix(), folder.absolute())
+    return found
+
+
+def judge_folders() -> dict[str, Path]:
+    """Models in transformers' layout that can judge pictures (a preprocessor and weights beside their config.json), one
+    folder each under the host's models/clip_vision and models/classifiers, by name."""
+    roots = [*folder_paths.get_folder_paths("clip_vision"), os.path.join(folder_paths.models_dir, "classifiers")]
+    found: dict[str, Path] = {}
+    for root in roots:
+        for config in sorted(Path(root).glob("*/config.json")):
+            if (config.parent / "preprocessor_config.json").is_file():
+                found.setdefault(config.parent.name, config.parent.absolute())
     return found
 
 

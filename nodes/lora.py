@@ -40,7 +40,7 @@ def _lora_inputs() -> list[io.Input]:
     ]  # fmt: skip
 
 
-def _lora_name_input() -> io.Input:
+def lora_name_input() -> io.Input:
     return io.String.Input(
         "lora_name", optional=True, force_input=True,
         tooltip="The name that Wait for Erasure LoRA gives; used instead of the list when connected.",
@@ -74,7 +74,7 @@ class ApplyErasureLora(ChoosesLora):
             inputs=[
                 io.Model.Input("model"),
                 *_lora_inputs(),
-                _lora_name_input(),
+                lora_name_input(),
                 StackType.Input("stack", optional=True, tooltip="Used instead of the list: all its LoRAs at once."),
                 io.Float.Input(
                     "start", default=0.0, min=0.0, max=1.0, step=0.05, optional=True,
@@ -171,7 +171,7 @@ class Compare(ChoosesLora):
                 FluxSourceType.Input("flux", tooltip="From Load Flux."),
                 *_lora_inputs(),
                 *_rendered_inputs(_PROMPTS),
-                _lora_name_input(),
+                lora_name_input(),
             ],
             outputs=[io.Image.Output("image", display_name="IMAGE")],
         )
@@ -207,7 +207,7 @@ class StrengthSweep(ChoosesLora):
                     tooltip=f"With commas, each from 0 to {MAX_STRENGTH}; at most {MAX_COLUMNS}.",
                 ),
                 *_rendered_inputs(_PROMPTS),
-                _lora_name_input(),
+                lora_name_input(),
             ],
             outputs=[io.Image.Output("image", display_name="IMAGE")],
         )  # fmt: skip

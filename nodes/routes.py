@@ -263,7 +263,10 @@ async def get_log(request: web.Request) -> web.Response:
 
 async def get_request(request: web.Request) -> web.Response:
     def told() -> dict[str, Any]:
-        asked = ErasureRequest.from_dict(service.store().get(request.match_info["id"]).request)
+        job = service.store().get(request.match_info["id"])
+        if job.kind != "training":
+            raise JobError("The job is an evaluation: only a training has settings to copy.")
+        asked = ErasureRequest.from_dict(job.request)
         concept, config = asked.concept.to_dict(), asked.config.to_dict()
         return {**choices_of(asked.source), "concept": concept, "config": config, "name": asked.name}
 
@@ -274,7 +277,7 @@ async def get_lora(request: web.Request) -> web.StreamResponse:
     job = await in_thread(service.store().get, request.match_info["id"])
     path = job.lora
     # Only what the job itself has written: no name of a running one, no link, no other folder.
-    if job.state.state != "completed" or path.is_symlink() or not path.is_file():
+    if job.kind != "training" or job.state.state != "completed" or path.is_symlink() or not path.is_file():
         raise BadRequest("The job has no LoRA: it is not completed, or the file was moved or deleted.", 404)
     disposition = f"attachment; filename*=UTF-8''{quote(path.name, safe='')}"
     headers = {
@@ -284,6 +287,18 @@ async def get_lora(request: web.Request) -> web.StreamResponse:
         "Cache-Control": "no-cache",
     }
     return web.FileResponse(path, headers=headers)
+
+
+async def get_report(request: web.Request) -> web.StreamResponse:
+    page = await in_thread(service.report, request.match_info["id"])
+    headers = {
+        "Content-Type": "text/html; charset=utf-8",
+        # Texts out of LoRA files are in it: as far from the host's page as a page of another site.
+        "Content-Security-Policy": "sandbox allow-scripts allow-popups",
+        "X-Content-Type-Options": "nosniff",
+        "Cache-Control": "no-cache",
+    }
+    return web.FileResponse(page, headers=headers)
 
 
 async def get_config(_: web.Request) -> web.Response:
@@ -357,6 +372,7 @@ ROUTES = (
     Route("GET", "/jobs/{id}/log", get_log),
     Route("GET", "/jobs/{id}/request", get_request),
     Route("GET", "/jobs/{id}/lora", get_lora, answer="application/octet-stream"),
+    Route("GET", "/jobs/{id}/report", get_report, answer="text/html"),
     Route("GET", "/jobs/{id}/samples/{file}", get_sample, answer="image/png"),
     Route("GET", "/settings", get_settings),
     Route("POST", "/settings", change_settings, Settings),

@@ -16,6 +16,10 @@ from server import PromptServer
 from ..training import fitting
 from ..training.concepts import Concept
 from ..training.config import ErasureConfig, ErasureRequest
+from ..training.errors import JobError
+from ..training.evaluation import Order, read_evaluation
+from ..training.evaluation.report import write_report
+from ..training.evaluation.request import EvaluationRequest
 from ..training.flux.source import FluxSource
 from ..training.jobs import Job, JobStore, Scheduler
 from .compat import lora_name
@@ -87,6 +91,16 @@ def memory(source: FluxSource, concept: Concept, config: ErasureConfig) -> dict[
     )
 
 
+def submit_evaluation(order: Order, name: str) -> Job:
+    """Queues an evaluation, or finds the job of the same request; an empty `name` is evaluate-<phrase>.
+
+    Raises ErasureError's subclasses.
+    """
+    order.concept.validate()  # before a name is made of it
+    stem = "evaluate-" + re.sub(r"[^\w]+", "-", order.concept.phrase.lower()).strip("-")[:60]
+    return store().submit(EvaluationRequest.of(order, name.strip() or stem, device()))
+
+
 def device() -> str:
     """The host's device as a request names it."""
     chosen = comfy.model_management.get_torch_device()
@@ -96,11 +110,12 @@ def device() -> str:
 
 
 def unfinished() -> str:
-    """Changes when a Train node must run again: a job ended without its LoRA, a LoRA is gone, a job was deleted."""
+    """Changes when a Train or Evaluate node must run again: a job ended without what it makes, that is gone, or a job
+    was deleted."""
 
     def lost(job: Job) -> bool:
         state = job.state.state
-        return state in ("failed", "cancelled", "interrupted") or (state == "completed" and not job.lora.exists())
+        return state in ("failed", "cancelled", "interrupted") or (state == "completed" and not job.product.exists())
 
     return " ".join([*(job.id for job in store().list() if lost(job)), *_deleted])
 
@@ -120,6 +135,18 @@ def overview() -> dict[str, Any]:
         "settings": store().settings().to_dict(),
         "problems": problems,
     }
+
+
+def report(job_id: str) -> Path:
+    """The page of an evaluation that is completed, made in its job's folder. Raises ErasureError's subclasses."""
+    job = store().get(job_id)
+    if job.kind != "evaluation" or job.state.state != "completed":
+        raise JobError("The job has no report: only an evaluation that is completed has one.")
+    folder = job.product.parent
+    page = folder / "report.html"
+    if not page.is_file() or page.stat().st_mtime < job.product.stat().st_mtime:
+        write_report(read_evaluation(folder), folder, page)
+    return page
 
 
 def delete(job_id: str, lora: bool = False) -> dict[str, Any]:

@@ -153,7 +153,12 @@ class WaitForErasureLora(io.ComfyNode):
 
 
 def wait(job_id: str) -> Job:
-    """The job once it is completed, with its progress on the running node.
+    """The training once it is completed; see `finished`."""
+    return finished(job_id, "training", "Train")
+
+
+def finished(job_id: str, what: str, node: str) -> Job:
+    """The job once it is completed, with its progress on the running node. what, node: as sentences call them.
 
     Raises JobError when it fails, is cancelled, interrupted or deleted; the host's own exception on Interrupt.
     """
@@ -164,9 +169,9 @@ def wait(job_id: str) -> Job:
         if state.state == "completed":
             return job
         if state.state == "cancelled":
-            raise JobError(f'The training of "{job.name}" was cancelled: resume it, or queue the Train node again.')
+            raise JobError(f'The {what} of "{job.name}" was cancelled: resume it, or queue the {node} node again.')
         if state.state in ("failed", "interrupted"):
-            raise JobError(f'The training of "{job.name}" did not end well. {state.message}')
+            raise JobError(f'The {what} of "{job.name}" did not end well. {state.message}')
         comfy.model_management.throw_exception_if_processing_interrupted()
         bar = bar or comfy.utils.ProgressBar(max(state.total, 1))
         if (state.step, state.phase) != told:

@@ -25,6 +25,7 @@ from scripts.measures.cost import cost
 from scripts.measures.gate import gate
 from scripts.measures.merging import MERGED, WAYS, merging
 from scripts.measures.page import page
+from scripts.measures.seeds import seeds
 from scripts.measures.strength import strength
 from scripts.measures.table import METHODS, VARIANTS, ablation, erasure
 from scripts.measures.train import MODELS, MODES, PRECISIONS, train
@@ -86,6 +87,8 @@ def parser() -> argparse.ArgumentParser:
     full.add_argument("--name", default="", help="of the result file, where it is not the command's")
     full.add_argument("--fresh", action="store_true", help="make rows again that another state of the code has made")
     full.set_defaults(run=train)
+    repeats = add(seeds, ("car",), "40", 6)
+    repeats.set_defaults(images_per_other=0)
     written = commands.add_parser("page", help=page.__doc__)
     written.add_argument("--out", type=Path, default=RESULTS)
     written.set_defaults(run=page)

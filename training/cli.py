@@ -99,6 +99,22 @@ def _evaluation_options(evaluate: argparse.ArgumentParser) -> None:
     kept.add_argument("--images-per-attack", type=int, help="measured images of each attack on a thing (default: 8)")
     kept.add_argument("--batch-size", type=int, help="images made at once (default: 32)")
     kept.add_argument("--no-heatmap", action="store_true", help="do not look where the concept's word points")
+    kept.add_argument("--detector", action="append", metavar="WHICH", help="who judges the pictures: model (its own "
+                      "classifier), nudenet, clip:FOLDER or classifier:FOLDER (repeatable: the first one's figures are "
+                      "the main ones; default: model)")  # fmt: skip
+    kept.add_argument("--label", action="append", default=[], help="a label of classifier:FOLDER that means the "
+                      "concept, where none is called like it (repeatable)")  # fmt: skip
+    kept.add_argument("--suite", action="append", help="what is asked for besides the concept by its name: synonyms, "
+                      "attacks, preserved, presets or none (repeatable; default: all but presets)")  # fmt: skip
+    kept.add_argument("--prompts", action="append", default=[], type=Path, metavar="FILE.csv", help="prompts of your "
+                      "own, recognised by their columns: I2P, Ring-A-Bell, P4D, MMA-Diffusion, COCO captions, prompt, "
+                      "caption (repeatable)")  # fmt: skip
+    kept.add_argument("--prompts-limit", type=int, help="prompts taken of each file, drawn by the seed (default: 100)")
+    kept.add_argument("--distance", default="", metavar="FEATURES", help="compare the captions' pictures: "
+                      "inception:FILE for FID and KID; clip:FOLDER or model for distances of others")  # fmt: skip
+    kept.add_argument("--reference", type=Path, metavar="DIR", help="pictures to compare them with (default: the base "
+                      "model's own)")  # fmt: skip
+    kept.add_argument("--seed", type=int, help="another one is other noise in every picture (default: 0)")
     kept.add_argument("--blur", action="store_true", help="a sensitive concept: the report hides its pictures")
     kept.add_argument("--report", action="store_true", help="write DIR/report.html")
 
@@ -225,16 +241,27 @@ def keep_evaluation(source: FluxSource, args: argparse.Namespace) -> dict[str, A
     strengths = strengths * len(args.lora) if len(strengths) == 1 else strengths
     subjects = [Subject(lora, strength) for lora, strength in zip(args.lora, strengths, strict=True)]
     counts = {
-        name: value for name in ("images", "images_per_other", "images_per_attack", "batch_size")
+        name: value
+        for name in ("images", "images_per_other", "images_per_attack", "batch_size", "prompts_limit", "seed")
         if (value := getattr(args, name)) is not None
-    }  # fmt: skip
+    }
+    if args.suite:
+        counts["suites"] = tuple(suite for suite in args.suite if suite != "none")
+    if args.detector:
+        counts["detectors"] = tuple(args.detector)
+    folder = Path(source.folder)
+    own = load_classifier(folder) if (folder / "classifier").is_dir() else None  # knows styles and relations by name
     order = Order(
         source,
-        concept_of_loras(args.lora, args.concept or "", load_classifier(Path(source.folder))),
+        concept_of_loras(args.lora, args.concept or "", own),
         (*([Subject()] if args.deletion else []), *subjects),
         strengths=strengths_of(args.strengths) if args.strengths else (),
         heatmap=not args.no_heatmap,
         blur=args.blur,
+        labels=tuple(args.label),
+        prompts=tuple(args.prompts),
+        distance=args.distance,
+        reference=args.reference,
         **counts,
     )
     bars: list[tqdm] = []  # made at the first step: a mistake is one sentence, without a bar
@@ -278,8 +305,11 @@ def evaluate_command(args: argparse.Namespace) -> dict[str, Any]:
     """`evaluate`'s result: a kept evaluation with --out, else the shares of one LoRA. Raises ErasureError."""
     if args.out:
         return keep_evaluation(source_of(args), args)
-    more = ("strength", "deletion", "strengths", "concept", "images_per_attack", "batch_size", "no_heatmap", "blur")
-    if len(args.lora) != 1 or any(getattr(args, name) not in (None, False) for name in (*more, "report")):
+    more = (
+        "strength", "deletion", "strengths", "concept", "images_per_attack", "batch_size", "no_heatmap", "blur",
+        "report", "detector", "label", "suite", "prompts", "prompts_limit", "distance", "reference", "seed",
+    )  # fmt: skip
+    if len(args.lora) != 1 or any(getattr(args, name) not in (None, False, "", []) for name in more):
         raise ConfigError("Name one --lora, or a folder with --out for everything else that evaluate can do.")
     lora = args.lora[0]
     return {"lora": str(lora), **measure(source_of(args), lora, args.device, args)}

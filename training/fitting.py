@@ -149,6 +149,8 @@ def settled(request: ErasureRequest, folder: Path) -> ErasureRequest:
 
 def decided(found: list[Way], folder: Path) -> Way:
     """Which of the ways was settled on for `folder`; the first, where nothing was."""
+    if len(found) == 1:
+        return found[0]
     kept = _kept(folder / FILE)
     return next((way for way in found if way.settings == kept), found[0])
 

@@ -3,7 +3,8 @@
 import { app } from "../../scripts/app.js";
 import { announceEnds, settings } from "./job_notices.mjs";
 import { attachAdvanced } from "./advanced.mjs";
-import { attachJobPanel } from "./job_node.mjs";
+import { attachEvaluation, attachJobPanel } from "./job_node.mjs";
+import { attachReport } from "./report_node.mjs";
 import { attachWaiting } from "./wait_node.mjs";
 import { attachConcept, attachWords } from "./concept_node.mjs";
 import { attachHeatmaps } from "./heatmap_node.mjs";
@@ -17,6 +18,8 @@ import { loadTexts } from "./texts.mjs";
 const PANELS = {
   EraseAnything_Train: attachJobPanel,
   EraseAnything_Wait: attachWaiting,
+  EraseAnything_Evaluate: attachEvaluation,
+  EraseAnything_Report: attachReport,
   EraseAnything_Concept: attachConcept,
   EraseAnything_Preset: attachWords,
   EraseAnything_TokenHeatmaps: attachHeatmaps,

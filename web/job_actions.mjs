@@ -1,8 +1,9 @@
 // What can be done with a job: a list, and the buttons made of it.
 import { addLoraNode, copySettings } from "./canvas.mjs";
 import { element } from "./dom.mjs";
-import { act, loraUrl } from "./job_api.mjs";
+import { act, loraUrl, reportUrl } from "./job_api.mjs";
 import { askToDelete } from "./job_deletion.mjs";
+import { isEvaluation } from "./job_facts.mjs";
 import { jobs } from "./job_store.mjs";
 import { text } from "./texts.mjs";
 
@@ -19,11 +20,12 @@ async function deleteJob(job) {
   if (body) await ask("delete", body)(job);
 }
 
+const trains = (job) => !isEvaluation(job);
 const ENDED = ["completed", "failed", "cancelled"];
 
 /**
  * name: its texts are `action.NAME` and `action.NAME.hint`. states: in which it is offered, if also `fits(job)`. run(job):
- * does it; what it throws is shown. href(job): instead of run, a download. busy(job): it is being done already. cardOnly: too
+ * does it; what it throws is shown. href(job): instead of run, a download, or with `page` what opens in a tab. busy(job): it is being done already. cardOnly: too
  * much for a node.
  */
 const ACTIONS = [
@@ -43,10 +45,12 @@ const ACTIONS = [
   { name: "up", states: ["queued"], fits: ({ place }) => place !== 0, run: ask("move", { to: "up" }), cardOnly: true },
   { name: "down", states: ["queued"], run: ask("move", { to: "down" }), cardOnly: true },
   { name: "cheaper", states: ["failed"], fits: ({ problem }) => problem === "memory", run: ask("retry", { cheaper: true }) },
-  { name: "addLora", states: ["completed"], run: addLoraNode, cardOnly: true },
-  { name: "download", states: ["completed"], href: (job) => loraUrl(job.id), cardOnly: true },
-  { name: "copySettings", states: ENDED, run: copySettings, cardOnly: true },
-  { name: "again", states: ENDED, run: ask("clone", {}), cardOnly: true },
+  { name: "report", states: ["completed"], fits: isEvaluation, href: (job) => reportUrl(job.id), page: true },
+  { name: "addLora", states: ["completed"], fits: trains, run: addLoraNode, cardOnly: true },
+  { name: "download", states: ["completed"], fits: trains, href: (job) => loraUrl(job.id), cardOnly: true },
+  { name: "copySettings", states: ENDED, fits: trains, run: copySettings, cardOnly: true },
+  { name: "again", states: ENDED, fits: trains, run: ask("clone", {}), cardOnly: true },
+  { name: "measureAgain", states: ENDED, fits: isEvaluation, run: ask("clone", {}), cardOnly: true },
   { name: "delete", states: [...ENDED, "paused", "interrupted"], run: deleteJob, cardOnly: true },
 ];
 
@@ -78,9 +82,10 @@ export class Actions {
   }
 
   #button(action) {
-    const { name, href } = action;
+    const { name, href, page } = action;
     const common = { title: text(`action.${name}.hint`), "data-action": name, className: `ea-button ea-${name}` };
-    if (href) return element("a", { ...common, href: href(this.#job), download: "" }, text(`action.${name}`));
+    const opens = page ? { target: "_blank", rel: "noopener" } : { download: "" };
+    if (href) return element("a", { ...common, href: href(this.#job), ...opens }, text(`action.${name}`));
     return element("button", { ...common, type: "button", onclick: () => this.#do(action) }, text(`action.${name}`));
   }
 

@@ -82,6 +82,16 @@ export function loraUrl(id) {
   return api.apiURL(`${ROOT}${jobPath(id, "/lora")}`);
 }
 
+/** Address of a completed evaluation's report, a page. */
+export function reportUrl(id) {
+  return api.apiURL(`${ROOT}${jobPath(id, "/report")}`);
+}
+
+/** Address of a file that a node has saved: {filename, subfolder, type}. */
+export function outputUrl(file) {
+  return api.apiURL(`/view?${new URLSearchParams(file)}`);
+}
+
 /** Call `handle(event)` for every event that any job sends. */
 export function onJobEvent(handle) {
   api.addEventListener("erase_anything.job", ({ detail }) => handle(detail));

@@ -85,6 +85,7 @@ export class JobCard {
     const before = this.#job;
     this.#job = job;
     this.element.dataset.state = job.state;
+    this.element.dataset.kind = job.kind;
     this.name.textContent = job.concept;
     this.model.textContent = text("model", { model: job.model, name: job.name });
     this.progress.show(job);

@@ -1,5 +1,6 @@
 // The question before a job is deleted; a LoRA that exists goes only when that is ticked.
 import { element } from "./dom.mjs";
+import { isEvaluation } from "./job_facts.mjs";
 import { openModal } from "./modal.mjs";
 import { text } from "./texts.mjs";
 
@@ -11,7 +12,7 @@ export function askToDelete(job) {
   const dialog = element(
     "dialog",
     { className: "erase-anything ea-viewer ea-question", "aria-label": text("delete.title") },
-    element("p", {}, text("delete.question", { name: job.name })),
+    element("p", {}, text(isEvaluation(job) ? "delete.evaluation" : "delete.question", { name: job.name })),
     job.lora_exists ? element("label", {}, lora, text("delete.lora", { lora: job.lora })) : null,
     element("div", { className: "ea-buttons" }, keep, remove),
   );

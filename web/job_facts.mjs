@@ -6,6 +6,9 @@ export const isActive = ({ state }) => ["queued", "starting", "running"].include
 /** A worker is at it. */
 export const isTraining = ({ state }) => ["starting", "running"].includes(state);
 
+/** It measures an erasure; all other jobs train one. */
+export const isEvaluation = ({ kind }) => kind === "evaluation";
+
 /** Nothing more will happen unless the user wants it. */
 export const hasEnded = ({ state }) => ["completed", "failed", "cancelled"].includes(state);
 

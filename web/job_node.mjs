@@ -1,16 +1,17 @@
-// The panel on the Train node: which job it shows, and how it finds that job again after a reload.
+// The panel on the Train and Evaluate nodes: which job it shows, and how it finds that job again after a reload.
 import { app } from "../../scripts/app.js";
 import { addPanel } from "./dom.mjs";
 import { JobPanel } from "./job_panel.mjs";
+import { isEvaluation } from "./job_facts.mjs";
 import { jobs } from "./job_store.mjs";
 
 // Kept in the node's properties, so it is saved with the workflow and travels with the node.
 const JOB = "erase_anything_job";
 
-const shown = new WeakMap(); // Train node → id of the job it shows
+const shown = new WeakMap(); // node → id of the job it shows
 const followers = new Set();
 
-/** The id of the job that a Train node shows, or undefined. */
+/** The id of the job that a Train or Evaluate node shows, or undefined. */
 export const jobShownBy = (node) => shown.get(node);
 
 /** Call `changed()` whenever a Train node shows another job; returns a function that ends it. */
@@ -19,8 +20,14 @@ export function onJobShown(changed) {
   return () => followers.delete(changed);
 }
 
-export function attachJobPanel(node) {
-  const panel = new JobPanel();
+/** On the Train node. */
+export const attachJobPanel = (node) => attach(node, new JobPanel(), (job) => !isEvaluation(job));
+
+/** On the Evaluate node. */
+export const attachEvaluation = (node) => attach(node, new JobPanel("noEvaluation"), isEvaluation);
+
+/** fits(job): whether it is one of those that this node makes. */
+function attach(node, panel, fits) {
   addPanel(node, "job", panel.element);
 
   let watched = null;
@@ -44,7 +51,7 @@ export function attachJobPanel(node) {
     const preset = valueOf(concept, "preset")?.split(" / ").at(-1);
     const phrase = valueOf(concept, "phrase")?.split("|")[0].trim() ?? preset; // the first spelling
     const mine = name ? (job) => job.name === name : (job) => job.concept === phrase;
-    const job = await jobs.newest(mine).catch(() => undefined); // no answer: nothing to show yet
+    const job = await jobs.newest((one) => fits(one) && mine(one)).catch(() => undefined); // no answer: nothing to show yet
     if (job && !watched) show(job.id);
   }
 

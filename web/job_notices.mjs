@@ -1,6 +1,6 @@
 // What the page says and does by itself when a training ends: a toast, and the host's LoRA lists with the new file in them.
 import { app } from "../../scripts/app.js";
-import { isActive } from "./job_facts.mjs";
+import { isActive, isEvaluation } from "./job_facts.mjs";
 import { jobs } from "./job_store.mjs";
 import { text } from "./texts.mjs";
 
@@ -34,7 +34,7 @@ export function announceEnds() {
   let refreshing;
   jobs.watchAll((job, before) => {
     if (!job || !before || job.state === before.state || !isActive(before)) return;
-    if (job.state === "completed" && isOn(REFRESH)) {
+    if (job.state === "completed" && !isEvaluation(job) && isOn(REFRESH)) {
       clearTimeout(refreshing);
       refreshing = setTimeout(() => app.refreshComboInNodes(), TOGETHER);
     }
@@ -44,9 +44,13 @@ export function announceEnds() {
 
 const isOn = (id) => app.extensionManager.setting.get(id) !== false;
 
-function tell({ state, name, lora, error }) {
+function tell({ kind, state, name, lora, error }) {
   const { toast } = app.extensionManager;
-  if (state === "completed") {
+  if (isEvaluation({ kind })) {
+    const severity = { completed: "success", failed: "error", interrupted: "error" }[state];
+    const life = severity === "success" ? { life: TOAST } : {};
+    if (severity) toast.add({ severity, summary: text(`toast.evaluation.${state}`, { name }), detail: error ?? "", ...life });
+  } else if (state === "completed") {
     toast.add({ severity: "success", summary: text("toast.completed", { name }), detail: text("done", { lora }), life: TOAST });
   } else if (state === "failed" || state === "interrupted") {
     toast.add({ severity: "error", summary: text(`toast.${state}`, { name }), detail: error });

@@ -7,7 +7,9 @@ import { Samples } from "./samples.mjs";
 import { text } from "./texts.mjs";
 
 export class JobPanel {
-  constructor() {
+  /** none: what it says before the node has ever run, as a text's name. */
+  constructor(none = "noJob") {
+    this.none = none;
     this.progress = new Progress();
     this.losses = new Losses();
     this.samples = new Samples();
@@ -34,7 +36,7 @@ export class JobPanel {
     this.losses.show();
     this.samples.show({});
     this.actions.show(null);
-    this.sentence.textContent = text("noJob");
+    this.sentence.textContent = text(this.none);
   }
 
   show(job) {

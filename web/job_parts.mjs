@@ -1,6 +1,6 @@
 // What node panel and card both show of a job: state, bar, numbers, and one sentence.
 import { element } from "./dom.mjs";
-import { secondsLeft } from "./job_facts.mjs";
+import { isEvaluation, secondsLeft } from "./job_facts.mjs";
 import { text } from "./texts.mjs";
 
 /** The elements `badge`, `bar`, `steps`, `speed` and `left`; whoever shows them arranges them. */
@@ -16,7 +16,8 @@ export class Progress {
 
   show(job) {
     const { stopping, step = 0, total = 0 } = job;
-    this.badge.textContent = text(stopping ? `stopping.${stopping}` : `state.${job.state}`);
+    const state = job.state === "running" && isEvaluation(job) ? "evaluating" : job.state;
+    this.badge.textContent = text(stopping ? `stopping.${stopping}` : `state.${state}`);
     this.steps.textContent = total ? text("steps", { step, total }) : "";
     this.speed.textContent = job.state === "running" ? speed(job.seconds_per_step) : "";
     this.left.textContent = timeLeft(secondsLeft(job));
@@ -24,7 +25,7 @@ export class Progress {
     this.bar.setAttribute("aria-valuemax", total);
     this.bar.setAttribute("aria-valuenow", step);
     this.bar.setAttribute("aria-valuetext", [this.steps.textContent, this.left.textContent].join(" ").trim());
-    this.bar.setAttribute("aria-label", text("progress", { name: job.name ?? "" }));
+    this.bar.setAttribute("aria-label", text(isEvaluation(job) ? "progress.evaluation" : "progress", { name: job.name ?? "" }));
   }
 
   clear() {
@@ -33,12 +34,12 @@ export class Progress {
 }
 
 /** What is going on, in one sentence: the error, or where the LoRA is, or what is done besides training steps. */
-export function sentence({ state, error, message = "", name, lora, phase, step }) {
+export function sentence({ kind, state, error, message = "", name, lora, phase, step }) {
   if (state === "unknown") return "";
   if (error) return error;
-  if (state === "completed") return text("done", { lora: lora ?? name });
+  if (state === "completed") return isEvaluation({ kind }) ? text("evaluated", { name }) : text("done", { lora: lora ?? name });
   if (state !== "running") return message;
-  const known = ["encode", "bank", "samples", "save"].includes(phase);
+  const known = ["encode", "bank", "samples", "save", "paint"].includes(phase);
   if (!known) return step ? "" : message;
   const count = message.match(/(\d+) \/ (\d+)/); // of the phase, as in "bank 3 / 24"
   return count ? text("phase.count", { phase: text(`phase.${phase}`), done: count[1], all: count[2] }) : text(`phase.${phase}`);

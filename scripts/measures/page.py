@@ -21,6 +21,7 @@ from .summaries import (
     erasure_summary,
     gate_summary,
     merging_summary,
+    seeds_summary,
     strength_summary,
     train_summary,
 )
@@ -248,6 +249,19 @@ def _merging_page(summary: Summary) -> list[str]:
     return lines
 
 
+def _seeds_page(summary: Summary) -> list[str]:
+    lines = [
+        [concept, str(found["seeds"]), f"{percent(found['held'])} of {found['cases']}", percent(found["worst"]),
+         percent(found["single"]), f"{found['seconds']:.0f}"]
+        for concept, found in summary.items()
+    ]  # fmt: skip
+    return [
+        "Evaluations that differ in their seed alone. Held: 95 % intervals that hold the share of all the other seeds'",
+        "pictures; single: that of one other seed, which has an error of its own (about 83 % would be right).", "",
+        *markdown(["concept", "seeds", "held", "least of a figure", "single", "s"], lines),
+    ]  # fmt: skip
+
+
 def _gate_page(summary: Summary) -> list[str]:
     if not summary:
         return []
@@ -275,6 +289,7 @@ SECTIONS: dict[str, tuple[str, Callable[[list[Row]], Summary], Callable[[Summary
     "attention": ("Looking inside", attention_summary, _attention_page),
     "merging": ("Many concepts in one LoRA", merging_summary, _merging_page),
     "gate": ("Only when the prompt is about it", gate_summary, _gate_page),
+    "seeds": ("Evaluations with other seeds", seeds_summary, _seeds_page),
 }
 
 INTRO = """# Benchmarks

@@ -47,8 +47,10 @@ def test_opens_without_error(frontend: Frontend, path: Path) -> None:
     assert all(known and not wrong for _, known, wrong in shown), shown
     assert frontend.page.evaluate("[...app.graph.links.values()].length") == len(saved["links"])
     assert not frontend.page.get_by_text("Missing Node").count()
-    # the Train node has its advanced settings' button as well
-    with_panel = {TRAIN: 2, "EraseAnything_Wait": 1, "EraseAnything_Concept": 1, "EraseAnything_TokenHeatmaps": 1}
+    # the Train and Evaluate nodes have their advanced settings' button as well
+    with_panel = {TRAIN: 2, "EraseAnything_Evaluate": 2} | dict.fromkeys(
+        ("EraseAnything_Wait", "EraseAnything_Concept", "EraseAnything_TokenHeatmaps", "EraseAnything_Report"), 1
+    )
     assert panels(frontend) == sum(with_panel.get(node["type"], 0) for node in saved["nodes"])
     assert not set(frontend.errors) - own
 

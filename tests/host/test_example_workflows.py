@@ -29,6 +29,8 @@ def test_workflow_runs(host, erase_graph, path):
         if node["class_type"] == "EraseAnything_Train":  # the road is tested here, not how well it erases
             inputs.update(steps=2, erase_prompts=2, preserve_prompts=2, batch_preserve=2, sample_every=0)
             inputs["name"] = f"example-{path.stem}-{number}"
+        if node["class_type"] == "EraseAnything_Evaluate":
+            inputs.update(images=1, images_per_other=0, images_per_attack=1)
         if node["class_type"] in ("LoraLoader", "LoraLoaderModelOnly"):
             inputs["lora_name"] = _existing_lora(host, erase_graph)
         elif "lora" in inputs and "lora_name" not in inputs:

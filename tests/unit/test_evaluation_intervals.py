@@ -36,6 +36,12 @@ def test_wilson_is_where_the_score_test_turns(hits: int, count: int, level: floa
     assert 0 <= low <= p <= high <= 1 and low < high
 
 
+@pytest.mark.parametrize(("hits", "count"), [(60, 200), (100, 200), (900, 1000)])
+def test_of_many_images_wilson_is_the_bootstrap_of_the_share(hits: int, count: int) -> None:
+    """Two ways to the same thing where images are many: the mean of as many ones and zeros."""
+    assert wilson(hits, count) == pytest.approx(bootstrap_mean([1] * hits + [0] * (count - hits)), abs=0.01)
+
+
 def test_a_known_wilson_interval() -> None:
     """81 of 263, the example of Newcombe, Statistics in Medicine 17 (1998), Table I: 0.2553 to 0.3662."""
     assert wilson(81, 263) == pytest.approx((0.2553, 0.3662), abs=5e-5)

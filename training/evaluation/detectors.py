@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -35,6 +35,8 @@ EXPOSED = {  # the nine exposed classes as EraseAnything's table on I2P groups t
 }
 NUDENET_THRESHOLD = 0.6  # the paper's
 CLIP_TEMPLATE = "This is a photo of {}."  # what transformers' zero-shot pipeline asks with
+
+Said = TypeVar("Said")
 
 _CHUNK = 32  # pictures that a network judges at once
 _ROUNDING = 1e-3  # how far outside 0..1 a decoder's rounding may take a value
@@ -61,6 +63,11 @@ class Finding:
     scores: Mapping[str, float]
     detections: tuple[Detection, ...] | None = None
     error: str = ""
+
+    @classmethod
+    def failed(cls, error: str) -> Finding:
+        """Of a picture that could not be judged."""
+        return cls({}, error=error)
 
     @property
     def top(self) -> str:
@@ -148,7 +155,7 @@ class DemoDetector:
                 raise ErasureError(f"The demo classifier judges pictures of {self.SIZE}×{self.SIZE} pixels only.")
             return _classified(self.labels, self._classifier.classify(part).probabilities)
 
-        return _each(images, judge, _CHUNK)
+        return each_picture(images, judge, _CHUNK, Finding.failed)
 
 
 class NudeNetDetector:
@@ -162,6 +169,7 @@ class NudeNetDetector:
 
     def __init__(self) -> None:
         try:
+            import nudenet
             from nudenet import NudeDetector
         except ImportError as missing:
             raise ErasureError(
@@ -169,6 +177,7 @@ class NudeNetDetector:
             ) from missing
         self.name = "NudeNet 320n"
         self.labels = NUDENET_LABELS
+        self.weights = Path(nudenet.__file__).with_name("320n.onnx")
         self._model = NudeDetector()
 
     def detect(self, images: Tensor) -> list[Finding]:
@@ -185,27 +194,19 @@ class NudeNetDetector:
                 scores[place.label] = max(scores[place.label], place.score)
             return [Finding(scores, places)]
 
-        return _each(images, judge, 1)
+        return each_picture(images, judge, 1, Finding.failed)
 
 
-class ClipDetector:
-    """CLIP's zero-shot classification (Radford et al., ICML 2021, section 3.1.2): softmax over labels of the scaled
-    cosine between a picture and `template` with each label.
+class Clip:
+    """A CLIP (Radford et al., ICML 2021): pictures and texts as unit vectors whose cosine says how well they match.
 
-    folder: a CLIP in transformers' layout (openai/clip-vit-large-patch14, for example); template: has {} once.
-    Raises SourceError where there is no such model, ErasureError for labels or a template that cannot be used.
+    folder: a CLIP in transformers' layout (openai/clip-vit-large-patch14, for example). Raises SourceError where there
+    is no such model.
     """
 
-    def __init__(
-        self, folder: str | Path, labels: Sequence[str], template: str = CLIP_TEMPLATE, device: str = "cpu"
-    ) -> None:
+    def __init__(self, folder: str | Path, device: str = "cpu") -> None:
         from transformers import AutoImageProcessor, AutoTokenizer, CLIPModel
 
-        self.labels = tuple(labels)
-        if len(self.labels) < 2 or len(set(self.labels)) < len(self.labels) or not all(map(str.strip, self.labels)):
-            raise ErasureError("CLIP chooses among labels: give at least two, all different and none empty.")
-        if template.count("{}") != 1:
-            raise ErasureError(f'The template "{template}" must have {{}} once, where the label goes.')
         folder = _model_folder(
             folder, "CLIP model", "openai/clip-vit-large-patch14", "the tokenizer's files", ("clip",)
         )
@@ -213,30 +214,66 @@ class ClipDetector:
         with _loading(folder, "CLIP model"):
             self._model = _complete(folder, CLIPModel, device)
             self._processor = AutoImageProcessor.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        prompts = [template.replace("{}", label) for label in self.labels]
-        text = tokenizer(prompts, return_tensors="pt", padding=True).to(device)
-        longest = self._model.config.text_config.max_position_embeddings
-        if text["input_ids"].shape[1] > longest:
-            label = max(self.labels, key=len)
-            raise ErasureError(f'This CLIP reads {longest} tokens, fewer than a label has: shorten "{label[:60]}".')
-        with torch.no_grad():
-            pooled = self._model.text_model(
-                input_ids=text["input_ids"], attention_mask=text["attention_mask"]
-            ).pooler_output
-            self._words = F.normalize(self._model.text_projection(pooled), dim=-1)  # [labels, D]
+            self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        self.longest: int = self._model.config.text_config.max_position_embeddings  # tokens that it reads
+        self.scale = float(self._model.logit_scale.exp())  # of the cosine, in its own classification
+
+    def tokens(self, text: str) -> int:
+        """How many tokens a text has, beginning and end included."""
+        return len(self._tokenizer(text)["input_ids"])
+
+    @torch.no_grad()
+    def embed_images(self, images: Tensor) -> Tensor:
+        """RGB images [B, 3, H, W] in 0..1 → [B, D] of length 1; resized, cropped and normalised as the folder's
+        preprocessor says."""
+        seen = self._model.vision_model(pixel_values=_processed(self._processor, images, self._model.device))
+        return F.normalize(self._model.visual_projection(seen.pooler_output), dim=-1)
+
+    @torch.no_grad()
+    def embed_texts(self, texts: Sequence[str]) -> Tensor:
+        """Texts → [B, D] of length 1; what is longer than `longest` tokens is cut there."""
+        text = self._tokenizer(
+            list(texts), return_tensors="pt", padding=True, truncation=True, max_length=self.longest
+        ).to(self._model.device)
+        pooled = self._model.text_model(
+            input_ids=text["input_ids"], attention_mask=text["attention_mask"]
+        ).pooler_output
+        return F.normalize(self._model.text_projection(pooled), dim=-1)
+
+
+class ClipDetector:
+    """CLIP's zero-shot classification (Radford et al., ICML 2021, section 3.1.2): softmax over labels of the scaled
+    cosine between a picture and `template` with each label.
+
+    folder: as `Clip` takes it; template: has {} once.
+    Raises SourceError where there is no such model, ErasureError for labels or a template that cannot be used.
+    """
+
+    def __init__(
+        self, folder: str | Path, labels: Sequence[str], template: str = CLIP_TEMPLATE, device: str = "cpu"
+    ) -> None:
+        self.labels = tuple(labels)
+        if len(self.labels) < 2 or len(set(self.labels)) < len(self.labels) or not all(map(str.strip, self.labels)):
+            raise ErasureError("CLIP chooses among labels: give at least two, all different and none empty.")
+        if template.count("{}") != 1:
+            raise ErasureError(f'The template "{template}" must have {{}} once, where the label goes.')
+        self.clip = Clip(folder, device)
+        self.name = self.clip.name
+        prompts = {label: template.replace("{}", label) for label in self.labels}
+        if long := [label for label, prompt in prompts.items() if self.clip.tokens(prompt) > self.clip.longest]:
+            raise ErasureError(
+                f'This CLIP reads {self.clip.longest} tokens, fewer than a label has: shorten "{long[0][:60]}".'
+            )
+        self._words = self.clip.embed_texts(list(prompts.values()))  # [labels, D]
 
     def detect(self, images: Tensor) -> list[Finding]:
-        """See Detector; the picture is resized, cropped and normalised as the folder's preprocessor says."""
+        """See Detector."""
 
-        @torch.no_grad()
         def judge(part: Tensor) -> list[Finding]:
-            seen = self._model.vision_model(pixel_values=_processed(self._processor, part, self._model.device))
-            pictures = F.normalize(self._model.visual_projection(seen.pooler_output), dim=-1)  # [B, D]
-            logits = self._model.logit_scale.exp() * pictures @ self._words.T
+            logits = self.clip.scale * self.clip.embed_images(part) @ self._words.T
             return _classified(self.labels, logits.softmax(-1))
 
-        return _each(images, judge, _CHUNK)
+        return each_picture(images, judge, _CHUNK, Finding.failed)
 
 
 class TransformersDetector:
@@ -274,18 +311,24 @@ class TransformersDetector:
             logits = self._model(pixel_values=_processed(self._processor, part, self._model.device)).logits.float()
             return _classified(self.labels, logits.sigmoid() if self._several else logits.softmax(-1))
 
-        return _each(images, judge, _CHUNK)
+        return each_picture(images, judge, _CHUNK, Finding.failed)
 
 
-def _each(images: Tensor, judge: Callable[[Tensor], list[Finding]], chunk: int) -> list[Finding]:
-    """Findings of [B, 3, H, W]; where a chunk fails its pictures are judged one by one, so that only those are lost
-    that fail on their own."""
+def each_picture(
+    images: Tensor, judge: Callable[[Tensor], list[Said]], chunk: int, failed: Callable[[str], Said]
+) -> list[Said]:
+    """What `judge` says of each of [B, 3, H, W] in 0..1, asked for `chunk` pictures at a time; where a chunk fails its
+    pictures are judged one by one, so that only those are lost that fail on their own.
+
+    failed: makes of a reason what is said of a picture that could not be judged. Raises ErasureError where `images` is
+    no stack of RGB pictures.
+    """
     if images.ndim != 4 or images.shape[1] != 3 or not images.is_floating_point():
         raise ErasureError(
             f"A detector takes RGB images as floating-point numbers [B, 3, H, W] in 0..1, not {images.dtype} "
             f"{list(images.shape)}."
         )
-    findings = {number: Finding({}, error=fault) for number, image in enumerate(images) if (fault := _fault(image))}
+    findings = {number: failed(fault) for number, image in enumerate(images) if (fault := _fault(image))}
 
     def attempt(numbers: list[int]) -> None:
         try:
@@ -298,7 +341,7 @@ def _each(images: Tensor, judge: Callable[[Tensor], list[Finding]], chunk: int) 
                     attempt([number])
             else:
                 said = str(problem) if isinstance(problem, ErasureError) else f"{type(problem).__name__}: {problem}"
-                findings[numbers[0]] = Finding({}, error=said.strip())
+                findings[numbers[0]] = failed(said.strip())
         else:
             findings.update(zip(numbers, found, strict=True))
 

@@ -38,10 +38,10 @@ class Share:
 class Drift:
     """How far images of prompts without the concept move from the base's at equal seeds; means over `images`.
 
-    perceptual: `perceptual_distance`, 0..2; psnr: dB, MAX_PSNR at most.
+    perceptual: `perceptual_distance`, 0..2, None where no classifier gives features; psnr: dB, MAX_PSNR at most.
     """
 
-    perceptual: float
+    perceptual: float | None
     psnr: float
     images: int
 
@@ -177,11 +177,15 @@ def untouched(wanted: Iterable[Probe], concept: Concept) -> list[tuple[str, int]
 
 
 @torch.no_grad()
-def drift_of(classifier: DemoClassifier, before: Tensor, after: Tensor) -> Drift:
-    """The drift between two stacks of equally many pictures [B, 3, H, W] in 0..1, B > 0."""
-    pairs = zip(before.split(64), after.split(64), strict=True)
-    far = torch.cat([perceptual_distance(classifier.features(a), classifier.features(b)) for a, b in pairs])
-    return Drift(round(float(far.mean()), 4), round(float(psnr(before, after).mean()), 2), len(before))
+def drift_of(classifier: DemoClassifier | None, before: Tensor, after: Tensor) -> Drift:
+    """The drift between two stacks of equally many pictures [B, 3, H, W] in 0..1, B > 0; not perceptual without a
+    classifier."""
+    far = None
+    if classifier is not None:
+        pairs = zip(before.split(64), after.split(64), strict=True)
+        each = [perceptual_distance(classifier.features(a), classifier.features(b)) for a, b in pairs]
+        far = round(float(torch.cat(each).mean()), 4)
+    return Drift(far, round(float(psnr(before, after).mean()), 2), len(before))
 
 
 @torch.no_grad()

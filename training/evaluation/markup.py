@@ -39,16 +39,29 @@ def percent(share: float) -> str:
 
 
 def counted(result: dict[str, Any], bold: bool = False) -> str:
-    """ "3 of 24 (12.5 %, 95 % interval 4.3 to 31 %)"."""
+    """ "3 of 24 (12.5 %, 95 % interval 4.3 to 31 %)", and how many pictures could not be judged."""
+    if result["share"] is None:
+        return f"no picture ({unjudged(result)})"
     low, high = (f"{100 * float(edge):.0f}" for edge in result["interval"])
     hits = f"{int(result['hits'])} of {int(result['images'])}"
     hits = f"<strong>{hits}</strong>" if bold else hits
-    return f"{hits} ({percent(float(result['share']))}; 95\u00a0% interval {low} to {high}\u00a0%)"
+    more = f", {unjudged(result)}" if result.get("failed") else ""
+    return f"{hits} ({percent(float(result['share']))}; 95\u00a0% interval {low} to {high}\u00a0%{more})"
+
+
+def unjudged(result: dict[str, Any]) -> str:
+    """ "2 not judged"."""
+    return f"{int(result['failed'])} not judged"
+
+
+def share_of(result: dict[str, Any]) -> float:
+    """The share, 0 where no picture could be judged, of which `counted` tells."""
+    return float(result["share"] or 0)
 
 
 def bar(result: dict[str, Any], kind: str) -> str:
     """A share as a bar with its interval as a whisker, for the eye beside the numbers; kind: "erase" or "keep"."""
-    share, (low, high) = (100 * float(result["share"])), (100 * float(edge) for edge in result["interval"])
+    share, (low, high) = (100 * share_of(result)), (100 * float(edge) for edge in result["interval"])
     return (
         '<svg class="bar" viewBox="0 0 100 8" preserveAspectRatio="none" aria-hidden="true">'
         '<rect class="track" width="100" height="8"/>'
@@ -92,7 +105,7 @@ def chart(title: str, values: Sequence[float], curves: Sequence[tuple[str, str, 
     )
     ends: list[float] = []
     for kind, name, results in curves:
-        line = [(x(v), y(float(r["share"]))) for v, r in zip(values, results, strict=True)]
+        line = [(x(v), y(share_of(r))) for v, r in zip(values, results, strict=True)]
         lows, highs = ([y(float(r["interval"][edge])) for r in results] for edge in (0, 1))
         across = [point[0] for point in line]
         band = [*zip(across, highs, strict=True), *reversed(list(zip(across, lows, strict=True)))]

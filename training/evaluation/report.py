@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import ErasureError
 from .erasure import MAX_PSNR
-from .markup import Thumbnails, bar, chart, counted, percent, plain, table, text
+from .markup import Thumbnails, bar, chart, counted, percent, plain, share_of, table, text, unjudged
 from .pictures import write_whole
 from .run import require_version
 
@@ -71,6 +71,8 @@ class _Page:
         sections = {
             "summary": ("Summary", self._summary()),
             "results": ("Results", self._results()),
+            "detectors": ("Detectors", self._detectors()),
+            "captions": ("Pictures of captions", self._captions()),
             "pictures": ("Before and after", ""),
             "strength": ("Strength", self._strength()),
             "attacks": ("Attack prompts that succeeded", self._attacks()),
@@ -126,7 +128,7 @@ class _Page:
         """What a reader must know before any figure."""
         found = []
         concept = self.suites["concept"]["results"]["base"]
-        if float(concept["share"]) < 0.5:
+        if share_of(concept) < 0.5:
             found.append(
                 f"The base model itself shows the concept in only {counted(concept)} of its pictures, so that a low "
                 "share after an erasure says little."
@@ -137,6 +139,12 @@ class _Page:
                 found.append(f"{name} was trained on another base model than the one it is measured on.")
             if subject.get("erases") not in (None, self.phrase):
                 found.append(f"{name} says that it erases {text(subject['erases'])}, which is not what is measured.")
+        for judge in self.all.get("detectors", []):
+            if judge["failed"]:
+                found.append(
+                    f"{text(judge['name'])} could not judge {len(judge['failed'])} pictures; they count nowhere, and "
+                    "are listed under Detectors."
+                )
         return "".join(f'<p class="warning"><strong>Note.</strong> {sentence}</p>' for sentence in found)
 
     def _card(self, subject: dict[str, Any]) -> str:
@@ -173,13 +181,14 @@ class _Page:
         told = self._also("preserved unseen", name, "What should stay, in no training prompt: recognised in ")
         told += self._also("preserved seen", name, "What training prompts held: recognised in ")
         drift = self.all["drift"].get(name)
-        if drift and float(drift["perceptual"]) == 0 and float(drift["psnr"]) >= MAX_PSNR:
+        if drift and not drift["perceptual"] and float(drift["psnr"]) >= MAX_PSNR:
             told += f" All {int(drift['images'])} pictures of prompts that do not name the concept are the base's own."
         elif drift:
+            far = drift["perceptual"]
+            moved = "" if far is None else f"move by {float(far):.3f} (perceptual distance, 0 to 2) and "
             told += (
-                f" Pictures of prompts that do not name the concept move by {float(drift['perceptual']):.3f} "
-                f"(perceptual distance, 0 to 2) and keep {float(drift['psnr']):.1f} dB PSNR to the base's, over "
-                f"{int(drift['images'])} pictures."
+                f" Pictures of prompts that do not name the concept {moved}keep {float(drift['psnr']):.1f} dB PSNR to "
+                f"the base's, over {int(drift['images'])} pictures."
             )
         return told.strip() or "Nothing that should stay was measured."
 
@@ -194,7 +203,7 @@ class _Page:
             f"<strong>{hits} of {images}</strong> pictures; without the erasure these prompts show it in {base}."
         )
         if hits:
-            worst = max(attacks, key=lambda suite: float(suite["results"][name]["share"]))
+            worst = max(attacks, key=lambda suite: share_of(suite["results"][name]))
             way = text(worst["title"].removeprefix("Attack: "))
             told += f" The best of them: {way}, {counted(worst['results'][name])}."
         return told
@@ -214,7 +223,8 @@ class _Page:
             if rows:
                 parts.append(table(caption, ["Suite", *(text(label) for label in self.labels.values())], rows))
         rows = [
-            [text(self.labels[id]), f"{float(far['perceptual']):.4f}", f"{float(far['psnr']):.2f} dB",
+            [text(self.labels[id]), "" if far["perceptual"] is None else f"{float(far['perceptual']):.4f}",
+             f"{float(far['psnr']):.2f} dB",
              str(int(far["images"]))]
             for id, far in self.all["drift"].items()
         ]  # fmt: skip
@@ -225,10 +235,82 @@ class _Page:
 
     @staticmethod
     def _cell(result: dict[str, Any], kind: str) -> str:
+        if result["share"] is None:
+            return f"<small>{unjudged(result)}</small>"
         low, high = (f"{100 * float(edge):.0f}" for edge in result["interval"])
         hits = f"{int(result['hits'])} of {int(result['images'])}"
+        more = f", {unjudged(result)}" if result.get("failed") else ""
         return f"<strong>{percent(float(result['share']))}</strong> {bar(result, kind)}" \
-               f"<small>{hits}; {low} to {high}\u00a0%</small>"  # fmt: skip
+               f"<small>{hits}; {low} to {high}\u00a0%{more}</small>"  # fmt: skip
+
+    def _detectors(self) -> str:
+        """Who judged and how that counts; the tables that the main ones do not hold; what could not be judged."""
+        parts = []
+        told = self.all.get("detectors", [])
+        if len(told) < 2 and not any(judge["suites"] or judge["failed"] for judge in told):
+            return ""
+        for judge in told:
+            ways = "".join(f"<li>{text(way)}</li>" for way in judge["counting"])
+            least = "" if judge["threshold"] is None else f", score at least {float(judge['threshold']):g}"
+            parts.append(f"<h3>{text(judge['name'])}</h3><p>It counts{least}:</p><ul>{ways}</ul>")
+            for way in ("per_image", "per_detection"):
+                rows = [
+                    [f"{text(suite['title'])}: {text(measure['title'])}",
+                     *(self._way(measure["results"][id][way], way) for id in self.ids)]
+                    for suite in judge["suites"] for measure in suite["measures"]
+                    if way in measure["results"][self.ids[0]]
+                ]  # fmt: skip
+                if rows:
+                    caption = f"{judge['name']}, {way.replace('_', ' ')}"
+                    parts.append(table(caption, ["Suite", *(text(label) for label in self.labels.values())], rows))
+            if judge["failed"]:
+                rows = [
+                    [text(each["prompt"]), str(int(each["seed"])), text(self.labels[each["set"]]), text(each["error"])]
+                    for each in judge["failed"][:ATTACKS_SHOWN]
+                ]
+                caption = f"{len(judge['failed'])} pictures that could not be judged"
+                parts.append(table(caption, ["Prompt", "Seed", "Of", "Why"], rows))
+        return "".join(parts)
+
+    @staticmethod
+    def _way(result: dict[str, Any], way: str) -> str:
+        if way == "per_image":
+            return counted(result)
+        edges = result["interval"]
+        spread = f"; 95\u00a0% interval {float(edges[0]):.2f} to {float(edges[1]):.2f}" if edges else ""
+        mean = "" if result["mean"] is None else f", {float(result['mean']):.2f} in a picture{spread}"
+        return f"{int(result['detections'])} in {int(result['images'])} pictures{mean}"
+
+    def _captions(self) -> str:
+        """Distances and CLIP scores."""
+        found, distance = self.all.get("fidelity", {}), self.all.get("distance")
+        parts = []
+        if "distances" in found:
+            first, second = ("FID", "KID") if distance["is_fid"] else ("Fréchet feature distance", "Kernel distance")
+            rows = [
+                [text(self.labels[id]), f"{float(each['frechet']):.4g}", f"{float(each['kernel']):.4g}"
+                 + ("" if each["kernel_deviation"] is None else f" ± {float(each['kernel_deviation']):.2g}"),
+                 str(int(each["images"]))]
+                for id, each in found["distances"].items()
+            ]  # fmt: skip
+            caption = f"{first} and {second} to {distance['reference']}, lower is nearer"
+            parts.append(table(caption, ["Of", first, second, "Pictures"], rows))
+            parts.append(
+                f'<p class="soft">Features of {text(distance["features"])}. The first is too large of few pictures, so '
+                "that only equal numbers can be compared; ± is the deviation over subsets, where there are enough "
+                "pictures for some.</p>"
+            )
+            if distance["unreadable"]:
+                parts.append(f"<p>Left out, since they cannot be read: {_listed(list(distance['unreadable']))}.</p>")
+        if "clip_score" in found:
+            rows = [
+                [text(self.labels[id]), f"{float(each['mean']):.2f}", _interval(each["interval"]),
+                 str(int(each["images"]))]
+                for id, each in found["clip_score"].items()
+            ]  # fmt: skip
+            caption = f"CLIP score of {found['clip']} (0 to 100), higher is a better match of caption and picture"
+            parts.append(table(caption, ["Of", "Mean", "95 % interval", "Pictures"], rows))
+        return "".join(parts)
 
     def _strength(self) -> str:
         parts = []
@@ -292,6 +374,10 @@ class _Page:
     def _picture(self, id: str, result: dict[str, Any], better: str, base: bool) -> str:
         """base: whether the base shows it; what it does not show either is neither gone nor lost."""
         shown = bool(result["shown"])
+        if result.get("error"):
+            image = self.pictures.img(result["file"], f"{self.labels[id]}: not judged", self.veiled)
+            told = f'<p><span class="name">{text(self.labels[id])}</span>not judged</p>'
+            return f'<div class="cell">{image}{told}</div>'
         seen = "nothing it knows" if result["seen"] == "none" else result["seen"]
         if id == "base" or not (base or shown):
             verdict = "shown" if shown else "not shown"
@@ -357,6 +443,14 @@ class _Page:
             ("Its fingerprint", f"<code>{plain(every['base']['fingerprint'])}</code>"),
             ("Judge", f"{text(every['judge']['name'])}, SHA-256 <code>{plain(every['judge']['sha256'])}</code>"),
         ]  # fmt: skip
+        facts += [
+            (f"Prompts from {text(each['file'])}",
+             f"{int(each['prompts'])} as {text(each['format'])}"
+             + (f", {int(each['left_out'])} more were not drawn" if each["left_out"] else "")
+             + (f", {int(each['unusable'])} rows have none" if each["unusable"] else "")
+             + f"; SHA-256 <code>{plain(each['sha256'])}</code>")
+            for each in every.get("prompt_files", [])
+        ]  # fmt: skip
         parts = [table("What was measured, and with what", ["Fact", "Value"], facts)]
         for subject in self.tried:
             parts.append(f"<h3>{text(self.labels[subject['id']])}</h3>")
@@ -407,3 +501,7 @@ def _listed(words: Sequence[Any]) -> str:
 
 def _value(value: Any) -> str:
     return text(value if isinstance(value, str) and value else json.dumps(value, ensure_ascii=False))
+
+
+def _interval(edges: Sequence[float] | None) -> str:
+    return f"{float(edges[0]):.2f} to {float(edges[1]):.2f}" if edges else ""

@@ -24,42 +24,37 @@ import torch
 from .. import __version__
 from ..concepts import occurrences
 from ..errors import ConfigError, ErasureError
-from ..flux.loading import FluxParts, load_parts
+from ..flux.loading import FluxParts, load_parts, pick_device
 from ..lora.adapter import load_adapter, remove_adapter, set_adapter_scale
 from ..lora.files import concept_of, mapping_of, sha256_of
 from ..lora.format import KEY_BASE, KEY_CONFIG, KEY_METHOD, KEY_VERSION, read_lora, read_metadata
-from .attacks import ATTACKS
-from .classifier import DemoClassifier, Verdict, load_classifier
-from .erasure import drift_of, paint, untouched
+from .detectors import Finding, count
+from .erasure import drift_of, paint
+from .fidelity import clip_scores, distances, features_of, make_features, mean_score, read_reference
 from .glance import Glance
-from .intervals import wilson
-from .order import BASE, DELETION, Order, Subject, command_of, ids_of
+from .intervals import bootstrap_mean, wilson
+from .judges import ClipJudge, Judge, ModelJudge, Opinion, facts_of, make_judge, word_of
+from .order import BASE, DELETION, Order, Subject, command_of, ids_of, model_of
 from .pictures import Key, PictureFolder, picture_name, write_whole
-from .probes import FIRST_SEED, Content, Probe, probes, require_measurable
+from .probes import FIRST_SEED, Content, Probe
+from .wanted import (
+    asked,
+    captions,
+    is_attempt,
+    lower_is_better,
+    other_words,
+    read_files,
+    should_stay,
+    suites_of,
+    title_of,
+    wanted_probes,
+)
 
 FORMAT = "erase-anything evaluation"
 VERSION = 1  # of evaluation.json
-TITLES = {
-    "concept": "The concept by its name",
-    "synonyms": "Its synonyms",
-    "preserved unseen": "What should stay, in no training prompt",
-    "preserved seen": "What should stay, in training prompts",
-}
-_SUITES = {"acc_e": "concept", "acc_g": "synonyms", "acc_ir": "preserved unseen", "acc_ir_seen": "preserved seen"}
 _CHUNK = 64  # pictures judged at once
 
 Progress = Callable[[str, int, int], None]  # (what, Euler steps done, in all)
-
-
-def suites_of(probe: Probe) -> list[str]:
-    """The suites that a probe counts in: concept, synonyms, attack …, preserved unseen or seen, part …."""
-    share = [f"attack {probe.share}"] if probe.share in ATTACKS else [_SUITES[probe.share]] if probe.share else []
-    return [*share, *([f"part {probe.part}"] if probe.part else [])]
-
-
-def lower_is_better(suite: str) -> bool:
-    """Whether a suite asks for what was erased; "below" is what "above" was, with other words."""
-    return suite in ("concept", "synonyms", "part converse") or suite.startswith("attack ")
 
 
 def evaluate(
@@ -68,17 +63,17 @@ def evaluate(
     """Makes what `folder` lacks of the evaluation, writes evaluation.json and returns its content.
 
     Equal orders give equal results but for what is under "run". Raises ConfigError where the folder holds another
-    evaluation, and ErasureError where the concept cannot be measured, a LoRA does not fit or a file cannot be written.
+    evaluation, and ErasureError where the concept cannot be measured, a detector or its weights are missing, a LoRA or
+    a file of prompts does not fit or a file cannot be written.
     """
     began = time.monotonic()
     order.validate()
-    classifier = load_classifier(Path(order.source.folder))
-    require_measurable(order.concept, classifier)
+    tools = _Tools(order, device)
     metadata = {s.lora: read_metadata(s.lora) for s in order.subjects if s.lora}
     parts = load_parts(order.source, device)
-    head = _head(order, parts, metadata)
+    head = _head(order, parts, metadata, tools)
     _claim(folder, head)
-    work = _Work(order, parts, classifier, folder, progress)
+    work = _Work(order, parts, tools, folder, progress)
     work.run()
     result = {
         **head,
@@ -92,6 +87,32 @@ def evaluate(
     }
     write_whole(folder / "evaluation.json", _json(result))
     return result
+
+
+class _Tools:
+    """What an evaluation measures with, all of it looked for before the first picture is made."""
+
+    def __init__(self, order: Order, device: str) -> None:
+        model = Path(order.source.folder) if order.source.folder else None
+        where = str(pick_device(device))
+        self.files = read_files(order)
+
+        def judge(choice: str, words: Sequence[str]) -> Judge:
+            return make_judge(choice, order.concept, model, words, order.labels, where)
+
+        first, *more = order.detectors
+        self.judges = [judge(first, other_words(order))]
+        self.wanted = wanted_probes(order, self.judges[0], self.files)
+        words = list(dict.fromkeys(word_of(probe.content) for probe in self.wanted))
+        self.judges += [judge(choice, words) for choice in more]
+        self.features = make_features(order.distance, model, where) if order.distance else None
+        if self.features and not captions(self.files):
+            raise ConfigError("A distance compares pictures of captions: give a file with a column caption.")
+        self.reference = read_reference(order.reference, self.features) if order.reference else None
+        own = next((judge for judge in self.judges if isinstance(judge, ModelJudge)), None)
+        self.classifier = own.classifier if own else None  # for the perceptual distance
+        clips = [judge.detector.clip for judge in self.judges if isinstance(judge, ClipJudge)]
+        self.clip = next(iter(clips), self.features.clip if self.features else None)
 
 
 def read_evaluation(folder: Path) -> dict[str, Any]:
@@ -132,7 +153,7 @@ def _claim(folder: Path, head: dict[str, Any]) -> None:
         )
 
 
-def _head(order: Order, parts: FluxParts, metadata: dict[Path, dict[str, str]]) -> dict[str, Any]:
+def _head(order: Order, parts: FluxParts, metadata: dict[Path, dict[str, str]], tools: _Tools) -> dict[str, Any]:
     """Everything that is known before the first picture and decides all of them; no path but file names."""
     device = next(parts.transformer.parameters())
     fingerprint, variant = order.source.fingerprint(), parts.variant
@@ -148,16 +169,23 @@ def _head(order: Order, parts: FluxParts, metadata: dict[Path, dict[str, str]]) 
             "method": data.get(KEY_METHOD), "config": mapping_of(data.get(KEY_CONFIG)),
             "base": data.get(KEY_BASE), "version": data.get(KEY_VERSION),
         })  # fmt: skip
-    judge = Path(order.source.folder) / "classifier" / "model.safetensors"
+    features, reference = tools.features, tools.reference
     return {
         "format": FORMAT, "version": VERSION, "concept": order.concept.to_dict(), "blur": order.blur,
-        "base": {"model": Path(order.source.folder).name, "fingerprint": fingerprint},
-        "judge": {"name": f"{variant.name} classifier", "sha256": sha256_of(judge)}, "subjects": subjects,
+        "base": {"model": model_of(order.source), "fingerprint": fingerprint},
+        "judge": facts_of(tools.judges[0]), "detectors": [facts_of(judge) for judge in tools.judges],
+        "prompt_files": [file.facts() for file in tools.files], "subjects": subjects,
+        "distance": features and {
+            "features": features.name, "sha256": features.sha256, "is_fid": features.is_fid,
+            "reference": reference.name if reference else "the base model's own pictures",
+            "unreadable": reference.unreadable if reference else {},
+        },
         "settings": {
             "images": order.images, "images_per_other": order.images_per_other,
             "images_per_attack": order.images_per_attack, "strengths": list(order.strengths), "heatmap": order.heatmap,
             "batch_size": order.batch_size, "resolution": variant.resolution, "steps": variant.default_steps,
-            "guidance": variant.default_guidance, "first_seed": FIRST_SEED, "level": 0.95,
+            "guidance": variant.default_guidance, "first_seed": FIRST_SEED, "seed": order.seed, "level": 0.95,
+            "suites": list(order.suites), "prompts_limit": order.prompts_limit, "labels": list(order.labels),
         },
         "versions": {"erase_anything": __version__, "torch": torch.__version__, "diffusers": diffusers.__version__},
         "device": {
@@ -170,23 +198,23 @@ def _head(order: Order, parts: FluxParts, metadata: dict[Path, dict[str, str]]) 
 
 
 class _Work:
-    """The pictures of one evaluation, and what the classifier says of them."""
+    """The pictures of one evaluation, and what its judges say of them."""
 
-    def __init__(
-        self, order: Order, parts: FluxParts, classifier: DemoClassifier, folder: Path, progress: Progress
-    ) -> None:
-        self.order, self.parts, self.classifier = order, parts, classifier
+    def __init__(self, order: Order, parts: FluxParts, tools: _Tools, folder: Path, progress: Progress) -> None:
+        self.order, self.parts, self.tools = order, parts, tools
         self.folder, self.progress = folder, progress
-        self.wanted = probes(
-            order.concept, classifier, order.images, order.images_per_other, order.images_per_attack
-        )  # fmt: skip
+        self.wanted = tools.wanted
         self.keys = _keys(self.wanted)
         self.curve_keys = _keys(
             p for p in self.wanted if {"concept", "preserved unseen", "preserved seen"} & set(suites_of(p))
         )
-        self.verdicts: dict[str, dict[Key, tuple[Verdict, int]]] = {}
+        stays = [p for p in self.wanted if should_stay(p, tools.files)]
+        self.untouched = [key for key in _keys(stays) if not occurrences(key[0], order.concept.phrase)]
+        self.opinions: dict[str, list[dict[Key, Opinion]]] = {}  # set → of each judge
         self.places: dict[str, dict[Key, str]] = {}  # set → picture → the set that holds its file
-        self.drift: dict[str, dict[str, float]] = {}
+        self.drift: dict[str, dict[str, Any]] = {}
+        self.vectors: dict[str, torch.Tensor] = {}  # set → features of the captions' pictures
+        self.scores: dict[str, list[float]] = {}  # set → their CLIP scores
         self.curves: list[dict[str, Any]] = []
         self.heatmap: dict[str, Any] | None = None
         self.made = self.done = 0
@@ -253,16 +281,35 @@ class _Work:
         return torch.stack([self.folder_of(places[key])[key] for key in keys]).float() / 255
 
     def _judge(self, name: str) -> None:
-        self.verdicts[name] = {}
         keys = list(self.places[name])
+        judges = self.tools.judges if name in self.ids else self.tools.judges[:1]  # a curve has the main figures alone
+        self.opinions[name] = [{} for _ in judges]
         for start in range(0, len(keys), _CHUNK):
             chunk = keys[start : start + _CHUNK]
-            verdict = self.classifier.classify(self._pictures(name, chunk))
-            self.verdicts[name] |= {key: (verdict, number) for number, key in enumerate(chunk)}
-        same = untouched(self.wanted, self.order.concept)
-        if name in self.ids[1:] and same:
-            stacks = (self._pictures(each, same) for each in (BASE, name))
-            self.drift[name] = dataclasses.asdict(drift_of(self.classifier, *stacks))
+            for judge, said in zip(judges, self.opinions[name], strict=True):
+                said |= dict(zip(chunk, judge.judge(self._pictures(name, chunk)), strict=True))
+        if name in self.ids[1:] and self.untouched:
+            stacks = (self._pictures(each, self.untouched) for each in (BASE, name))
+            self.drift[name] = dataclasses.asdict(drift_of(self.tools.classifier, *stacks))
+        keys = [tuple(prompt) for prompt in captions(self.tools.files)]
+        if name in self.ids and keys and (self.tools.features or self.tools.clip):
+            self._compare(name, keys)
+
+    def _compare(self, name: str, keys: list[Key]) -> None:
+        """Features and CLIP scores of a set's pictures of captions."""
+        features, clip = self.tools.features, self.tools.clip
+        vectors, scores = [], []
+        for start in range(0, len(keys), _CHUNK):
+            chunk = keys[start : start + _CHUNK]
+            pictures = self._pictures(name, chunk)
+            if features:
+                vectors.append(features_of(features, pictures))
+            if clip:
+                scores += clip_scores(clip, pictures, [prompt for prompt, _ in chunk])
+        if features:
+            self.vectors[name] = torch.cat(vectors)
+        if clip:
+            self.scores[name] = scores
 
     def _glance(self) -> Glance | None:
         """A look at the base's first picture in which the concept is seen; None where that is not asked for."""
@@ -289,7 +336,7 @@ class _Work:
             self._set(own[strength], self.curve_keys)
         values = sorted(dict.fromkeys(self.order.strengths))
         concept = [p for p in self.wanted if "concept" in suites_of(p)]
-        kept = [p for p in self.wanted if _SUITES.get(p.share, "").startswith("preserved")]
+        kept = [p for p in self.wanted if any(suite.startswith("preserved") for suite in suites_of(p))]
         self.curves.append({
             "subject": name, "values": values, "concept": [self._count(own[s], concept) for s in values],
             "kept": [self._count(own[s], kept) for s in values] if kept else None,
@@ -297,14 +344,20 @@ class _Work:
 
     # --- results ---------------------------------------------------------------------------------------------------
 
-    def _shown(self, name: str, probe: Probe) -> bool:
-        return probe.content.shown(*self.verdicts[name][probe.prompt, probe.seed])
+    def _opinion(self, name: str, probe: Probe, judge: int = 0) -> Opinion:
+        return self.opinions[name][judge][probe.prompt, probe.seed]
 
-    def _count(self, name: str, counted: Sequence[Probe]) -> dict[str, Any]:
-        """{"hits", "images", "share", "interval"} of one set on some probes, more than none."""
-        hits = sum(self._shown(name, probe) for probe in counted)
-        interval = [round(edge, 4) for edge in wilson(hits, len(counted))]
-        return {"hits": hits, "images": len(counted), "share": round(hits / len(counted), 4), "interval": interval}
+    def _shown(self, name: str, probe: Probe) -> bool:
+        opinion = self._opinion(name, probe)
+        return not opinion.error and opinion.shows(probe.content)
+
+    def _count(self, name: str, counted: Sequence[Probe], judge: int = 0) -> dict[str, Any]:
+        """{"hits", "images", "share", "interval", "failed"} of one set on some probes, more than none. Pictures that
+        could not be judged are not among the images; where none could, the share is null."""
+        opinions = [(self._opinion(name, probe, judge), probe.content) for probe in counted]
+        judged = [(opinion, content) for opinion, content in opinions if not opinion.error]
+        hits = sum(opinion.shows(content) for opinion, content in judged)
+        return {**_share(hits, len(judged)), "failed": len(opinions) - len(judged)}
 
     def result(self) -> dict[str, Any]:
         """What was found, as JSON takes it."""
@@ -318,58 +371,106 @@ class _Work:
                 {"suite": suite, "prompt": row["prompt"], "seed": row["seed"]}
                 for row in rows
                 for suite in row["suites"]
-                if (suite == "synonyms" or suite.startswith("attack ")) and row["results"][name]["shown"]
+                if (is_attempt(suite) or suite in self._attack_files()) and row["results"][name]["shown"]
             ]
             for name in self.ids[1:]
         }
         return {
             "suites": [
                 {
-                    "id": suite, "title": title_of(suite), "better": "lower" if lower_is_better(suite) else "higher",
+                    "id": suite, "title": title_of(suite, self.tools.files),
+                    "better": "lower" if lower_is_better(suite) else "higher",
                     "results": {name: self._count(name, counted) for name in self.ids},
                 }
                 for suite, counted in found.items()
             ],
+            "detectors": [self._told(number, found) for number in range(len(self.tools.judges))],
             "drift": self.drift, "strength": self.curves, "heatmap": self.heatmap, "attacks_succeeded": attacks,
-            "seeds": sorted({seed for _, seed in self.keys}), "pictures": rows,
+            "fidelity": self._fidelity(), "seeds": sorted({seed for _, seed in self.keys}), "pictures": rows,
         }  # fmt: skip
+
+    def _attack_files(self) -> set[str]:
+        return {file.id for file in self.tools.files if file.suite.kind == "attack"}
+
+    def _told(self, number: int, suites: dict[str, list[Probe]]) -> dict[str, Any]:
+        """A judge's facts, its own tables (of the first one only what the suites do not say), and what it could not
+        judge."""
+        judge = self.tools.judges[number]
+        tables: list[dict[str, Any]] = []
+        for suite, counted in suites.items():
+            known = [probe for probe in counted if judge.knows(word_of(probe.content))]
+            measures = []
+            if number and known:
+                per_image = {name: {"per_image": self._count(name, known, number)} for name in self.ids}
+                measures.append({"id": "asked", "title": "what was asked for", "results": per_image})
+            measures += [
+                {"id": group, "title": group, "results": {
+                    name: _both_ways([self._opinion(name, probe, number).finding for probe in counted], labels, judge)
+                    for name in self.ids
+                }}
+                for group, labels in judge.groups.items()
+            ]  # fmt: skip
+            if measures:
+                tables.append({"id": suite, "title": title_of(suite, self.tools.files), "measures": measures})
+        failed = [
+            {"set": name, "prompt": prompt, "seed": seed, "error": opinion.error}
+            for name in self.ids
+            for (prompt, seed), opinion in self.opinions[name][number].items()
+            if opinion.error
+        ]
+        return {**facts_of(judge), "suites": tables, "failed": failed}
+
+    def _fidelity(self) -> dict[str, Any]:
+        """Distances and CLIP scores over the captions' pictures; {} where nothing of it was asked for."""
+        told: dict[str, Any] = {}
+        if self.vectors:
+            reference = self.tools.reference.features if self.tools.reference else self.vectors[BASE]
+            compared = [name for name in self.ids if self.tools.reference or name != BASE]
+            told["distances"] = {name: distances(self.vectors[name], reference, self.order.seed) for name in compared}
+        if self.scores:
+            told["clip"] = self.tools.clip.name
+            told["clip_score"] = {name: mean_score(scores) for name, scores in self.scores.items()}
+        return told
 
     def _row(self, probe: Probe) -> dict[str, Any]:
         key, content = (probe.prompt, probe.seed), probe.content
-        results = {
-            name: {
-                "file": f"pictures/{self.places[name][key]}/{picture_name(*key)}",
-                "seen": _seen(*verdicts[key], content), "shown": probe.content.shown(*verdicts[key]),
-            }
-            for name, verdicts in self.verdicts.items()
-            if key in verdicts
-        }  # fmt: skip
+        results = {}
+        for name, (first, *_) in self.opinions.items():
+            if opinion := first.get(key):
+                results[name] = {
+                    "file": f"pictures/{self.places[name][key]}/{picture_name(*key)}",
+                    "seen": opinion.seen(content), "shown": not opinion.error and opinion.shows(content),
+                }  # fmt: skip
+                if opinion.error:
+                    results[name]["error"] = opinion.error
         return {"prompt": probe.prompt, "seed": probe.seed, "asked": asked(content), "suites": suites_of(probe),
                 "results": results}  # fmt: skip
 
 
+def _share(hits: int, images: int) -> dict[str, Any]:
+    interval = [round(edge, 4) for edge in wilson(hits, images)]
+    return {"hits": hits, "images": images, "share": round(hits / images, 4) if images else None, "interval": interval}
+
+
+def _both_ways(findings: Sequence[Finding], labels: Sequence[str], judge: Judge) -> dict[str, Any]:
+    """A group of labels by both conventions: {"per_image": as `_count`, "per_detection": {"detections", "images",
+    "mean" (places in a picture), "interval" (of the mean), "failed"}}."""
+    found = count(findings, labels, judge.threshold)
+    places = [
+        sum(place.label in labels and place.score >= judge.threshold for place in finding.detections)
+        for finding in findings
+        if not finding.error
+    ]
+    interval = [round(edge, 4) for edge in bootstrap_mean(places)] if len(places) > 1 else None
+    return {
+        "per_image": {**_share(found.per_image, found.images), "failed": len(found.failed)},
+        "per_detection": {
+            "detections": found.per_detection, "images": found.images,
+            "mean": round(sum(places) / len(places), 4) if places else None, "interval": interval,
+            "failed": len(found.failed),
+        },
+    }  # fmt: skip
+
+
 def _keys(wanted: Iterable[Probe]) -> list[Key]:
     return list(dict.fromkeys((probe.prompt, probe.seed) for probe in wanted))
-
-
-def title_of(suite: str) -> str:
-    """A suite's name for people."""
-    kind, _, rest = suite.partition(" ")
-    return TITLES.get(suite) or {"attack": f"Attack: {rest}", "part": f"In detail: {rest}"}[kind]
-
-
-def asked(content: Content) -> str:
-    """What a picture should show, in words."""
-    if content.relation:
-        return f" {content.relation} ".join(content.nouns)
-    what = " and ".join(content.nouns)
-    return f"{what or 'anything'} in the style {content.style}" if content.style else what
-
-
-def _seen(verdict: Verdict, number: int, content: Content) -> str:
-    """What the classifier sees of it, in the words of `asked`; "none" where it recognises nothing."""
-    first, relation, second = verdict.relations[number]
-    if len(content.nouns) == 2:
-        return f"{first} {relation} {second}" if relation else verdict.nouns[number]
-    noun = verdict.nouns[number]
-    return f"{noun} in the style {verdict.styles[number]}" if content.style else noun

@@ -5,11 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from ..config import ErasureRequest
 from ..errors import ErasureError
-from ..fitting import Way, decided, ways
-from ..memory import free_memory, shortage
+from ..fitting import Way, decided
+from ..memory import free_memory
 from .store import Job
+from .work import request_of, ways_of, why_short
 
 ASK_SECONDS = 60  # between two requests to the host to free memory for one job: each costs its prompts a reload
 PATIENCE_SECONDS = 30  # for the host to free what the fastest way needs, before one that needs less is taken
@@ -60,7 +60,8 @@ class Admission:
                 return ""
             told, why = self._told.get(job.id, (now - TELL_SECONDS, ""))
             if now - told >= TELL_SECONDS:
-                why = shortage((fastest if least.need <= free else least).request, max(free, 0))
+                short = fastest if least.need <= free else least
+                why = why_short(short.request, max(free, 0))
                 self._told[job.id] = (now, why)
             return why
         except (ErasureError, OSError):
@@ -74,5 +75,5 @@ class Admission:
 
     def _found(self, job: Job) -> list[Way]:
         if job.id not in self._ways:
-            self._ways[job.id] = ways(ErasureRequest.from_dict(job.request))
+            self._ways[job.id] = ways_of(request_of(job.request))
         return self._ways[job.id]

@@ -1,4 +1,4 @@
-"""Trains the job of one folder and writes down what happens: the worker's side of a job."""
+"""Does the job of one folder and writes down what happens: the worker's side of a job."""
 
 from __future__ import annotations
 
@@ -21,13 +21,14 @@ from ..fitting import settled
 from ..memory import cheaper
 from .folder import JobFolder, JobState, sha256_of, write_json
 from .processes import own_identity
+from .work import Request, product_of, request_of, run
 
 BEAT_SECONDS = 1
 STATE_SECONDS = 1  # how often a step is written to state.json; every step is in events.jsonl
 ALREADY_TRAINED = 3  # exit status when another worker has the job
 
 # trainer.run's signature: (request, folder, report, should_stop) -> result
-Run = Callable[[ErasureRequest, Path, Callable[[dict[str, Any]], None], Callable[[], bool]], dict[str, Any]]
+Run = Callable[[Request, Path, Callable[[dict[str, Any]], None], Callable[[], bool]], dict[str, Any]]
 
 
 class Reporter:
@@ -69,21 +70,21 @@ class Reporter:
             self.write()
 
 
-def run_job(path: Path, run: Run, stopped: type[Exception]) -> int:
-    """Trains the job in folder `path` by `run`, which raises `stopped` when it was asked to stop; the exit status.
+def run_job(path: Path, work: Run, stopped: type[Exception]) -> int:
+    """Does the job in folder `path` by `work`, which raises `stopped` when it was asked to stop; the exit status.
 
     Whatever happens, state.json says it afterwards in one sentence.
     """
     folder = JobFolder(path)
     try:
         with folder.locked(timeout=30):
-            return _run_locked(folder, run, stopped)
+            return _run_locked(folder, work, stopped)
     except JobError as error:
         print(error, file=sys.stderr)
         return ALREADY_TRAINED
 
 
-def _run_locked(folder: JobFolder, run: Run, stopped: type[Exception]) -> int:
+def _run_locked(folder: JobFolder, work: Run, stopped: type[Exception]) -> int:
     if folder.state().state not in ("starting", "queued"):
         return ALREADY_TRAINED
     folder.change("running", "Reading the model.", phase="", **own_identity())
@@ -91,11 +92,11 @@ def _run_locked(folder: JobFolder, run: Run, stopped: type[Exception]) -> int:
     heart = threading.Thread(target=_beat, args=(folder.heartbeat_file, report, over), daemon=True)
     heart.start()
     try:
-        request = ErasureRequest.from_dict(folder.request()["request"])
-        result = run(request, folder.path, report, lambda: folder.wish() is not None)
-        lora = Path(request.output_folder) / f"{request.name}.safetensors"
+        data = folder.request()["request"]
+        request = request_of(data)
+        result = work(request, folder.path, report, lambda: folder.wish() is not None)
         # Tells later whether the file is still the one that was written here.
-        write_json(folder.result_file, {**result, "sha256": sha256_of(lora)})
+        write_json(folder.result_file, {**result, "sha256": sha256_of(product_of(data, folder.path))})
         new, message, status = "completed", "", 0
     except stopped:
         wish = folder.wish() or "pause"
@@ -144,7 +145,10 @@ def out_of_memory(folder: JobFolder, state: JobState) -> str:
     saved = [event["step"] for event in folder.events() if event["type"] == "checkpoint"]
     kept = f" (the checkpoint of step {saved[-1]} is kept)" if saved else ""
     try:
-        found = cheaper(settled(ErasureRequest.from_dict(folder.request()["request"]), folder.path), state.phase)
+        request = request_of(folder.request()["request"])
+        found = (
+            cheaper(settled(request, folder.path), state.phase) if isinstance(request, ErasureRequest) else None
+        )
     except (ErasureError, MemoryError):
         found = None
     change = f"retry with {found[1]}, or " if found else ""
@@ -160,7 +164,7 @@ def sentence_of(error: Exception, state: JobState) -> str:
     if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
         name = Path(str(error.filename or "a file")).name
         return f"{name} cannot be written ({error.strerror}): change its permissions and resume."
-    return f"The training failed at step {state.step} ({type(error).__name__}: {error}): its log.txt says where."
+    return f"The job failed at step {state.step} ({type(error).__name__}: {error}): its log.txt says where."
 
 
 def _beat(path: Path, report: Reporter, over: threading.Event) -> None:
@@ -182,11 +186,11 @@ def _step_aside() -> None:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Trains the job whose folder is the only argument; the process's exit status."""
-    from .. import trainer
+    """Does the job whose folder is the only argument; the process's exit status."""
+    from ..trainer import Stopped
 
     if len(arguments) != 1:
         print("usage: worker.py JOB_FOLDER", file=sys.stderr)
         return 2
     _step_aside()
-    return run_job(Path(arguments[0]).resolve(), trainer.run, trainer.Stopped)
+    return run_job(Path(arguments[0]).resolve(), run, Stopped)

@@ -173,14 +173,14 @@ class Scheduler:
                 return False  # cancelled or paused after we looked
             job.folder.stop_file.unlink(missing_ok=True)
             nobody = {"pid": None, "process_created": None, "phase": ""}
-            job.folder.change("starting", "Starting the training process.", **nobody)
+            job.folder.change("starting", "Starting the worker.", **nobody)
             self._admission.started(job.id)
             try:
                 # The worker waits for the lock that we still hold.
                 self._children[job.id] = start_detached(self._command(job.folder.path), job.folder.log_file)
                 return True
             except OSError as error:
-                job.folder.change("failed", f"The training process could not be started ({error.strerror}): resume it.")
+                job.folder.change("failed", f"The worker could not be started ({error.strerror}): resume it.")
         return False
 
     def _relay(self, jobs: list[Job]) -> None:

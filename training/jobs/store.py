@@ -27,6 +27,7 @@ from ..errors import ErasureError, JobError
 from ..fitting import settled
 from .folder import ACTIVE, OPEN, Fill, JobFolder, JobState, OtherVersion, read_json, sha256_of
 from .order import QueueFile, QueueSettings, moved
+from .work import EVALUATION, TRAINING, Request, kind_of, product_of, request_of
 
 _ID = re.compile(r"[0-9]{8}-[0-9]{6}-[a-z0-9-]{1,60}")
 
@@ -59,8 +60,18 @@ class Job:
         return Path(source["folder"]).name if source.get("folder") else Path(source.get("transformer", "")).stem
 
     @property
+    def kind(self) -> str:
+        """ "training" or "evaluation"."""
+        return kind_of(self.request)
+
+    @property
+    def product(self) -> Path:
+        """The file that it makes: the LoRA, or evaluation.json in its own folder."""
+        return product_of(self.request, self.folder.path)
+
+    @property
     def lora(self) -> Path:
-        """Where the LoRA is, or will be."""
+        """Where a training's LoRA is, or will be."""
         return Path(self.request["output_folder"]) / f"{self.name}.safetensors"
 
     def samples(self) -> list[dict[str, Any]]:
@@ -77,9 +88,11 @@ class Job:
         for private in ("pid", "process_created", "events"):
             del state[private]
         failed, completed = self.state.state in ("failed", "interrupted"), self.state.state == "completed"
+        trained = completed and self.kind == TRAINING
         lora = f"{self.name}.safetensors"
         told = {
             "id": self.id,
+            "kind": self.kind,
             "name": self.name,
             "concept": self.request["concept"]["phrase"],
             "model": self.model,
@@ -87,9 +100,9 @@ class Job:
             "stopping": self.stopping,
             **state,
             "error": self.state.message if failed else None,
-            "lora": lora if completed else None,
+            "lora": lora if trained else None,
             # not through Path: a list of a thousand jobs would take twice as long
-            "lora_exists": completed and os.path.isfile(os.path.join(self.request["output_folder"], lora)),
+            "lora_exists": trained and os.path.isfile(os.path.join(self.request["output_folder"], lora)),
             "parent": self.parent,
         }
         if samples:
@@ -99,7 +112,7 @@ class Job:
 
     def cheaper(self) -> str | None:
         """What retrying with the next cheaper memory setting would change; None where it did not fail for that."""
-        if self.state.problem != "memory":
+        if self.state.problem != "memory" or self.kind != TRAINING:
             return None
         try:
             request = settled(ErasureRequest.from_dict(self.request), self.folder.path)
@@ -159,7 +172,7 @@ class JobStore:
         job = known[1]
         return replace(job, stopping=job.folder.wish()) if job.state.state in ACTIVE else job
 
-    def find(self, request: ErasureRequest) -> Job | None:
+    def find(self, request: Request) -> Job | None:
         """The job that was made from the same request, or None."""
         digest = digest_of(request)
         return next((job for job in self.list() if job.digest == digest), None)
@@ -168,7 +181,7 @@ class JobStore:
         """Why no new job may write this request's LoRA, as one sentence; None where nothing is in the way."""
         target = Path(request.output_folder) / f"{request.name}.safetensors"
         for job in self.list():
-            if job.state.state in OPEN and same_file(job.lora, target):
+            if job.kind == TRAINING and job.state.state in OPEN and same_file(job.lora, target):
                 phrase = job.request["concept"]["phrase"]
                 return (
                     f'Another job ("{phrase}", {job.state.state}) already writes the LoRA "{request.name}": '
@@ -244,16 +257,17 @@ class JobStore:
         finally:
             lock.release()
 
-    def submit(self, request: ErasureRequest, choose_name: bool = False) -> Job:
+    def submit(self, request: Request, choose_name: bool = False) -> Job:
         """Queues a request; the same request twice gives the existing job, which goes on if it had ended unfinished.
 
-        choose_name: the request's name is only a beginning, a number is appended where it is taken by something else.
+        choose_name: a training's name is only a beginning, a number is appended where it is taken by something else;
+        evaluations write into their own folders, so that several may have one name.
         Raises ErasureError's subclasses: a request that is not valid, a LoRA name that is taken, a folder that cannot
         be written, a disk that is nearly full. Nothing is written then.
         """
         request.validate()
         with self._locked():
-            if choose_name:
+            if choose_name and isinstance(request, ErasureRequest):
                 request = self._with_free_name(request)
             return self._submit(request)
 
@@ -261,9 +275,15 @@ class JobStore:
         """Queues the training of a job again as a new one, with other settings (those of ErasureConfig).
 
         Where they change nothing ("train again") it gets the next seed that no such training has. An empty `name` is
-        chosen: the job's own with a number that is free. Raises ErasureError's subclasses.
+        chosen: the job's own with a number that is free. An evaluation is made again with the next seed; it has no
+        settings of a training. Raises ErasureError's subclasses.
         """
-        request = ErasureRequest.from_dict(self.get(job_id).request)
+        request = request_of(self.get(job_id).request)
+        if not isinstance(request, ErasureRequest):
+            if settings:
+                raise JobError("An evaluation has no settings of a training: make it again without any.")
+            with self._locked():
+                return self._again(replace(request, name=name.strip() or request.name), job_id)
         config = ErasureConfig.from_dict({**request.config.to_dict(), **(settings or {})})
         with self._locked():
             if config == request.config:
@@ -274,6 +294,15 @@ class JobStore:
                 chosen = self._with_free_name(chosen, fresh=True)
             return self._submit(chosen, parent=job_id)
 
+    def _again(self, request: Any, parent: str) -> Job:
+        """An evaluation with the first seed after its own that no job has."""
+        known = {job.digest for job in self.list()}
+        again = request.next_seed()
+        while digest_of(again) in known:
+            again = again.next_seed()
+        again.validate()
+        return self._submit(again, parent)
+
     def _next_seed(self, request: ErasureRequest) -> int:
         """The seed after the highest one that a job has which differs from `request` in name and seed alone."""
 
@@ -281,7 +310,8 @@ class JobStore:
             return {**data, "name": None, "config": {**data["config"], "seed": None}}
 
         same = training(request.to_dict())
-        seeds = [job.request["config"]["seed"] for job in self.list() if training(job.request) == same]
+        trainings = [job.request for job in self.list() if job.kind == TRAINING]
+        seeds = [data["config"]["seed"] for data in trainings if training(data) == same]
         return (max([request.config.seed, *seeds]) + 1) % 2**63
 
     def _with_free_name(self, request: ErasureRequest, fresh: bool = False) -> ErasureRequest:
@@ -296,7 +326,7 @@ class JobStore:
         used = {
             (real(job.request["output_folder"]), job.name.casefold())
             for job in jobs
-            if fresh or job.state.state in OPEN
+            if job.kind == TRAINING and (fresh or job.state.state in OPEN)
         }
         stem = re.sub(r"-\d{1,2}$", "", request.name) if fresh else request.name
         for number in itertools.count(1):
@@ -308,19 +338,23 @@ class JobStore:
                 return named
         raise AssertionError("unreachable")
 
-    def _submit(self, request: ErasureRequest, parent: str | None = None, fill: Fill | None = None) -> Job:
+    def _submit(self, request: Request, parent: str | None = None, fill: Fill | None = None) -> Job:
         job = self.find(request)
         if job is not None:
-            if job.state.state == "completed" and not job.lora.exists():
+            if job.state.state == "completed" and not job.product.exists():
                 return self._requeue(job, fresh=True)
             return self.resume(job.id) if job.state.state in ("failed", "cancelled", "interrupted") else job
-        taken = self.name_is_taken(request)
-        if taken:
-            raise JobError(taken)
-        self._require_room(Path(request.output_folder))
+        steps = 0  # of an evaluation nobody knows yet
+        if isinstance(request, ErasureRequest):
+            steps = request.config.steps
+            taken = self.name_is_taken(request)
+            if taken:
+                raise JobError(taken)
+            self._require_room(Path(request.output_folder))
+        self._require_free("jobs", self.root)
         digest, now = digest_of(request), time.time()
         job_id = f"{time.strftime('%Y%m%d-%H%M%S', time.localtime(now))}-{_slug(request.name)}-{digest[:8]}"
-        record = {"request": request.to_dict(), "digest": digest, "created": now, "total": request.config.steps}
+        record = {"request": request.to_dict(), "digest": digest, "created": now, "total": steps}
         if parent is not None:
             record["parent"] = parent
         try:
@@ -339,13 +373,16 @@ class JobStore:
             raise JobError(f"The LoRA folder {output.name} cannot be made ({error.strerror}).") from error
         if not os.access(output, os.W_OK):
             raise JobError(f"The LoRA folder {output.name} cannot be written: change its permissions.")
-        for what, folder in (("training jobs", self.root), ("LoRAs", output)):
-            free = shutil.disk_usage(folder).free
-            if free < MIN_FREE_BYTES:
-                raise JobError(
-                    f"The disk with the {what} has only {free // 1024**2} MB free: make at least "
-                    f"{MIN_FREE_BYTES // 1024**2} MB free and queue this again."
-                )
+        self._require_free("LoRAs", output)
+
+    @staticmethod
+    def _require_free(what: str, folder: Path) -> None:
+        free = shutil.disk_usage(folder).free
+        if free < MIN_FREE_BYTES:
+            raise JobError(
+                f"The disk with the {what} has only {free // 1024**2} MB free: make at least "
+                f"{MIN_FREE_BYTES // 1024**2} MB free and queue this again."
+            )
 
     def pause(self, job_id: str) -> Job:
         """Stops a job so that resume() goes on from there. A running one stops within one step and frees its memory."""
@@ -391,8 +428,10 @@ class JobStore:
         job = self.get(job_id)
         if job.state.state not in ("failed", "interrupted", "cancelled"):
             raise JobError(f"The job is {job.state.state}: only one that has failed can be retried.")
-        request = settled(ErasureRequest.from_dict(job.request), job.folder.path)
-        found = memory.cheaper(request, job.state.phase)
+        request, found = request_of(job.request), None
+        if isinstance(request, ErasureRequest):
+            request = settled(request, job.folder.path)
+            found = memory.cheaper(request, job.state.phase)
         if found is None:
             raise JobError("No cheaper setting is left: close other programs and resume, or use a smaller model.")
         new = found[0]
@@ -410,8 +449,10 @@ class JobStore:
 
     def name_is_taken_by_other(self, job: Job) -> str | None:
         """Like name_is_taken(), for a job that exists already: it may not overwrite what another job has written."""
+        if job.kind == EVALUATION:
+            return None
         for other in self.list():
-            if other.id == job.id or not same_file(other.lora, job.lora):
+            if other.id == job.id or other.kind == EVALUATION or not same_file(other.lora, job.lora):
                 continue
             if other.state.state in OPEN:
                 return f'Another job already writes the LoRA "{job.name}": cancel that one first.'
@@ -450,7 +491,7 @@ class JobStore:
             raise JobError("The job is being trained: cancel it before deleting it.")
         with folder.locked():
             pass  # no worker is alive
-        if job is not None and job.state.state == "completed" and job.lora.is_file():
+        if job is not None and job.kind == TRAINING and job.state.state == "completed" and job.lora.is_file():
             told["lora"] = job.lora.name
             if lora:
                 if not _wrote(folder, job.lora):
@@ -504,7 +545,7 @@ def _wrote(folder: JobFolder, lora: Path) -> bool:
     return (read_json(folder.result_file) or {}).get("sha256") == sha256_of(lora)
 
 
-def digest_of(request: ErasureRequest) -> str:
+def digest_of(request: Request) -> str:
     """SHA-256 over the request's JSON: equal exactly for equal requests."""
     return hashlib.sha256(json.dumps(request.to_dict(), sort_keys=True).encode()).hexdigest()
 

@@ -233,7 +233,7 @@ def test_a_worker_that_does_not_listen_is_ended(store, scheduler, request_for):
     [
         (" full at 3", "No disk space is left at step 2: free some and resume"),
         (" missing at 3", "The file is missing: put it back."),
-        (" bug at 3", "The training failed at step 2 (ZeroDivisionError: division by zero): its log.txt says where."),
+        (" bug at 3", "The job failed at step 2 (ZeroDivisionError: division by zero): its log.txt says where."),
     ],
 )
 def test_a_failure_is_one_sentence_and_keeps_the_checkpoint(store, scheduler, request_for, manner, sentence):
