@@ -14,7 +14,9 @@ erased concept is recognised under its name and its synonyms, and what should st
 nouns); in `base` the same without the LoRA; after a training also `seconds` and what else `trainer.run` returns. Shares
 are null where they cannot be measured: the model has no classifier, it does not name the concept, there is no synonym.
 With --out, `evaluate` keeps every picture in DIR and goes on where it was stopped; its JSON then has `evaluation` and
-`report` (files; null without --report), `concept` and `subjects` (of each: `acc_e`, `acc_g`, `acc_ir`, the base's too).
+`report` (files; null without --report), `concept` and `subjects` (of each: `acc_e`, `acc_g`, `acc_ir`, the base's too),
+with --attacks also `white_box` (of each attack on each subject: the concept's share for the base, before the attack,
+after it and with its control, and the prompts that brought it back).
 """
 
 from __future__ import annotations
@@ -116,6 +118,10 @@ def _evaluation_options(evaluate: argparse.ArgumentParser) -> None:
                       "model's own)")  # fmt: skip
     kept.add_argument("--seed", type=int, help="another one is other noise in every picture (default: 0)")
     kept.add_argument("--blur", action="store_true", help="a sensitive concept: the report hides its pictures")
+    kept.add_argument("--attacks", metavar="NAMES", help="white-box attacks on every erasure: names with commas "
+                      "between (a wrong one lists them), or all")  # fmt: skip
+    kept.add_argument("--attack-set", action="append", default=[], metavar="NAME=VALUE", help="a budget of the attacks "
+                      "(a wrong one lists them)")  # fmt: skip
     kept.add_argument("--report", action="store_true", help="write DIR/report.html")
 
 
@@ -231,6 +237,19 @@ def strengths_of(text: str) -> tuple[float, ...]:
         raise ConfigError(f"Write strengths as numbers with commas between, not {text!r}.") from None
 
 
+def white_box_of(args: argparse.Namespace) -> Any:
+    """The WhiteBox settings that --attacks and --attack-set ask for; None: no attacks. Raises ConfigError."""
+    from .evaluation.whitebox.settings import NAMES, WhiteBox
+
+    settings = read_settings(args.attack_set)
+    if args.attacks is None:
+        if settings:
+            raise ConfigError("--attack-set says how attacks are made: name them with --attacks.")
+        return None
+    names = NAMES if args.attacks == "all" else [name.strip() for name in args.attacks.split(",")]
+    return WhiteBox.from_dict({**settings, "attacks": list(names)})
+
+
 def keep_evaluation(source: FluxSource, args: argparse.Namespace) -> dict[str, Any]:
     """Makes an evaluation in --out, and what the command line prints of it. Raises ErasureError."""
     from .evaluation import Order, Subject, concept_of_loras, evaluate, load_classifier
@@ -262,6 +281,7 @@ def keep_evaluation(source: FluxSource, args: argparse.Namespace) -> dict[str, A
         prompts=tuple(args.prompts),
         distance=args.distance,
         reference=args.reference,
+        white_box=white_box_of(args),
         **counts,
     )
     bars: list[tqdm] = []  # made at the first step: a mistake is one sentence, without a bar
@@ -289,7 +309,15 @@ def keep_evaluation(source: FluxSource, args: argparse.Namespace) -> dict[str, A
             subject["id"]: {n: shares[s][subject["id"]]["share"] if s in shares else None for n, s in suites.items()}
             for subject in found["subjects"]
         },
+        **({"white_box": [_white_box_line(each) for each in found["white_box"]]} if order.white_box else {}),
     }
+
+
+def _white_box_line(found: dict[str, Any]) -> dict[str, Any]:
+    """An attack's shares of pictures that show the concept, and the prompts that did."""
+    shares = {name: found[name]["share"] for name in ("base", "before", "after", "control")}
+    prompts = [each["prompt"] for each in found["prompts"]]
+    return {"subject": found["subject"], "attack": found["attack"], **shares, "prompts": prompts}
 
 
 def write_page(folder: Path, out: Path) -> Path:
@@ -307,7 +335,8 @@ def evaluate_command(args: argparse.Namespace) -> dict[str, Any]:
         return keep_evaluation(source_of(args), args)
     more = (
         "strength", "deletion", "strengths", "concept", "images_per_attack", "batch_size", "no_heatmap", "blur",
-        "report", "detector", "label", "suite", "prompts", "prompts_limit", "distance", "reference", "seed",
+        "report", "detector", "label", "suite", "prompts", "prompts_limit", "distance", "reference", "seed", "attacks",
+        "attack_set",
     )  # fmt: skip
     if len(args.lora) != 1 or any(getattr(args, name) not in (None, False, "", []) for name in more):
         raise ConfigError("Name one --lora, or a folder with --out for everything else that evaluate can do.")

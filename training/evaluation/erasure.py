@@ -157,13 +157,13 @@ def paint(
                 seeds,
                 batch_size=len(batch),
                 callback=tell,
-                deleted=_span_masks(parts, prompts, deleted) if deleted else None,
+                deleted=span_masks(parts, prompts, deleted) if deleted else None,
             )
         for key, picture in zip(batch, made.mul(255).round().byte(), strict=True):
             pictures[key] = picture
 
 
-def _span_masks(parts: FluxParts, prompts: Sequence[str], phrase: str) -> Tensor:
+def span_masks(parts: FluxParts, prompts: Sequence[str], phrase: str) -> Tensor:
     """[n, L]: 1 at the phrase's tokens in each prompt."""
     length = parts.text.sequence_length
     spans = [token_spans(parts.text.tokenizer_2, prompt, phrase, length) for prompt in prompts]

@@ -17,6 +17,7 @@ from ..flux.source import FluxSource
 from ..lora.files import mapping_of
 from ..lora.format import KEY_CONCEPT, read_metadata
 from .classifier import RELATIONS, DemoClassifier
+from .whitebox.settings import WhiteBox
 
 BASE, DELETION = "base", "deletion"
 SYNONYMS, ATTACKED, PRESERVED, PRESETS = "synonyms", "attacks", "preserved", "presets"
@@ -44,7 +45,8 @@ class Order:
     labels: of a classifier, those that mean the concept where its words do not. suites: which of SUITES; prompts: CSV
     files, of each at most prompts_limit prompts. distance: whose features compare pictures of captions (see
     `fidelity.parse`), "" for none; reference: a folder of pictures to compare them with, None for the base's own. seed:
-    another one is other noise in every picture, and other rows of a file that has more than the limit.
+    another one is other noise in every picture, and other rows of a file that has more than the limit. white_box:
+    attacks on every subject, None for none.
     """
 
     source: FluxSource
@@ -65,6 +67,7 @@ class Order:
     distance: str = ""
     reference: Path | None = None
     seed: int = 0
+    white_box: WhiteBox | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON can hold it."""
@@ -76,6 +79,7 @@ class Order:
             "subjects": [[str(s.lora) if s.lora else None, s.strength] for s in self.subjects],
             "prompts": [str(path) for path in self.prompts],
             "reference": str(self.reference) if self.reference else None,
+            "white_box": self.white_box.to_dict() if self.white_box else None,
         }
 
     @classmethod
@@ -90,6 +94,7 @@ class Order:
                 "subjects": tuple(Subject(Path(lora) if lora else None, s) for lora, s in data["subjects"]),
                 "prompts": tuple(Path(path) for path in data["prompts"]),
                 "reference": Path(data["reference"]) if data["reference"] else None,
+                "white_box": WhiteBox.from_dict(data["white_box"]) if data.get("white_box") else None,
             })  # fmt: skip
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ConfigError("The evaluation's request is not complete: make it again.") from error
@@ -117,6 +122,8 @@ class Order:
             raise ConfigError(f"The evaluation's seed is a whole number from 0 to {MAX_SEED}, not {self.seed}.")
         if self.reference and not self.distance:
             raise ConfigError("Reference pictures need features that compare them: choose a distance too.")
+        if self.white_box:
+            self.white_box.validate()
 
 
 def concept_of_loras(loras: Sequence[Path], phrase: str, classifier: DemoClassifier | None = None) -> Concept:
@@ -174,6 +181,7 @@ def command_of(order: Order) -> str:
     words += ["--strengths", ",".join(f"{s:g}" for s in order.strengths)] if order.strengths else []
     words += [] if order.heatmap else ["--no-heatmap"]
     words += ["--blur"] if order.blur else []
+    words += order.white_box.arguments() if order.white_box else []
     return shlex.join([*words, "--out", "DIR", "--report"])
 
 

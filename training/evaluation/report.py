@@ -14,6 +14,7 @@ from .erasure import MAX_PSNR
 from .markup import Thumbnails, bar, chart, counted, percent, plain, share_of, table, text, unjudged
 from .pictures import write_whole
 from .run import require_version
+from .whitebox.table import attack_tables
 
 ROWS = 4  # prompts with a seed that are shown of every suite
 LIMIT = 4_500_000  # bytes of a page; pictures that would pass it are counted instead
@@ -76,6 +77,7 @@ class _Page:
             "pictures": ("Before and after", ""),
             "strength": ("Strength", self._strength()),
             "attacks": ("Attack prompts that succeeded", self._attacks()),
+            "whitebox": ("White-box attacks", attack_tables(self.all.get("white_box", []), self.labels)),
             "attention": ("Where the word points", self._heatmap()),
             "method": ("Method and settings", self._method()),
             "rerun": ("How to make this again", self._rerun()),

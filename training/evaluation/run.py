@@ -4,6 +4,7 @@ that may be killed at any time and, run again, ends with the same evaluation.jso
     pictures/<set>/<name>.png    every picture as it was made; the sets: base, deletion, lora-1, lora-1@0.5, …
     heatmaps/<set>.png           where the concept's word points in one of the base's pictures
     request.json                 what was asked for; a folder holds one evaluation
+    white_box/<set>/…            what white-box attacks have found so far
     evaluation.json              the result (version 1), written last
 """
 
@@ -40,6 +41,7 @@ from .probes import FIRST_SEED, Content, Probe
 from .wanted import (
     asked,
     captions,
+    concept_probes,
     is_attempt,
     lower_is_better,
     other_words,
@@ -49,6 +51,7 @@ from .wanted import (
     title_of,
     wanted_probes,
 )
+from .whitebox import Scene, attacks_on, parts_of, run_attacks
 
 FORMAT = "erase-anything evaluation"
 VERSION = 1  # of evaluation.json
@@ -83,6 +86,7 @@ def evaluate(
             "seconds": round(time.monotonic() - began, 1),
             "pictures_made": work.made,
             "threads": torch.get_num_threads(),
+            **({"attack_seconds": work.attack_seconds} if order.white_box else {}),
         },
     }
     write_whole(folder / "evaluation.json", _json(result))
@@ -186,6 +190,7 @@ def _head(order: Order, parts: FluxParts, metadata: dict[Path, dict[str, str]], 
             "batch_size": order.batch_size, "resolution": variant.resolution, "steps": variant.default_steps,
             "guidance": variant.default_guidance, "first_seed": FIRST_SEED, "seed": order.seed, "level": 0.95,
             "suites": list(order.suites), "prompts_limit": order.prompts_limit, "labels": list(order.labels),
+            **({"white_box": order.white_box.to_dict()} if order.white_box else {}),
         },
         "versions": {"erase_anything": __version__, "torch": torch.__version__, "diffusers": diffusers.__version__},
         "device": {
@@ -217,6 +222,8 @@ class _Work:
         self.scores: dict[str, list[float]] = {}  # set → their CLIP scores
         self.curves: list[dict[str, Any]] = []
         self.heatmap: dict[str, Any] | None = None
+        self.white_box: list[dict[str, Any]] = []
+        self.attack_seconds: dict[str, float] = {}
         self.made = self.done = 0
         self.ids = ids_of(order)
 
@@ -234,11 +241,13 @@ class _Work:
             self.total += self._batches(touched if subject.lora is None else self.keys)
             if subject.lora:
                 self.total += len(self._between(subject)) * self._batches(self.curve_keys)
+            self.total += parts_of(order.white_box)
         self._set(BASE, self.keys)
         glance = self._glance()
         for name, subject in zip(self.ids[1:], order.subjects, strict=True):
             if subject.lora is None:  # without the phrase nothing is deleted
                 self._set(name, touched, order.concept.phrase, dict.fromkeys(self.keys, BASE))
+                self._white_box(name, order.concept.phrase)
                 continue
             load_adapter(parts.transformer, read_lora(subject.lora)[0])
             set_adapter_scale(parts.transformer, subject.strength)
@@ -246,6 +255,8 @@ class _Work:
             if glance:
                 glance.look(name)
             self._curve(name, subject)
+            set_adapter_scale(parts.transformer, subject.strength)
+            self._white_box(name)
             remove_adapter(parts.transformer)
         if glance:
             self.heatmap = glance.save(self.folder)
@@ -342,6 +353,31 @@ class _Work:
             "kept": [self._count(own[s], kept) for s in values] if kept else None,
         })  # fmt: skip
 
+    def _white_box(self, name: str, deleted: str = "") -> None:
+        """The white-box attacks on the transformer as it is."""
+        order, settings = self.order, self.order.white_box
+        if settings is None:
+            return
+        steps = self.parts.variant.default_steps
+
+        def tell(what: str) -> None:
+            self.done += 1
+            self.progress(f"{name}: {what}", self.done * steps, self.total * steps)
+
+        judge = self.tools.judges[0]
+
+        def shown(cases: Sequence[Probe], pictures: torch.Tensor) -> list[bool]:
+            opinions = judge.judge(pictures)
+            return [not found.error and found.shows(case.content) for case, found in zip(cases, opinions, strict=True)]
+
+        scene = attacks_on(
+            self.parts, deleted, order.concept, concept_probes(order, judge, Scene.needed(settings)), shown, settings,
+            self.folder / "white_box" / name, tell,
+        )  # fmt: skip
+        for found in run_attacks(scene):
+            self.attack_seconds[f"{name} {found['attack']}"] = found.pop("seconds")
+            self.white_box.append({"subject": name, **found})
+
     # --- results ---------------------------------------------------------------------------------------------------
 
     def _opinion(self, name: str, probe: Probe, judge: int = 0) -> Opinion:
@@ -387,6 +423,7 @@ class _Work:
             "detectors": [self._told(number, found) for number in range(len(self.tools.judges))],
             "drift": self.drift, "strength": self.curves, "heatmap": self.heatmap, "attacks_succeeded": attacks,
             "fidelity": self._fidelity(), "seeds": sorted({seed for _, seed in self.keys}), "pictures": rows,
+            **({"white_box": self.white_box} if self.order.white_box else {}),
         }  # fmt: skip
 
     def _attack_files(self) -> set[str]:

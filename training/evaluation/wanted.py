@@ -92,6 +92,12 @@ def wanted_probes(order: Order, judge: Judge, files: Sequence[PromptFile]) -> li
     return shifted + [Probe(file.id, *prompt, concept) for file in files for prompt in file.suite.prompts]
 
 
+def concept_probes(order: Order, judge: Judge, count: int) -> list[Probe]:
+    """`count` pictures of the concept by its name, as the order asks for them, each with another seed."""
+    alone = dataclasses.replace(order, images=count, suites=(), prompts=())
+    return [probe for probe in wanted_probes(alone, judge, []) if probe.share == "acc_e"]
+
+
 def content_of(order: Order) -> Content:
     """What a picture of the concept shows, for prompts that nobody has taken apart."""
     phrase = order.concept.phrase

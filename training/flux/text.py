@@ -60,7 +60,7 @@ class TextEncoders:
 
     def token_ids(self, prompt: str) -> list[int]:
         """T5 token ids as the model sees them: end token, then padding up to sequence_length."""
-        return self._tokens(self.tokenizer_2, [prompt], self.sequence_length)[0].tolist()
+        return self.tokens(self.tokenizer_2, [prompt], self.sequence_length)[0].tolist()
 
     @torch.no_grad()
     def encode(self, prompts: str | Sequence[str], batch_size: int = 0) -> TextEmbeds:
@@ -73,16 +73,16 @@ class TextEncoders:
         parts = []
         for start in range(0, len(prompts), batch_size):
             chunk = prompts[start : start + batch_size]
-            t5 = self.t5(self._tokens(self.tokenizer_2, chunk, self.sequence_length).to(self.device))[0]
+            t5 = self.t5(self.tokens(self.tokenizer_2, chunk, self.sequence_length).to(self.device))[0]
             pooled = self.clip(
-                self._tokens(self.tokenizer, chunk, self.tokenizer.model_max_length).to(self.device)
+                self.tokens(self.tokenizer, chunk, self.tokenizer.model_max_length).to(self.device)
             ).pooler_output
             parts.append(TextEmbeds(t5, pooled))
         return TextEmbeds.cat(parts)
 
     @staticmethod
-    def _tokens(tokenizer: Any, prompts: Sequence[str], length: int) -> Tensor:
-        # Flux attends to padding, so no attention mask is kept.
+    def tokens(tokenizer: Any, prompts: Sequence[str], length: int) -> Tensor:
+        """[B, length] token ids; Flux attends to padding, so no attention mask is kept."""
         return tokenizer(
             list(prompts), padding="max_length", max_length=length, truncation=True, return_tensors="pt"
         ).input_ids
