@@ -252,6 +252,18 @@ def preset_words(kind: str) -> list[str]:
     return [phrases_of(preset.phrase, preset.kind)[0] for preset in found]
 
 
+def unrelated_words(concept: Concept, judge: Judge) -> list[str]:
+    """Words for other things than the concept: its irrelevant words, else some that the judge knows, else presets."""
+    if concept.irrelevant:
+        return list(concept.irrelevant)
+    names, pool = {name.lower() for name in concept.names()}, preset_words(concept.kind)
+    if isinstance(judge, ModelJudge):
+        own = {"abstraction": judge.classifier.styles, "relationship": RELATIONS}
+        pool = list(own.get(concept.kind, judge.classifier.nouns))
+        names |= {*judge.classifier.synonyms.get(concept.phrase, ())}
+    return [word for word in pool if word.lower() not in names][:3]
+
+
 def sha256_of_weights(folder: Path) -> str:
     """One SHA-256 over the weight files of a model folder, by name: those in safetensors, else all .bin files."""
     files = sorted(folder.glob("*.safetensors")) or sorted(folder.glob("*.bin"))

@@ -34,7 +34,7 @@ from .erasure import drift_of, paint
 from .fidelity import clip_scores, distances, features_of, make_features, mean_score, read_reference
 from .glance import Glance
 from .intervals import bootstrap_mean, wilson
-from .judges import ClipJudge, Judge, ModelJudge, Opinion, facts_of, make_judge, word_of
+from .judges import ClipJudge, Judge, ModelJudge, Opinion, facts_of, make_judge, unrelated_words, word_of
 from .order import BASE, DELETION, Order, Subject, command_of, ids_of, model_of
 from .pictures import Key, PictureFolder, picture_name, write_whole
 from .probes import FIRST_SEED, Content, Probe
@@ -51,7 +51,7 @@ from .wanted import (
     title_of,
     wanted_probes,
 )
-from .whitebox import Scene, attacks_on, parts_of, run_attacks
+from .whitebox import Erased, Scene, parts_of, run_attacks
 
 FORMAT = "erase-anything evaluation"
 VERSION = 1  # of evaluation.json
@@ -370,9 +370,10 @@ class _Work:
             opinions = judge.judge(pictures)
             return [not found.error and found.shows(case.content) for case, found in zip(cases, opinions, strict=True)]
 
-        scene = attacks_on(
-            self.parts, deleted, order.concept, concept_probes(order, judge, Scene.needed(settings)), shown, settings,
-            self.folder / "white_box" / name, tell,
+        cases = concept_probes(order, judge, Scene.needed(settings))
+        scene = Scene(
+            Erased(self.parts, deleted), order.concept.phrase, cases, shown, settings,
+            self.folder / "white_box" / name, unrelated_words(order.concept, judge), tell,
         )  # fmt: skip
         for found in run_attacks(scene):
             self.attack_seconds[f"{name} {found['attack']}"] = found.pop("seconds")

@@ -18,16 +18,18 @@ class WhiteBox:
     """The attacks' budget. Plain data that round-trips through JSON; equal settings give equal results on a CPU.
 
     attacks: of NAMES. prefix: words that a prefix attack puts before the prompt. tries: prompts that an attack, and its
-    control, may show to the judge. steps: gradient steps of each try, generations of Ring-A-Bell's search, training
-    steps of re-learning. seconds: the longest that an attack's search or training may take, 0: as long as it takes (a
-    run that it cuts short depends on the machine). images: pictures that every figure counts. judged: pictures by which
-    the best of the tries is chosen, of other seeds. targets: the base's pictures of the concept that are learnt from.
+    control, may show to the judge. steps: gradient steps of each try at most, generations of Ring-A-Bell's search,
+    training steps of re-learning. candidates: prompts that a prefix attack compares in each step. seconds: the longest
+    that an attack's search or training may take, 0: as long as it takes (a run that it cuts short depends on the
+    machine). images: pictures that every figure counts. judged: pictures by which the best of the tries is chosen, of
+    other seeds. targets: the base's pictures of the concept that are learnt from.
     """
 
     attacks: tuple[str, ...] = NAMES
     prefix: int = 3
     tries: int = 4
     steps: int = 60
+    candidates: int = 12
     seconds: float = 0.0
     images: int = 24
     judged: int = 6
@@ -41,7 +43,7 @@ class WhiteBox:
                 raise ConfigError(f'There is no attack "{name}": choose from {", ".join(NAMES)}.')
         if not self.attacks or len(set(self.attacks)) < len(self.attacks):
             raise ConfigError(f"Name each attack once, and one at least: {', '.join(NAMES)}.")
-        for name in ("prefix", "tries", "steps", "images", "judged", "targets"):
+        for name in ("prefix", "tries", "steps", "candidates", "images", "judged", "targets"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise ConfigError(f"An attack's {name} is a whole number from 1 on, not {value!r}.")

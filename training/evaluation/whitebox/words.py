@@ -12,7 +12,6 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ...concepts import occurrences
@@ -95,18 +94,6 @@ class Words:
             t5 = self.text.t5(self._t5.read(prompts).to(device))[0]
             pooled = clip(self._clip.read(prompts).to(device)).pooler_output
         return TextEmbeds(t5, pooled)
-
-
-def straight_through(logits: Tensor) -> tuple[Tensor, list[int]]:
-    """Corners of the simplex with the softmax's gradient (Bengio et al. 2013; Jang et al., ICLR 2017, section 2.2).
-
-    logits [k, V] → (weights [k, V], one 1 in each row; the words' numbers). The loss is that of real words, its
-    gradient goes to every word.
-    """
-    soft = logits.softmax(-1)
-    picked = soft.argmax(-1)
-    hard = F.one_hot(picked, logits.shape[-1]).to(soft)
-    return hard + soft - soft.detach(), picked.tolist()
 
 
 def _shared(first: Any, second: Any, forbidden: Sequence[str]) -> list[str]:
