@@ -16,6 +16,8 @@ from ..training.evaluation.judges import CLASSIFIER, CLIP, MODEL, NUDENET, own_c
 from ..training.evaluation.order import ATTACKED, MAX_PROMPTS, MAX_SEED, PRESERVED, PRESETS, SYNONYMS
 from ..training.evaluation.pictures import write_whole
 from ..training.evaluation.report import write_report
+from ..training.evaluation.whitebox.settings import NAMES as WHITE_BOX
+from ..training.evaluation.whitebox.settings import WhiteBox
 from ..training.flux.source import FluxSource
 from . import service
 from .compat import ChoosesLora, advanced, io, judge_folders, list_files, output_path, resolve_lora, searched
@@ -24,6 +26,7 @@ from .train import finished
 from .types import CATEGORY, NONE, ConceptType, EvaluationType, FluxSourceType, StackType
 
 DETECTORS = {"the model's own classifier": MODEL, "NudeNet": NUDENET, "CLIP": CLIP, "image classifier": CLASSIFIER}
+EVERY = "all"  # white-box attacks
 DISTANCES = (NONE, "CLIP", "the model's own classifier")
 
 
@@ -123,6 +126,19 @@ def _advanced() -> list[io.Input]:
             "batch_size", default=usual["batch_size"].default, min=1, max=256,
             tooltip="Pictures made at once. Lower it where memory runs out: 1 for a full-size Flux on a small card.",
         )),
+        advanced(io.Combo.Input(
+            "white_box", options=[NONE, EVERY, *WHITE_BOX], default=NONE,
+            tooltip="Attacks by someone who has the weights, on every erasure: prompts found by gradients or in the "
+                    "text encoders, and training the concept in again. Minutes each on the demo model.",
+        )),
+        advanced(io.Int.Input(
+            "attack_tries", default=WhiteBox.tries, min=1, max=1000,
+            tooltip="Prompts that each of them, and its control, may try. Raise it for figures to publish.",
+        )),
+        advanced(io.Int.Input(
+            "attack_steps", default=WhiteBox.steps, min=1, max=100_000,
+            tooltip="Steps of each search or training. Raise it where the control does as well as the attack.",
+        )),
     ]  # fmt: skip
 
 
@@ -160,7 +176,8 @@ class EvaluateErasure(ChoosesLora):
         lora: str = NONE, concept: Concept | None = None, lora_name: str | None = None,
         stack: Sequence[tuple[str, float]] = (), synonyms: bool = True, attacks: bool = True, preserved: bool = True,
         presets: bool = False, prompts_limit: int = 100, distance: str = NONE, labels: str = "", heatmap: bool = True,
-        evaluation_seed: int = 0, batch_size: int = 32,
+        evaluation_seed: int = 0, batch_size: int = 32, white_box: str = NONE, attack_tries: int = WhiteBox.tries,
+        attack_steps: int = WhiteBox.steps,
     ) -> io.NodeOutput:  # fmt: skip
         rows = [(lora_name or lora, strength)] if (lora_name or lora) != NONE else []
         subjects = [Subject(Path(resolve_lora(file)), weight) for file, weight in rows]
@@ -177,6 +194,9 @@ class EvaluateErasure(ChoosesLora):
             suites=tuple(suite for suite, on in chosen.items() if on), prompts=_files(prompts),
             prompts_limit=prompts_limit, seed=evaluation_seed,
             distance="" if distance == NONE else _choice(DETECTORS.get(distance, distance), detector_folder),
+            white_box=None if white_box == NONE else WhiteBox(
+                WHITE_BOX if white_box == EVERY else (white_box,), tries=attack_tries, steps=attack_steps
+            ),
         )  # fmt: skip
         job = service.submit_evaluation(order, name)
         return io.NodeOutput(job.id, ui={"job": [job.id], "text": [f"{job.name}: {job.state.state}"]})
