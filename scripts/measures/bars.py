@@ -170,8 +170,10 @@ def _full_size(train: Summary) -> list[Bar]:
 def _fourth(strength: Summary) -> list[Bar]:
     monotone, still = "4. Strength is monotone: Spearman ≤ −0.95 per concept", "4. Strength 0 changes nothing"
     kept = "4. Acc_ir within 3 points of the base at every strength"
+    over = "4. Strength is monotone over ≥ 5 concepts together: Spearman ≤ −0.95"
     if not strength:
-        return [(monotone, None, ""), (still, None, ""), (kept, None, "")]
+        return [(text, None, "") for text in (monotone, over, still, kept)]
+    together = strength["mean_spearman"] if strength["rows"] >= 5 else None
     preserved = strength["acc_ir"]["mean"]
     worst = strength["worst_spearman"]
     return [
@@ -180,6 +182,7 @@ def _fourth(strength: Summary) -> list[Bar]:
             worst is not None and worst <= -0.95,
             f"worst {worst}" if worst is not None else "a rate never moves",
         ),
+        (over, None if together is None else together <= -0.95, f"{strength['rows']} rows, {together}"),
         (still, strength["same_at_zero"], "images equal bit by bit" if strength["same_at_zero"] else "images differ"),
         (kept, min(preserved) >= preserved[0] - 0.03, f"{percent(preserved[0])} → at worst {percent(min(preserved))}"),
     ]

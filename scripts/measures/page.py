@@ -162,10 +162,17 @@ def _strength_page(summary: Summary) -> list[str]:
     if not summary:
         return []
     body = []
-    for name, text in (("rates", "concept seen, %"), ("acc_ir", "Acc_ir, %")):
+    for name, text, told in (
+        ("rates", "concept seen, %", f"{summary['mean_spearman']}"),
+        ("acc_ir", "Acc_ir, %", ""),
+    ):
         cells = zip(summary[name]["mean"], summary[name]["spread"], strict=True)
-        body.append([text, *(f"{100 * mean:.0f} ± {100 * far:.0f}" for mean, far in cells)])
-    return markdown(["strength", *(f"{s:g}" for s in summary["strengths"])], body)
+        body.append([text, *(f"{100 * mean:.0f} ± {100 * far:.0f}" for mean, far in cells), told])
+    for concept, (rates, correlation) in summary["each"].items():
+        body.append([f"{concept}, %", *(f"{100 * rate:.1f}" for rate in rates), f"{correlation}"])
+    head = ["strength", *(f"{s:g}" for s in summary["strengths"]), "Spearman"]
+    told = "Equal rates, at the ends where all or none are left, share a rank, which keeps a correlation from −1."
+    return [told, "", *markdown(head, body)]
 
 
 LOCALISED = ("pointing", "iou_best", "iou_otsu", "precision", "energy", "leakage")

@@ -177,7 +177,8 @@ def train_summary(rows: list[Row]) -> Summary:
 
 
 def strength_summary(rows: list[Row]) -> Summary:
-    """Mean and spread of rates and Acc_ir at each strength, and the worst correlation of any concept and seed."""
+    """Mean and spread of rates and Acc_ir at each strength, each row's rates, and rank correlations of strength and
+    rate: of the mean over rows, and the worst of any row."""
     if not rows:
         return {}
     found = [row["spearman"] for row in rows]
@@ -192,6 +193,8 @@ def strength_summary(rows: list[Row]) -> Summary:
         "strengths": rows[0]["strengths"],
         "rows": len(rows),
         **means,
+        "each": {f"{row['concept']}, seed {row['seed']}": [row["rates"], row["spearman"]] for row in rows},
+        "mean_spearman": spearman(rows[0]["strengths"], means["rates"]["mean"]),
         "worst_spearman": None if None in found else max(found),
         "same_at_zero": all(row["same_at_zero"] for row in rows),
     }
