@@ -490,4 +490,4 @@ def test_loading_needs_one_copy_in_memory(
     assert 0.9 < after <= peak
     # file and weights at once would be 1.5 in fp32 and 3 in fp8; one tensor comes on top of a copy, as it is stored and
     # converted, and what the allocator keeps
-    assert peak < 1.35
+    assert peak < 1.2

@@ -170,7 +170,8 @@ class AttentionRecorder:
 def install_processors(transformer: FluxTransformer2DModel) -> None:
     """Let every block tell a recorder of its attention.
 
-    They stay: they compute what diffusers' own do, and a checkpointed block needs them in the backward pass.
+    They stay: they compute what diffusers' own do, to rounding, and a checkpointed block needs them in the backward
+    pass.
     """
     for index, block in enumerate([*transformer.transformer_blocks, *transformer.single_transformer_blocks]):
         if not isinstance(block.attn.processor, RecordingProcessor):

@@ -138,8 +138,9 @@ def _transformer(
     for weights in files:
         for stored, tensor in weights.read():
             for name, part in native_to_diffusers({stored: tensor}, hidden).items():
-                part = part.to(dtype, copy=True)
-                state[name] = part.to(device, torch.float8_e4m3fn if name in small else dtype)
+                made = part.to(dtype).to(device, torch.float8_e4m3fn if name in small else dtype)
+                # the reader's memory is used again for the next tensor
+                state[name] = made.clone() if made.data_ptr() == part.data_ptr() else made
     _fill(model, state, files)
     return model
 

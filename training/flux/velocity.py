@@ -9,7 +9,7 @@ import torch
 from diffusers import FluxTransformer2DModel
 from torch import Tensor
 
-from .attention import AttentionCapture, attention_deletion
+from .attention import AttentionCapture, attention_deletion, install_processors
 from .concept_attention import ConceptCapture
 from .text import TextEmbeds
 
@@ -44,6 +44,7 @@ def velocity(
     dtype = next(transformer.x_embedder.parameters()).dtype
     embeds = embeds.to(device=device, dtype=dtype).expand(batch)
     t = torch.as_tensor(t, dtype=torch.float32, device=device).expand(batch)
+    install_processors(transformer)  # in every pass: on some CPUs diffusers' own differ from them in the last bits
     out, extra = None, {}
     if capture is not None:
         extra |= capture.start(transformer, embeds.t5.shape[1])

@@ -31,6 +31,8 @@ def test_a_job_is_trained_to_its_end(store, scheduler, request_for):
     assert (job.state.step, job.state.total) == (5, 5)
     result = json.loads(job.folder.result_file.read_text())
     assert result == {"lora": "erase-car.safetensors", "sha256": hashlib.sha256(job.lora.read_bytes()).hexdigest()}
+    # the state is written before it is told
+    wait_for(store, job, lambda job: any(event.get("state") == "completed" for event in job.folder.events()))
     events = job.folder.events()
     assert [event["n"] for event in events] == list(range(1, len(events) + 1))
     states = [event["state"] for event in events if event["type"] == "state"]
