@@ -139,7 +139,7 @@ class RecordJointAttention(io.ComfyNode):
             raise ConfigError("Concepts must be encoded: connect the CLIP.")
         labels = tuple(label.strip() for label in concepts.split(",") if label.strip())
         double, single = flux_blocks(model)
-        recording = Recording(OUTPUT, choose_blocks(blocks, double, single), double, labels=labels)
+        recording = Recording(OUTPUT, choose_blocks(blocks, double, single, OUTPUT), double, labels=labels)
         vectors = encode_clip_concepts(clip, labels)
         return io.NodeOutput(ConceptRecorder(recording, vectors, t_start, t_end).put_on(model), recording)
 

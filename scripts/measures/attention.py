@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import random
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from scripts.environment import ROOT
@@ -25,19 +25,27 @@ BATCH = 25
 # kind of scene -> objects in it, and whether a prompt names one of them alone: the demo model was never taught captions
 # of more than two
 SCENES = {"two objects": (2, False), "four objects": (4, False), "four objects, one named": (4, True)}
+RIDGE = 1e-3  # of a readout, whose maps have a spread of 1
 ERASED_SCENES = 24  # two objects, one of them the erased noun
 FLUX_SHAPE = {"heads": 24, "width": 128, "image": 4096, "text": 512}  # Flux.1 at 1024 × 1024
 
 
 def attention(args: argparse.Namespace) -> None:
     """How well joint attention finds objects, whether erasing shows in it, and what recording costs."""
+    from training.inspection import default_blocks
+    from training.inspection.recording import OUTPUT
+
     place = Workplace(args, "attention")
+    double = place.source.transformer_config()["num_layers"]
+    best = {"best": default_blocks(double)}
+    both = best | {"best_output": default_blocks(double, OUTPUT)}
     for kind in SCENES:
-        keep(place, {"what": "scenes", "kind": kind}, lambda kind=kind: localise(place, kind), scenes=args.scenes)
+        slot = {"what": "scenes", "kind": kind}
+        keep(place, slot, lambda kind=kind: localise(place, kind), scenes=args.scenes, **both)
     for phrase in args.concepts.split(",") if args.concepts else ():
         for seed in seeds_of(args.seeds):
             slot = {"what": "erased", "concept": phrase, "seed": seed}
-            keep(place, slot, lambda phrase=phrase, seed=seed: erased(place, phrase, seed))
+            keep(place, slot, lambda phrase=phrase, seed=seed: erased(place, phrase, seed), **best)
     keep(place, {"what": "cost"}, lambda: cost_of_recording(args), tokens=args.tokens, repeats=args.repeats)
     conclude(place.rows, "attention")
 
@@ -166,7 +174,8 @@ class Eye:
 
 def localise(place: Workplace, kind: str) -> dict[str, Any]:
     """All measures over the scenes of one kind: default blocks and timestep, every block × timestep, output space, the
-    area baseline, and the ceiling of a perfect map at the resolution of the image tokens."""
+    area baseline, the ceiling of a perfect map at the resolution of the image tokens, and at each timestep the model's
+    own ceiling: the best weighting of all that was recorded (see `Readout`)."""
     import numpy as np
     import torch
 
@@ -175,13 +184,15 @@ def localise(place: Workplace, kind: str) -> dict[str, Any]:
     from training.inspection.capture import encode_concepts, record_concepts
     from training.inspection.heatmaps import enlarged
     from training.inspection.localisation import area_baseline, localisation
+    from training.inspection.recording import OUTPUT
 
     eye, (objects, alone) = Eye(place), SCENES[kind]
     rng, measures = random.Random(0), Averages()
     cases = [case for _ in range(place.args.scenes) for case in compose(eye.sprites, rng, objects, alone)]
-    best = list(default_blocks(eye.double))
+    best, best_outputs = list(default_blocks(eye.double)), list(default_blocks(eye.double, OUTPUT))
     with torch.no_grad():
         vectors = encode_concepts(eye.parts.text, [*(noun.name for noun in NOUNS), "background"])
+    readouts = {f"{space}weighted, t {t}": Readout(eye.grid) for t in TIMES for space in ("", "output space, ")}
     for first in range(0, len(cases), BATCH):
         chunk = cases[first : first + BATCH]
         embeds = eye.parts.text.encode([case.prompt for case in chunk])
@@ -191,7 +202,7 @@ def localise(place: Workplace, kind: str) -> dict[str, Any]:
             chosen = {f"block {name}, t {t}": [index] for index, name in enumerate(recording.names())}
             chosen[f"best, t {t}"] = [recording.blocks.index(block) for block in best]
             outputs = {f"output space, block {block}, t {t}": [block] for block in range(eye.double)}
-            outputs[f"output space, best, t {t}"] = best
+            outputs[f"output space, best, t {t}"] = best_outputs
             for n, case in enumerate(chunk):
                 size, words = case.picture.shape[:2], eye.words(case.prompt)
                 labels = [*case.nouns, len(NOUNS)]
@@ -202,17 +213,60 @@ def localise(place: Workplace, kind: str) -> dict[str, Any]:
                 for index in case.tested:
                     mask = case.masks[index]
                     others = np.logical_or.reduce([m for m in case.masks if m is not mask])
+                    cells = mask.reshape(eye.grid[0], size[0] // eye.grid[0], eye.grid[1], -1).mean((1, 3))
                     tokens = list(words.phrase(NOUNS[case.nouns[index]].name).tokens)
                     heats = {name: recording.mean(n, blocks=which)[tokens].sum(0) for name, which in chosen.items()}
                     heats |= {name: concepts.mean(0, blocks=which)[index] for name, which in outputs.items()}
+                    every = recording.image(n)[0, :, :, tokens].float().sum(2).flatten(0, 1)
+                    readouts[f"weighted, t {t}"].add(every, cells, mask, others)
+                    every = concepts.image(0)[0, :, 0, index].float()
+                    readouts[f"output space, weighted, t {t}"].add(every, cells, mask, others)
                     for name, heat in heats.items():
                         measures.add(name, localisation(enlarged(heat[None].numpy(), *size)[0], mask, others))
                     if t == TIMES[0]:
                         measures.add("area", area_baseline(mask, others))
-                        cells = mask.reshape(eye.grid[0], size[0] // eye.grid[0], eye.grid[1], -1).mean((1, 3))
                         perfect = enlarged(cells[None].astype(np.float32), *size)[0]
                         measures.add("ceiling", localisation(perfect, mask, others))
+    for name, readout in readouts.items():
+        measures.rows[name] = readout.measured()
     return {"objects": len(measures.rows["area"]), "table": measures.table()}
+
+
+@dataclass
+class Readout:
+    """What a model's maps hold at best: the weights of all blocks and heads that a ridge regression finds on the first
+    half of the objects, measured on the second half."""
+
+    grid: tuple[int, int]
+    maps: list[Any] = field(default_factory=list)  # of each object, [maps, tokens]
+    cells: list[Any] = field(default_factory=list)  # share of the object in each token
+    masks: list[tuple[Any, Any]] = field(default_factory=list)
+
+    def add(self, maps: Any, cells: Any, mask: Any, others: Any) -> None:
+        """One object: its word's maps of every block and head [M, N], its share of each token, and the masks."""
+        self.maps.append(maps.numpy())
+        self.cells.append(cells.ravel())
+        self.masks.append((mask, others))
+
+    def measured(self) -> list[dict[str, float]]:
+        """The measures of each object of the second half."""
+        import numpy as np
+
+        from training.inspection.heatmaps import enlarged
+        from training.inspection.localisation import localisation
+
+        half = len(self.maps) // 2
+        seen, target = np.concatenate(self.maps[:half], 1), np.concatenate(self.cells[:half])
+        mean, spread = seen.mean(1, keepdims=True), seen.std(1, keepdims=True) + 1e-9
+        scaled = (seen - mean) / spread
+        gram = scaled @ scaled.T / scaled.shape[1] + RIDGE * np.eye(len(scaled))
+        weights = np.linalg.solve(gram, scaled @ (target - target.mean()) / scaled.shape[1])
+        found = []
+        for maps, (mask, others) in zip(self.maps[half:], self.masks[half:], strict=True):
+            heat = weights @ ((maps - mean) / spread)
+            heat = (heat - heat.min()).reshape(1, *self.grid).astype(np.float32)
+            found.append(localisation(enlarged(heat, *mask.shape)[0], mask, others))
+        return found
 
 
 def erased(place: Workplace, phrase: str, seed: int) -> dict[str, Any]:

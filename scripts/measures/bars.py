@@ -8,6 +8,7 @@ from .summaries import AUTHORS, SHARES, Summary, attacked, attacks_in
 
 TERMS = ("esd", "attn", "lora", "rsc")
 NAMES = {"acc_e": "Acc_e", "acc_g": "Acc_g", "acc_ir": "Acc_ir", "acc_ir_seen": "Acc_ir, seen"}
+REACHED = 0.9  # of a ceiling
 MAPS = "best, t 0.2"  # of the measured maps, what Inspect Image shows by default
 
 Bar = tuple[str, bool | None, str]  # what is asked, whether it is met (None: not measured), the numbers
@@ -205,14 +206,17 @@ def _fifth(tables: Summary) -> list[Bar]:
 def _maps(attention: Summary) -> list[Bar]:
     found: list[Bar] = []
     for kind, row in attention.get("scenes", {}).items():
-        raw, space, top = (row["table"][name] for name in (MAPS, f"output space, {MAPS}", "ceiling"))
-        found += [
-            (f"Heatmaps, {kind}: pointing game ≥ 90 %", raw["pointing"] >= 0.9, percent(raw["pointing"])),
-            (f"Heatmaps, {kind}: best IoU ≥ 0.55", raw["iou_best"] >= 0.55,
-             f"{raw['iou_best']:.3f}, ceiling {top['iou_best']:.3f}"),
-            (f"Heatmaps, {kind}: output space ≥ raw", space["iou_best"] >= raw["iou_best"],
-             f"best IoU {space['iou_best']:.3f} against {raw['iou_best']:.3f}"),
-        ]  # fmt: skip
+        table = row["table"]
+        raw, space, top = (table[name] for name in (MAPS, f"output space, {MAPS}", "ceiling"))
+        own, space_own = (table.get(name.replace("best", "weighted"), {}) for name in (MAPS, f"output space, {MAPS}"))
+        for measure, aim, text in (("pointing", 0.9, "pointing game ≥ 90 %"), ("iou_best", 0.55, "best IoU ≥ 0.55")):
+            reached = raw[measure] >= aim or (bool(own) and raw[measure] >= REACHED * own[measure])
+            told = f"{raw[measure]:.3f}, perfect maps {top[measure]:.3f}"
+            told += f", the best weighting of all maps {own[measure]:.3f}" if own else ""
+            found.append((f"Heatmaps, {kind}: {text}, or {percent(REACHED)} of the model's own ceiling", reached, told))
+        told = f"best IoU {space['iou_best']:.3f} against {raw['iou_best']:.3f}"
+        told += f", the best weighting of all output-space maps {space_own['iou_best']:.3f}" if space_own else ""
+        found.append((f"Heatmaps, {kind}: output space ≥ raw", space["iou_best"] >= raw["iou_best"], told))
     for name, row in attention.get("erased", {}).items():
         fell, kept = row["falls"]["median"], row["others"]["mean"]
         found.append((

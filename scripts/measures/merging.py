@@ -16,7 +16,7 @@ from .workplace import NOUNS, Workplace
 # in the order in which they join a merge
 MERGED = (
     *NOUNS, "cat", "umbrella", "elephant", "train", "apple", "sunflower", "clock", "owl", "donut", "balloon", "shark",
-    "book",
+    "book", "dog", "fox", "panda", "bus", "airplane", "rocket", "banana", "strawberry", "pineapple", "mushroom",
 )  # fmt: skip
 WAYS: dict[str, dict[str, Any]] = {
     "normalised": {"mode": "normalised"},

@@ -183,11 +183,12 @@ def _attention_page(summary: Summary) -> list[str]:
         "One pass over composed scenes with known masks, noised to t. Pointing: the highest value lies on the object;",
         "IoU at the best threshold and at Otsu's; average precision over pixels; energy: share of the map on it;",
         "leakage: that on the other objects. Area: a map without information. Ceiling: a perfect map on the image",
-        "tokens' grid.", "",
+        "tokens' grid. Best: the default blocks. Weighted: what the model's maps hold at most, every block and head",
+        "weighted by a ridge regression on one half of the objects and measured on the other half.", "",
     ]  # fmt: skip
     for kind, row in summary["scenes"].items():
         table = row["table"]
-        shown = [n for n in table if n in ("area", "ceiling") or "best" in n]
+        shown = [n for n in table if n in ("area", "ceiling") or "best" in n or "weighted" in n]
         body = [[name, *(f"{table[name][measure]:.3f}" for measure in LOCALISED)] for name in shown]
         lines += [f"### {kind.capitalize()} ({row['objects']} objects)", ""]
         lines += markdown(["", "pointing", "best IoU", "Otsu IoU", "precision", "energy", "leakage"], body)

@@ -21,25 +21,28 @@ NOTHING_RECORDED = (
 # Bytes that one recording may take in main memory.
 LIMIT = 2 * 2**30
 
-# Where attention localises best, by the number of double blocks. Flux.1: published rankings; 3: the demo model, as
-# `scripts/bench.py attention` measured it.
-_BEST = {19: (11, 12, 14, 17, 18), 3: (1, 2)}
+# Where words are found best, by the number of double blocks; single blocks count on. Flux.1: published rankings; 3: the
+# demo model, as `scripts/bench.py attention` measured it.
+_BEST = {
+    SOFTMAX: {19: (11, 12, 14, 17, 18), 3: (0, 2, 3)},
+    OUTPUT: {19: (11, 12, 14, 17, 18), 3: (0, 1, 2)},
+}
 
 
-def default_blocks(double: int) -> tuple[int, ...]:
-    """The double blocks in which a Flux with `double` of them localises words best; the last third of an unknown
-    depth."""
-    return _BEST.get(double) or tuple(range(double - max(1, double // 3), double))
+def default_blocks(double: int, kind: str = SOFTMAX) -> tuple[int, ...]:
+    """The blocks in which a Flux with `double` double blocks localises words best, for a kind of recording; the last
+    third of the double blocks where the depth is unknown."""
+    return _BEST[kind].get(double) or tuple(range(double - max(1, double // 3), double))
 
 
-def choose_blocks(text: str, double: int, single: int) -> tuple[int, ...]:
+def choose_blocks(text: str, double: int, single: int, kind: str = SOFTMAX) -> tuple[int, ...]:
     """Indices of blocks, double ones first and single ones counted on from there, in order and each once.
 
-    text: "best" (default_blocks), "double", "single", "all", or a list such as "0, 3-5, s2, s4-s6" where s means a
-    single block. Raises ConfigError for anything else and for blocks that do not exist.
+    text: "best" (default_blocks of the kind), "double", "single", "all", or a list such as "0, 3-5, s2, s4-s6" where s
+    means a single block. Raises ConfigError for anything else and for blocks that do not exist.
     """
     named = {
-        "best": default_blocks(double),
+        "best": default_blocks(double, kind),
         "double": range(double),
         "single": range(double, double + single),
         "all": range(double + single),

@@ -146,9 +146,7 @@ def out_of_memory(folder: JobFolder, state: JobState) -> str:
     kept = f" (the checkpoint of step {saved[-1]} is kept)" if saved else ""
     try:
         request = request_of(folder.request()["request"])
-        found = (
-            cheaper(settled(request, folder.path), state.phase) if isinstance(request, ErasureRequest) else None
-        )
+        found = cheaper(settled(request, folder.path), state.phase) if isinstance(request, ErasureRequest) else None
     except (ErasureError, MemoryError):
         found = None
     change = f"retry with {found[1]}, or " if found else ""

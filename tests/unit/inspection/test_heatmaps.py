@@ -19,6 +19,7 @@ from training.inspection.localisation import (
     localisation,
     otsu,
 )
+from training.inspection.recording import OUTPUT, SOFTMAX
 from training.inspection.words import PromptWords, Word
 
 GRID = (2, 3)
@@ -101,10 +102,14 @@ def test_blocks_that_do_not_exist(text: str) -> None:
         choose_blocks(text, 19, 38)
 
 
-def test_default_blocks_of_unknown_depths() -> None:
+def test_default_blocks_of_any_depth() -> None:
     for depth in range(1, 40):
-        blocks = default_blocks(depth)
-        assert blocks and all(0 <= block < depth for block in blocks)
+        for kind in (SOFTMAX, OUTPUT):
+            blocks = default_blocks(depth, kind)
+            assert blocks and min(blocks) >= 0
+        # concepts live in the double blocks; words are looked for in single ones too only where that was measured
+        assert max(blocks) < depth and choose_blocks("best", depth, 2 * depth, OUTPUT) == blocks
+        assert depth == 3 or max(default_blocks(depth)) < depth
 
 
 def test_a_figure_sums_a_words_tokens() -> None:
