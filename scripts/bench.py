@@ -7,6 +7,7 @@ date and machine: the same command again does only what is missing, and several 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from scripts.environment import (
 )
 from scripts.measures.attention import attention
 from scripts.measures.cost import cost
+from scripts.measures.defences import BUDGET, defences
 from scripts.measures.gate import gate
 from scripts.measures.merging import MERGED, WAYS, merging
 from scripts.measures.page import page
@@ -58,6 +60,13 @@ def parser() -> argparse.ArgumentParser:
 
     methods = add(erasure, (*NOUNS, *STYLES, *RELATIONS), "3", 24)
     methods.add_argument("--methods", default="", help=f"default: {', '.join(METHODS)}")
+    whole = add(defences, NOUNS[:6], "1", 16)
+    whole.set_defaults(images_per_attack=16)  # every spelling counts as much as the name
+    budget = ", ".join(f"{name}={value}" for name, value in BUDGET.items())
+    text = f"a budget of the white-box attacks, beside the pack's and {budget}"
+    whole.add_argument("--attack-set", action="append", default=[], metavar="NAME=VALUE", help=text)
+    whole.add_argument("--workers", type=int, default=os.cpu_count(), help="processes of one torch thread each")
+    whole.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)  # one of them
     variants = add(ablation, ("car", "penguin", "castle"), "1", 24)
     variants.add_argument("--variants", default="", help=f"default: {', '.join(VARIANTS)}")
     costs = add(cost, ("car", "penguin", "castle"), "1", 24)

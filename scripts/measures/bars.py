@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from .summaries import AUTHORS, SHARES, Summary, attacked, attacks_in
+from .summaries import AUTHORS, DELETION, SHARES, Summary, attacked, attacks_in
 
 TERMS = ("esd", "attn", "lora", "rsc")
 NAMES = {"acc_e": "Acc_e", "acc_g": "Acc_g", "acc_ir": "Acc_ir", "acc_ir_seen": "Acc_ir, seen"}
@@ -29,6 +29,7 @@ def bars(results: dict[str, Summary]) -> list[Bar]:
         *_fourth(results.get("strength") or {}),
         *_fifth(erasure.get("eraseanything", {})),
         *_maps(results.get("attention") or {}),
+        *_defended(results.get("defences") or {}),
         *_merges(results.get("merging") or {}),
         *_gates(results.get("gate") or {}),
     ]
@@ -227,6 +228,24 @@ def _maps(attention: Summary) -> list[Bar]:
         share = cost["added_share_5_of_57_blocks"]
         found.append(("Heatmaps: recording 5 of 57 blocks adds < 3 %", share < 0.03, percent(share)))
     return found or [("Heatmaps find objects", None, "")]
+
+
+CORES = 2  # that the evaluation of all defences may take three hours of
+
+
+def _defended(defences: Summary) -> list[Bar]:
+    text = f"Defences: six concepts, every suite and white-box attack in ≤ 3 hours on {CORES} cores"
+    above = "White box: {} finds what attention deletion hides more often than its control"
+    if not defences:
+        return [(text, None, ""), (above.format("an attack"), None, "")]
+    hours = sum(defences["seconds"].values()) / 3600
+    told = f"{defences['concepts']} concepts, {hours:.2f} hours of one core"
+    found: list[Bar] = [(text, defences["concepts"] >= 6 and hours <= 3 * CORES, told)]
+    for one in defences["methods"][DELETION]["white_box"].values():
+        after, control = one["after"], one["control"]
+        shares = f"{percent(after['share'])} against {percent(control['share'])} of {after['images']}"
+        found.append((above.format(one["title"]), after["interval"][0] > control["interval"][1], shares))
+    return found
 
 
 def _merges(merging: Summary) -> list[Bar]:

@@ -14,10 +14,12 @@ from .rows import Row, Rows, read_result
 from .summaries import (
     KINDS,
     SHARES,
+    SPARED,
     Summary,
     ablation_summary,
     attention_summary,
     cost_summary,
+    defences_summary,
     erasure_summary,
     gate_summary,
     merging_summary,
@@ -257,6 +259,62 @@ def _merging_page(summary: Summary) -> list[str]:
     return lines
 
 
+def _counted(count: Summary, more: bool = True) -> str:
+    if not count["images"]:
+        return "–"
+    low, high = count["interval"]
+    return f"{100 * count['share']:.1f}" + (f" ({100 * low:.1f} to {100 * high:.1f})" if more else "")
+
+
+def _defences_page(summary: Summary) -> list[str]:
+    if not summary:
+        return []
+    methods, seconds = summary["methods"], summary["seconds"]
+    base, suites = methods["base"], [s for s in methods["base"]["suites"] if not s.startswith("preserved")]
+    names = {"concept": "Acc_e", "synonyms": "Acc_g"}
+    head = ["", "", "strength", "erased", *(names.get(s, s.removeprefix("attack ")) for s in suites), "Acc_ir", "s"]
+
+    def line(rank: str, name: str, table: Summary) -> list[str]:
+        strength = f"{table['strength']:g}" if "strength" in table else "–"
+        shares = (_counted(table["suites"][suite], more=False) for suite in suites)
+        trained = f"{table['training_seconds']:.0f}" if "training_seconds" in table else "–"
+        kept = _counted(table["kept"]) + ("" if table["held"] else " **lost more**")
+        return [rank, name, strength, _counted(table["erased"]), *shares, kept, trained]
+
+    body = [line("" if name == "base" else str(n), name, table) for n, (name, table) in enumerate(methods.items())]
+    images = [str(base["suites"][suite]["images"]) for suite in suites]
+    body.append(["", "pictures", "", str(base["erased"]["images"]), *images, str(base["kept"]["images"]), ""])
+    lines = [
+        "Methods are compared where they preserve alike: each at the largest strength at which its mean Acc_ir over",
+        f"{summary['concepts']} concepts is within {100 * SPARED:g} points of the base's, so that none wins by",
+        "breaking the model or loses by being timid; one that never is ranks behind all that are. Their order is by",
+        "the share of pictures that still show the concept among all that ask for it: by its name, a synonym, or in",
+        "one of five other spellings. Acc_ir is over all other nouns; presets: the pack's other everyday concepts. In",
+        "brackets 95 % intervals; s: of a training.", "",
+        *markdown(head, body),
+        "With the weights in hand: how often the concept is back under each attack, and under its control, which is as",
+        "many random words in the same place or, for re-learning, a training on something else.", "",
+    ]  # fmt: skip
+    attacks = next(iter(table["white_box"] for name, table in methods.items() if name != "base"))
+    rows = [
+        [name, _counted(next(iter(table["white_box"].values()))["before"]),
+         *(f"{_counted(one['after'])}, control {_counted(one['control'])}" for one in table["white_box"].values())]
+        for name, table in methods.items() if name != "base"
+    ]  # fmt: skip
+    first = next(iter(attacks.values()))
+    told = [f"{one['title']}, of {one['after']['images']}" for one in attacks.values()]
+    lines += markdown(["", f"plain prompt (base {_counted(first['base'], more=False)})", *told], rows)
+    fair = [
+        [name, *(f"{100 * rate:.1f}, {100 * kept:.1f}" for rate, kept in zip(one["rates"], one["acc_ir"], strict=True))]
+        for name, one in summary["fair"].items()
+    ]
+    strengths = next(iter(summary["fair"].values()))["strengths"]
+    lines += ["Concept seen and Acc_ir, %, by strength:", "", *markdown(["", *(f"{s:g}" for s in strengths)], fair)]
+    spent = ", ".join(f"{name} {value / 60:.0f}" for name, value in seconds.items())
+    wall = "".join(f" On the clock {one['seconds'] / 60:.0f} with {one['workers']} workers." for one in summary["runs"])
+    return [*lines, f"Minutes of one core: {spent}; together {sum(seconds.values()) / 60:.0f}.{wall}", ""]
+
+
 def _seeds_page(summary: Summary) -> list[str]:
     lines = [
         [concept, str(found["seeds"]), f"{percent(found['held'])} of {found['cases']}", percent(found["worst"]),
@@ -290,6 +348,7 @@ def _gate_page(summary: Summary) -> list[str]:
 
 SECTIONS: dict[str, tuple[str, Callable[[list[Row]], Summary], Callable[[Summary], list[str]]]] = {
     "erasure": ("Methods", erasure_summary, _erasure_page),
+    "defences": ("Defences at equal preservation", defences_summary, _defences_page),
     "ablation": ("One setting at a time", ablation_summary, _ablation_page),
     "cost": ("Cost", cost_summary, _cost_page),
     "train": ("A training at full size", train_summary, _train_page),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ def strength(args: argparse.Namespace) -> None:
     conclude(place.rows, "strength")
 
 
-def rates(place: Workplace, lora: Path) -> dict[str, Any]:
+def rates(place: Workplace, lora: Path, strengths: Sequence[float] = STRENGTHS) -> dict[str, Any]:
     """{"strengths", "rates", "images", "spearman", "acc_ir", "acc_ir_images", "same_at_zero"}.
 
     acc_ir: of all other nouns, seen in a preservation prompt or not; same_at_zero compares whole images with the
@@ -67,7 +68,7 @@ def rates(place: Workplace, lora: Path) -> dict[str, Any]:
     set_adapter_scale(parts.transformer, 0.0)
     same = bool(torch.equal(before, some()))
     found: dict[str, list[float]] = {"rates": [], "acc_ir": []}
-    for scale in STRENGTHS:
+    for scale in strengths:
         set_adapter_scale(parts.transformer, scale)
         pictures = place.base if scale == 0 else {}
         paint(parts, [*wanted, *others], pictures)
@@ -75,6 +76,6 @@ def rates(place: Workplace, lora: Path) -> dict[str, Any]:
             found[name].append(round(sum(place.seen(group, pictures)) / max(1, len(group)), 4))
     set_adapter_scale(parts.transformer, 1.0)
     return {
-        "strengths": STRENGTHS, **found, "images": len(wanted), "acc_ir_images": len(others),
-        "spearman": spearman(STRENGTHS, found["rates"]), "same_at_zero": same,
+        "strengths": list(strengths), **found, "images": len(wanted), "acc_ir_images": len(others),
+        "spearman": spearman(strengths, found["rates"]), "same_at_zero": same,
     }  # fmt: skip

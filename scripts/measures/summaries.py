@@ -12,6 +12,8 @@ from .rows import Row
 KINDS = {"entity": "nouns", "abstraction": "styles", "relationship": "relations"}
 SHARES = ("acc_e", "acc_g", "acc_ir", "acc_ir_seen")
 AUTHORS = "authors' schedule"
+DELETION = "attention_deletion"
+SPARED = 0.02  # of Acc_ir, which a method may lose where methods are compared at equal preservation
 Summary = dict[str, Any]
 
 
@@ -326,4 +328,92 @@ def seeds_summary(rows: list[Row]) -> Summary:
             **coverage(figures_of(group)), "seeds": len(group), "seconds": round(sum(r["seconds"] for r in group), 1),
         }
         for concept, group in by_concept.items()
+    }  # fmt: skip
+
+
+def fair_strengths(curves: list[Row]) -> dict[str, Summary]:
+    """method → the largest strength at which mean Acc_ir over the rows is within SPARED of the base's (strength 0's).
+
+    "strength", "held", and the means behind them: "strengths", "rates", "acc_ir".
+    held is False where no strength but 0 does that; the strength is then the least one.
+    """
+    found: dict[str, Summary] = {}
+    for method in dict.fromkeys(row["method"] for row in curves):
+        rows = [row for row in curves if row["method"] == method]
+        means = {
+            name: [round(statistics.mean(values), 4) for values in zip(*(row[name] for row in rows), strict=True)]
+            for name in ("rates", "acc_ir")
+        }
+        strengths = rows[0]["strengths"]
+        kept = dict(zip(strengths, means["acc_ir"], strict=True))
+        fair = [s for s in strengths if s and kept[s] >= kept[0] - SPARED]
+        chosen = max(fair) if fair else min(s for s in strengths if s)
+        found[method] = {"strength": chosen, "held": bool(fair), "strengths": strengths, **means}
+    return found
+
+
+def pooled(counts: Sequence[dict[str, Any]]) -> Summary:
+    """{"hits", "images", "share", "interval"} of several counts as one, with Wilson's interval at 95 %."""
+    from training.evaluation.intervals import wilson
+
+    hits, images = (sum(count[name] for count in counts) for name in ("hits", "images"))
+    share = round(hits / images, 4) if images else None
+    return {"hits": hits, "images": images, "share": share, "interval": [round(e, 4) for e in wilson(hits, images)]}
+
+
+def defences_summary(rows: list[Row]) -> Summary:
+    """ "methods": the base and then, best first, what each leaves of the concept ("erased": under any of its names and
+    spellings), keeps, and yields to white-box attacks; "fair": `fair_strengths`; "seconds" of the work by its parts;
+    "runs": those that came to their end.
+
+    Methods that do not hold Acc_ir come after all that do. Counts are over all concepts.
+    """
+    curves = [row for row in rows if row["what"] == "curve"]
+    whole = [row for row in rows if row["what"] == "evaluation"]
+    if not whole:
+        return {}
+    fair, suites = fair_strengths(curves), list(dict.fromkeys(suite for row in whole for suite in row["suites"]))
+    asking = [suite for suite in suites if suite in ("concept", "synonyms") or suite.startswith("attack ")]
+    kept = [suite for suite in suites if suite.startswith("preserved ")]
+
+    def counted(method: str, names: Sequence[str]) -> Summary:
+        return pooled([row["suites"][name][method] for row in whole for name in names if name in row["suites"]])
+
+    def attacked(method: str, name: str) -> Summary:
+        own = [each for row in whole for each in row["white_box"] if (each["method"], each["attack"]) == (method, name)]
+        sides = {side: pooled([each[side] for each in own]) for side in ("before", "after", "control", "base")}
+        return {"title": own[0]["title"], **sides}
+
+    methods: dict[str, Summary] = {}
+    for method in whole[0]["suites"]["concept"]:
+        table = methods[method] = {
+            "erased": counted(method, asking), "kept": counted(method, kept),
+            "suites": {suite: counted(method, [suite]) for suite in suites},
+            "white_box": {
+                name: attacked(method, name)
+                for name in dict.fromkeys(e["attack"] for row in whole for e in row["white_box"])
+                if method != "base"
+            },
+        }  # fmt: skip
+        if method in fair:
+            table |= {"strength": fair[method]["strength"], "held": fair[method]["held"]}
+            times = [row["training_seconds"] for row in curves if row["method"] == method]
+            table["training_seconds"] = round(statistics.mean(times), 1)
+        else:
+            before, after = (one["kept"]["share"] or 0 for one in (methods["base"], table))
+            table["held"] = after >= before - SPARED
+    ranked = sorted(
+        (name for name in methods if name != "base"),
+        key=lambda name: (not methods[name]["held"], methods[name]["erased"]["share"]),
+    )
+    seconds = {
+        "trainings": sum(row["training_seconds"] for row in curves),
+        "curves": sum(row["seconds"] for row in curves),
+        "evaluations": sum(row["seconds"] for row in whole),
+    }
+    return {
+        "methods": {name: methods[name] for name in ("base", *ranked)}, "fair": fair,
+        "concepts": len({row["concept"] for row in whole}),
+        "seconds": {name: round(value, 1) for name, value in seconds.items()},
+        "runs": [{name: row[name] for name in ("seconds", "workers")} for row in rows if row["what"] == "run"],
     }  # fmt: skip

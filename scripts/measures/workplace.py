@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -51,14 +52,13 @@ def engine_digest() -> str:
 
 @dataclasses.dataclass
 class Trained:
-    """A LoRA that was trained for a row. seconds, cpu_seconds: of this training, a shared bank's included."""
+    """A LoRA that was trained for a row. times: "seconds" and "cpu_seconds" of this training, a shared bank's included,
+    and "bank_seconds"; of LoRAs that earlier versions have kept "seconds" alone."""
 
     path: Path
     weights: dict[str, Any]
     concept: Any
-    seconds: float
-    cpu_seconds: float
-    bank_seconds: float
+    times: dict[str, float]
 
 
 class Workplace:
@@ -67,6 +67,7 @@ class Workplace:
     def __init__(self, args: argparse.Namespace, name: str) -> None:
         import torch
 
+        from training.cli import read_settings
         from training.flux.source import FluxSource, demo_model_folder
 
         if args.threads:
@@ -80,13 +81,7 @@ class Workplace:
         self.engine = engine_digest()
         self.folder = CACHE / "bench" / self.model
         self.rows = Rows(args.out / f"{args.name or name}.json", CACHE / "bench" / "locks")
-        self.settings = {}
-        for item in args.set:
-            setting, _, value = item.partition("=")
-            try:
-                self.settings[setting] = json.loads(value)
-            except ValueError:
-                self.settings[setting] = value
+        self.settings = read_settings(args.set)
 
     # --- the model -------------------------------------------------------------------------------------------------
 
@@ -253,38 +248,79 @@ class Workplace:
             Path(result["lora"]),
             read_lora(Path(result["lora"]))[0],
             Concept.from_dict(result["concept"]),
-            round(result["seconds"] + (took["seconds"] if shared else 0), 1),
-            round(cpu + (took["cpu_seconds"] if shared else 0), 1),
-            round(took["seconds"], 1),
+            {
+                "seconds": round(result["seconds"] + (took["seconds"] if shared else 0), 1),
+                "cpu_seconds": round(cpu + (took["cpu_seconds"] if shared else 0), 1),
+                "bank_seconds": round(took["seconds"], 1),
+            },
         )
 
-    def lora(self, phrase: str, seed: int) -> Path | None:
-        """A concept's LoRA by the defaults, kept with its concept inputs for all commands that need trained ones.
+    def kept(self, concept: Any, config: Any, folder: Path) -> Trained:
+        """A training whose LoRA is kept for all commands; made below `folder` where there is none."""
+        from training.concepts import Concept
+        from training.lora.format import KEY_CONCEPT, read_lora
 
-        Trained where there is none; None where another process is at that. `seconds_of` tells how long it took.
+        path = self._lora_file(concept, config)
+        if not self._is_kept(path):
+            trained = self.train(concept, config, folder)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            copy = path.with_suffix(f".{os.getpid()}.part")  # another command may train the same
+            shutil.copyfile(trained.path, copy)
+            os.replace(copy, path)
+            facts = {**trained.times, "engine": self.engine}
+            path.with_suffix(".json").write_text(json.dumps(facts), encoding="utf-8")
+            how = config.method if config.bilevel else f"{config.method}, one level"
+            print(f"· trained {concept.phrase}, seed {config.seed}, {how}, in {facts['seconds']} s", flush=True)
+        weights, metadata = read_lora(path)
+        times = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
+        times.pop("engine")
+        return Trained(path, weights, Concept.from_dict(json.loads(metadata[KEY_CONCEPT])), times)
+
+    def _lora_file(self, concept: Any, config: Any) -> Path:
+        name = key_of({"concept": concept.to_dict(), "config": course(config)})
+        return self.folder / "loras" / f"{concept.phrase.replace(' ', '_')}-{config.seed}-{name}.safetensors"
+
+    def _is_kept(self, lora: Path) -> bool:
+        facts = lora.with_suffix(".json")  # the last one to be written
+        if not facts.is_file():
+            return False
+        return not self.args.fresh or json.loads(facts.read_text(encoding="utf-8"))["engine"] == self.engine
+
+    def loras(self, phrase: str, seed: int, variants: Mapping[str, dict[str, Any]]) -> dict[str, Path] | None:
+        """A concept's LoRAs by settings beside the defaults, kept for all commands; None: another process is at it.
+
+        Those that are missing are trained, on one bank. `seconds_of` tells how long each took.
         """
+        concept = self.concept(phrase, seed)
+        configs = {name: self.config(overrides, seed) for name, overrides in variants.items()}
+        files = {name: self._lora_file(concept, config) for name, config in configs.items()}
+        if not all(self._is_kept(path) for path in files.values()):
+            with self.group(phrase, seed) as folder:
+                if folder is None:
+                    return None
+                for config in configs.values():
+                    self.kept(concept, config, folder)
+        return files
+
+    def lora(self, phrase: str, seed: int) -> Path | None:
+        """A concept's LoRA by the defaults with its concept inputs, as `loras` has it."""
         from training.concept_inputs import write_missing
+        from training.lora.inputs import inputs_path
 
         concept, config = self.concept(phrase, seed), self.config({}, seed)
-        name = key_of({"concept": concept.to_dict(), "config": course(config)})
-        path = self.folder / "loras" / f"{phrase.replace(' ', '_')}-{seed}-{name}.safetensors"
-        facts = path.with_suffix(".json")  # the last one to be written
-        if facts.is_file():
+        path = self._lora_file(concept, config)
+        if self._is_kept(path) and inputs_path(path).is_file():
             return path
         with self.group(phrase, seed) as folder:
             if folder is None:
                 return None
-            trained = self.train(concept, config, folder)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(trained.path, path)
+            self.kept(concept, config, folder)
             write_missing(self.source, [path], self.args.device, overwrite=True)
-            facts.write_text(json.dumps({"seconds": trained.seconds, "engine": self.engine}), encoding="utf-8")
-        print(f"· trained {phrase}, seed {seed}, in {trained.seconds} s", flush=True)
         return path
 
     @staticmethod
     def seconds_of(lora: Path) -> float:
-        """How long the training of a LoRA from lora() took."""
+        """How long the training of a kept LoRA took."""
         return json.loads(lora.with_suffix(".json").read_text(encoding="utf-8"))["seconds"]
 
     def measured(
@@ -296,10 +332,15 @@ class Workplace:
         config: Any | None,
         factory: Callable | None = None,
     ) -> Row:
-        """Trains (nothing where `config` is None: attention deletion), measures, and keeps the row."""
+        """Trains (nothing where `config` is None: attention deletion), measures, and keeps the row.
+
+        factory: see `train`; a LoRA by one is not kept, as no setting tells of it.
+        """
         from training.evaluation import measure_deletion, measure_erasure
 
-        trained = self.train(concept, config, folder, factory) if config is not None else None
+        trained = None
+        if config is not None:
+            trained = self.train(concept, config, folder, factory) if factory else self.kept(concept, config, folder)
         parts = self.parts()
         options = {**self.counts, "base": self.base}
         began, cpu = time.monotonic(), time.process_time()
@@ -309,9 +350,7 @@ class Workplace:
             score = measure_erasure(parts, self.classifier, trained.concept, trained.weights, **options)
         times = {"measure_seconds": time.monotonic() - began, "measure_cpu_seconds": time.process_time() - cpu}
         if trained is not None:
-            times |= {
-                "seconds": trained.seconds, "cpu_seconds": trained.cpu_seconds, "bank_seconds": trained.bank_seconds
-            }  # fmt: skip
+            times |= trained.times
         facts = {
             "kind": concept.kind,
             "synonyms": len(concept.synonyms),
@@ -335,8 +374,6 @@ class Workplace:
 
 def _link(source: Path, target: Path) -> None:
     """`source` at `target` too, without a copy where the disk allows it."""
-    import os
-
     target.unlink(missing_ok=True)
     try:
         os.link(source, target)

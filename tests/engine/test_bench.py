@@ -54,6 +54,17 @@ def test_methods_are_trained_and_measured_once(run, tmp_path: Path):
     assert again == rows
 
 
+def test_a_lora_that_is_kept_is_not_trained_again(run, tmp_path: Path):
+    (first,) = run("erasure", "--methods", "esd")
+    (lora,) = tmp_path.glob("cache/bench/*/loras/*.safetensors")
+    made = lora.stat().st_mtime_ns
+    (second,) = run("erasure", "--methods", "esd", "--images", "3")
+    assert lora.stat().st_mtime_ns == made and second["acc_e"]["images"] == 3
+    assert all(second[name] == first[name] > 0 for name in ("seconds", "cpu_seconds", "bank_seconds"))
+    run("erasure", "--methods", "esd", "--set", "rank=3")
+    assert len(list(tmp_path.glob("cache/bench/*/loras/*.safetensors"))) == 2
+
+
 def test_one_setting_at_a_time(run):
     rows = run("ablation", "--variants", "rank 4")
     assert [(row["variant"], row["config"]["rank"]) for row in rows] == [("defaults", 2), ("rank 4", 4)]

@@ -467,3 +467,57 @@ def test_intervals_hold_what_other_seeds_give():
     assert summaries.coverage(summaries.figures_of(same)) == {
         "held": 1.0, "cases": 3, "worst": 1.0, "single": 1.0, "pairs": 6,
     }  # fmt: skip
+
+
+def defended() -> list[dict]:
+    """Two concepts: a method that breaks the model at its full strength, a timid one, one that never preserves."""
+    rows = []
+    kept = {"strong": [0.98, 0.97, 0.7], "timid": [0.98, 0.98, 0.97], "brutal": [0.98, 0.9, 0.5]}
+    for concept in ("car", "owl"):
+        rows += [
+            {"what": "curve", "method": method, "concept": concept, "seed": 0, "strengths": [0.0, 0.5, 1.0],
+             "rates": [1.0, 0.5, 0.0], "acc_ir": values, "seconds": 60.0, "training_seconds": 80.0}
+            for method, values in kept.items()
+        ]  # fmt: skip
+        hits = {"base": 10, summaries.DELETION: 6, "strong": 1, "timid": 4, "brutal": 0}
+        suites = {
+            suite: {method: counted(10 - (10 - hit) * (suite != "preserved seen")) for method, hit in hits.items()}
+            for suite in ("concept", "synonyms", "attack prefix", "preserved seen")
+        }
+        white_box = [
+            {"method": method, "attack": "p4d", "title": "P4D", "before": counted(hits[method]),
+             "after": counted(8), "control": counted(control), "base": counted(10)}
+            for method, control in ((summaries.DELETION, 1), ("strong", 7), ("timid", 4), ("brutal", 0))
+        ]  # fmt: skip
+        whole = {"suites": suites, "white_box": white_box, "seconds": 900.0}
+        rows.append({"what": "evaluation", "concept": concept, "seed": 0, **whole})
+    return rows
+
+
+def counted(hits: int, images: int = 10) -> dict:
+    return {"hits": hits, "images": images, "share": hits / images}
+
+
+def test_defences_are_ranked_by_erasure_where_they_preserve_alike():
+    summary = summaries.defences_summary(defended())
+    fair = {name: (one["strength"], one["held"]) for name, one in summary["fair"].items()}
+    assert fair == {"strong": (0.5, True), "timid": (1.0, True), "brutal": (0.5, False)}
+    # the one that erases all is the last, as it never preserves what the others do
+    assert list(summary["methods"]) == ["base", "strong", "timid", summaries.DELETION, "brutal"]
+    strong = summary["methods"]["strong"]
+    low, high = wilson(6, 60)
+    assert strong["erased"] == {"hits": 6, "images": 60, "share": 0.1, "interval": [round(low, 4), round(high, 4)]}
+    assert strong["kept"]["share"] == 1 and strong["training_seconds"] == 80
+    assert summary["methods"][summaries.DELETION]["white_box"]["p4d"]["after"]["images"] == 20
+    spent = {"trainings": 480, "curves": 360, "evaluations": 1800}
+    assert summary["seconds"] == spent and summary["concepts"] == 2
+    found = bars.bars({"defences": summary})
+    assert bar(found, "Defences: six") == (False, "2 concepts, 0.73 hours of one core")
+    assert bar(found, "White box: P4D") == (True, "80.0 % against 10.0 % of 20")
+    rows = [
+        {**each, "white_box": [{**e, "control": e["after"]} for e in each.get("white_box", [])]} for each in defended()
+    ]
+    assert bar(bars.bars({"defences": summaries.defences_summary(rows)}), "White box: P4D")[0] is False
+    text = "\n".join(page._defences_page(summary))
+    assert "| 1 | strong | 0.5 | 10.0 (" in text and "| 4 | brutal | 0.5 |" in text and "**lost more**" in text
+    assert "| strong | 10.0 (2.8 to 30.1) | 80.0 (58.4 to 91.9), control 70.0 (48.1 to 85.5) |" in text
