@@ -21,7 +21,7 @@ from .workplace import Workplace, course, seeds_of
 
 TRAINED = {name: METHODS[name] for name in ("eraseanything", "esd", "concept_ablation", "gem")}
 STRENGTHS = (0.0, 0.5, 0.75, 1.0, 1.25, 1.5)
-BUDGET = {"images": 12, "tries": 2, "judged": 3, "targets": 2}  # of each white-box attack; --attack-set changes it
+BUDGET = {"images": 12, "tries": 1, "judged": 3, "targets": 2}  # of each white-box attack; --attack-set changes it
 PAUSE = 2.0  # seconds until what another process is at is looked at again
 
 
