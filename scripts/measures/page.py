@@ -316,14 +316,16 @@ def _defences_page(summary: Summary) -> list[str]:
 
 def _seeds_page(summary: Summary) -> list[str]:
     lines = [
-        [concept, str(found["seeds"]), f"{percent(found['held'])} of {found['cases']}", percent(found["worst"]),
-         percent(found["single"]), f"{found['seconds']:.0f}"]
+        [concept, str(found["seeds"]), f"{percent(found['held'])} of {found['cases']}",
+         f"{percent(found['varying'])} of {found['varying_cases']}" if found["varying_cases"] else "–",
+         percent(found["worst"]), percent(found["single"]), f"{found['seconds']:.0f}"]
         for concept, found in summary.items()
     ]  # fmt: skip
     return [
         "Evaluations that differ in their seed alone. Held: 95 % intervals that hold the share of all the other seeds'",
-        "pictures; single: that of one other seed, which has an error of its own (about 83 % would be right).", "",
-        *markdown(["concept", "seeds", "held", "least of a figure", "single", "s"], lines),
+        "pictures; varying: the same over figures that are not 0 or 100 % with every seed; single: that hold the share",
+        "of one other seed, which has an error of its own (about 83 % would be right).", "",
+        *markdown(["concept", "seeds", "held", "varying", "least of a figure", "single", "s"], lines),
     ]  # fmt: skip
 
 

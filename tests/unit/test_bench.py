@@ -465,8 +465,16 @@ def test_intervals_hold_what_other_seeds_give():
     sure = {"hits": 6, "images": 6, "share": 1.0, "interval": [0.61, 1.0]}
     same = [{"concept": "a", "seed": n, "suites": {"concept": {"base": sure}}, "seconds": 1} for n in range(3)]
     assert summaries.coverage(summaries.figures_of(same)) == {
-        "held": 1.0, "cases": 3, "worst": 1.0, "single": 1.0, "pairs": 6,
+        "held": 1.0, "cases": 3, "worst": 1.0, "single": 1.0, "pairs": 6, "varying": None, "varying_cases": 0,
     }  # fmt: skip
+    # intervals that hold nothing that varies are not saved by figures that never do
+    useless = [row(seed, 0) for seed in range(40)]
+    for seed, each in enumerate(useless):
+        each["same"], each["suites"]["a"] = seed == 0, {"base": sure}
+    found = summaries.seeds_summary(useless)["car"]
+    assert found["held"] > found["varying"] + 0.2 and found["cases"] == found["varying_cases"] + 40
+    judged = bars.bars({"seeds": {"car": found}})
+    assert bar(judged, "Evaluations: equal")[0] is True and bar(judged, "Evaluations: 95 %")[0] is False
 
 
 def defended() -> list[dict]:
