@@ -345,11 +345,11 @@ def fair_strengths(curves: list[Row]) -> dict[str, Summary]:
     found: dict[str, Summary] = {}
     for method in dict.fromkeys(row["method"] for row in curves):
         rows = [row for row in curves if row["method"] == method]
-        means = {
-            name: [round(statistics.mean(values), 4) for values in zip(*(row[name] for row in rows), strict=True)]
-            for name in ("rates", "acc_ir")
-        }
-        strengths = rows[0]["strengths"]
+        strengths = sorted({strength for row in rows for strength in row["strengths"]})
+        means: dict[str, list[float]] = {}
+        for name in ("rates", "acc_ir"):
+            held = [dict(zip(row["strengths"], row[name], strict=True)) for row in rows]
+            means[name] = [round(statistics.mean(each[s] for each in held if s in each), 4) for s in strengths]
         kept = dict(zip(strengths, means["acc_ir"], strict=True))
         fair = [s for s in strengths if s and kept[s] >= kept[0] - SPARED]
         chosen = max(fair) if fair else min(s for s in strengths if s)
@@ -373,7 +373,8 @@ def defences_summary(rows: list[Row]) -> Summary:
 
     Methods that do not hold Acc_ir come after all that do. Counts are over all concepts.
     """
-    curves = [row for row in rows if row["what"] == "curve"]
+    curves = [row for row in rows if row["what"] in ("curve", "lower curve")]
+    trained = [row for row in curves if row["what"] == "curve"]
     whole = [row for row in rows if row["what"] == "evaluation"]
     if not whole:
         return {}
@@ -402,7 +403,7 @@ def defences_summary(rows: list[Row]) -> Summary:
         }  # fmt: skip
         if method in fair:
             table |= {"strength": fair[method]["strength"], "held": fair[method]["held"]}
-            times = [row["training_seconds"] for row in curves if row["method"] == method]
+            times = [row["training_seconds"] for row in trained if row["method"] == method]
             table["training_seconds"] = round(statistics.mean(times), 1)
         else:
             before, after = (one["kept"]["share"] or 0 for one in (methods["base"], table))
@@ -412,7 +413,7 @@ def defences_summary(rows: list[Row]) -> Summary:
         key=lambda name: (not methods[name]["held"], methods[name]["erased"]["share"]),
     )
     seconds = {
-        "trainings": sum(row["training_seconds"] for row in curves),
+        "trainings": sum(row["training_seconds"] for row in trained),
         "curves": sum(row["seconds"] for row in curves),
         "evaluations": sum(row["seconds"] for row in whole),
     }
