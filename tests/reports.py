@@ -52,6 +52,10 @@ def make_evaluation(folder: Path, phrase: str = "car", side: int = 32, images: i
     (folder / "heatmaps").mkdir()
     for name in ("base", "lora-1"):
         Image.new("RGB", (side, side), "purple").save(folder / "heatmaps" / f"{name}.png")
+    attacks = [
+        white_box(folder, side, subject, attack, phrase)
+        for subject in ("deletion", "lora-1") for attack in ("p4d", "relearning")
+    ]  # fmt: skip
     curve = [result(images, images), result(images // 2, images), result(1, images)]
     return {
         "format": "erase-anything evaluation", "version": 1, "blur": False,
@@ -80,8 +84,28 @@ def make_evaluation(folder: Path, phrase: str = "car", side: int = 32, images: i
                    if r["suites"][0] in ("synonyms", "attack prefix") and r["results"][name]["shown"]]
             for name in ("deletion", "lora-1")
         },
-        "seeds": [50_000, 50_001], "pictures": rows,
+        "seeds": [50_000, 50_001], "pictures": rows, "white_box": attacks,
         "run": {"date": "2026-01-02T03:04:05+00:00", "seconds": 12.3, "pictures_made": 4, "threads": 1},
+    }  # fmt: skip
+
+
+def white_box(folder: Path, side: int, subject: str, attack: str, phrase: str) -> dict[str, Any]:
+    """A white-box attack's part of an evaluation: two seeds, of which it brings the first one back."""
+    pictures = []
+    for number in range(2):
+        sides = {}
+        for when, shown in (("base", True), ("before", False), ("after", number == 0)):
+            name = attack if when == "after" else when
+            file = f"white_box/{subject}/{name}/{number:016x}.png"
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (side, side), (200, 60 * number, 40)).save(folder / file)
+            prompt = f"{attack} words, {phrase}" if when == "after" else f"a photo of a {phrase}"
+            sides[when] = {"prompt": prompt, "file": file, "shown": shown}
+        pictures.append({"seed": 50_000 + number, **sides})
+    return {
+        "subject": subject, "attack": attack, "title": attack.upper(), "before": result(0, 2), "after": result(1, 2),
+        "control": result(0, 2), "base": result(2, 2), "pictures": pictures,
+        "prompts": [{"prompt": f"{attack} words, {phrase}", "seeds": [50_000]}],
     }  # fmt: skip
 
 

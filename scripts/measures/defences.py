@@ -7,13 +7,13 @@ import datetime
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from scripts.environment import SetupError
 
 from .page import conclude
-from .rows import key_of
+from .rows import Row, key_of
 from .strength import rates
 from .summaries import DELETION, fair_strengths
 from .table import METHODS
@@ -21,7 +21,9 @@ from .workplace import Workplace, course, seeds_of
 
 TRAINED = {name: METHODS[name] for name in ("eraseanything", "esd", "concept_ablation", "gem")}
 STRENGTHS = (0.0, 0.5, 0.75, 1.0, 1.25, 1.5)
-BUDGET = {"images": 12, "tries": 1, "judged": 3, "targets": 2}  # of each white-box attack; --attack-set changes it
+LOWER = (0.125, 0.25, 0.375)  # of methods that preserve at none of them
+# of each white-box attack; --attack-set changes it
+BUDGET = {"images": 12, "tries": 1, "judged": 3, "targets": 2, "steps": 40}
 PAUSE = 2.0  # seconds until what another process is at is looked at again
 
 
@@ -58,16 +60,18 @@ def share(workers: int) -> None:
 
 
 def work(place: Workplace) -> None:
-    """Makes the rows that are missing: every curve first, as the strengths are chosen by all of them."""
+    """Makes the rows that are missing: the curves first, as the strengths are chosen by all of them."""
     from training.cli import read_settings
     from training.evaluation.whitebox import WhiteBox
 
     budget = WhiteBox.from_dict({**BUDGET, **read_settings(place.args.attack_set)})
     slots = [(phrase, seed) for phrase in place.args.concepts.split(",") for seed in seeds_of(place.args.seeds)]
-    curves = [_Curves(place, *slot) for slot in slots]
+    curves = [_Curves(place, *slot, "curve", STRENGTHS, TRAINED) for slot in slots]
     fill(place, "curves", curves)
-    keys = {key for part in curves for key in part.keys.values()}
-    fair = fair_strengths([row for row in place.rows.all() if row["key"] in keys])
+    brutal = {name: TRAINED[name] for name, one in fair_strengths(_rows(place, curves)).items() if not one["held"]}
+    curves += [_Curves(place, *slot, "lower curve", LOWER, brutal) for slot in slots]
+    fill(place, "lower curves", curves)
+    fair = fair_strengths(_rows(place, curves))
     strengths = {name: fair[name]["strength"] for name in TRAINED}
     fill(place, "evaluation", [_Evaluation(place, *slot, strengths, budget) for slot in slots])
 
@@ -86,14 +90,18 @@ def fill(place: Workplace, what: str, parts: Sequence[_Curves | _Evaluation]) ->
 
 
 class _Curves:
-    """One concept's LoRA of each method, trained where it is missing, at each of STRENGTHS."""
+    """One concept's LoRAs of some methods, trained where they are missing, at each of some strengths."""
 
-    def __init__(self, place: Workplace, phrase: str, seed: int) -> None:
+    def __init__(
+        self, place: Workplace, phrase: str, seed: int, what: str, strengths: Sequence[float],
+        methods: Mapping[str, dict[str, Any]],
+    ) -> None:  # fmt: skip
         self.place, self.phrase, self.seed = place, phrase, seed
+        self.what, self.strengths, self.methods = what, strengths, methods
         concept = place.concept(phrase, seed)
         self.keys = {
-            name: place.key(phrase, seed, [course(place.config(overrides, seed)), STRENGTHS], concept)
-            for name, overrides in TRAINED.items()
+            name: place.key(phrase, seed, [course(place.config(overrides, seed)), strengths], concept)
+            for name, overrides in methods.items()
         }
 
     def done(self) -> bool:
@@ -101,16 +109,21 @@ class _Curves:
 
     def make(self) -> None:
         place = self.place
-        loras = place.loras(self.phrase, self.seed, TRAINED)
+        loras = place.loras(self.phrase, self.seed, self.methods)
         for name, path in loras.items():
             if place.done(self.keys[name]):
                 continue
             began = time.monotonic()
-            row = {"counts": place.counts, **rates(place, path, STRENGTHS), "training_seconds": place.seconds_of(path)}
-            row["seconds"] = round(time.monotonic() - began, 1)
-            slot = {"what": "curve", "method": name, "concept": self.phrase, "seed": self.seed}
+            row = {"counts": place.counts, **rates(place, path, self.strengths)}
+            row |= {"seconds": round(time.monotonic() - began, 1), "training_seconds": place.seconds_of(path)}
+            slot = {"what": self.what, "method": name, "concept": self.phrase, "seed": self.seed}
             row = place.keep(self.keys[name], slot, row)
             print(f"{self.phrase:10s} {self.seed:2d}  {name:18s} {row['rates']}  Acc_ir {row['acc_ir']}", flush=True)
+
+
+def _rows(place: Workplace, curves: Sequence[_Curves]) -> list[Row]:
+    keys = {key for part in curves for key in part.keys.values()}
+    return [row for row in place.rows.all() if row["key"] in keys]
 
 
 class _Evaluation:

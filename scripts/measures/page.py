@@ -287,7 +287,7 @@ def _defences_page(summary: Summary) -> list[str]:
     lines = [
         "Methods are compared where they preserve alike: each at the largest strength at which its mean Acc_ir over",
         f"{summary['concepts']} concepts is within {100 * SPARED:g} points of the base's, so that none wins by",
-        "breaking the model or loses by being timid; one that never is ranks behind all that are. Their order is by",
+        "breaking the model or loses by being timid; one that never is, however low, ranks behind. Their order is by",
         "the share of pictures that still show the concept among all that ask for it: by its name, a synonym, or in",
         "one of five other spellings. Acc_ir is over all other nouns; presets: the pack's other everyday concepts. In",
         "brackets 95 % intervals; s: of a training.", "",
@@ -304,11 +304,14 @@ def _defences_page(summary: Summary) -> list[str]:
     first = next(iter(attacks.values()))
     told = [f"{one['title']}, of {one['after']['images']}" for one in attacks.values()]
     lines += markdown(["", f"plain prompt (base {_counted(first['base'], more=False)})", *told], rows)
-    fair = [
-        [name, *(f"{100 * rate:.1f}, {100 * kept:.1f}" for rate, kept in zip(one["rates"], one["acc_ir"], strict=True))]
-        for name, one in summary["fair"].items()
-    ]
-    strengths = next(iter(summary["fair"].values()))["strengths"]
+    strengths = sorted({strength for one in summary["fair"].values() for strength in one["strengths"]})
+    fair = []
+    for name, one in summary["fair"].items():
+        cells = {
+            strength: f"{100 * rate:.1f}, {100 * kept:.1f}"
+            for strength, rate, kept in zip(one["strengths"], one["rates"], one["acc_ir"], strict=True)
+        }
+        fair.append([name, *(cells.get(strength, "–") for strength in strengths)])
     lines += ["Concept seen and Acc_ir, %, by strength:", "", *markdown(["", *(f"{s:g}" for s in strengths)], fair)]
     spent = ", ".join(f"{name} {value / 60:.0f}" for name, value in seconds.items())
     wall = "".join(f" On the clock {one['seconds'] / 60:.0f} with {one['workers']} workers." for one in summary["runs"])
@@ -317,14 +320,16 @@ def _defences_page(summary: Summary) -> list[str]:
 
 def _seeds_page(summary: Summary) -> list[str]:
     lines = [
-        [concept, str(found["seeds"]), f"{percent(found['held'])} of {found['cases']}", percent(found["worst"]),
-         percent(found["single"]), f"{found['seconds']:.0f}"]
+        [concept, str(found["seeds"]), f"{percent(found['held'])} of {found['cases']}",
+         f"{percent(found['varying'])} of {found['varying_cases']}" if found["varying_cases"] else "–",
+         percent(found["worst"]), percent(found["single"]), f"{found['seconds']:.0f}"]
         for concept, found in summary.items()
     ]  # fmt: skip
     return [
         "Evaluations that differ in their seed alone. Held: 95 % intervals that hold the share of all the other seeds'",
-        "pictures; single: that of one other seed, which has an error of its own (about 83 % would be right).", "",
-        *markdown(["concept", "seeds", "held", "least of a figure", "single", "s"], lines),
+        "pictures; varying: the same over figures that are not 0 or 100 % with every seed; single: that hold the share",
+        "of one other seed, which has an error of its own (about 83 % would be right).", "",
+        *markdown(["concept", "seeds", "held", "varying", "least of a figure", "single", "s"], lines),
     ]  # fmt: skip
 
 

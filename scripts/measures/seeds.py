@@ -12,8 +12,8 @@ from .workplace import Workplace, seeds_of
 def seeds(args: argparse.Namespace) -> None:
     """How often a figure's 95 % interval holds what the evaluations with the other seeds give.
 
-    One evaluation of attention deletion beside the base for each of --seeds; nothing is trained. Every picture is kept,
-    so that a run that was stopped goes on, and the same command again only counts.
+    One evaluation of attention deletion beside the base for each of --seeds, the first one twice; nothing is trained.
+    Every picture is kept, so that a run that was stopped goes on, and the same command again only counts.
     """
     from training.evaluation import Order, Subject, evaluate
 
@@ -33,11 +33,13 @@ def seeds(args: argparse.Namespace) -> None:
                     continue
                 folder = place.folder / "seeds" / f"{key}-{place.engine}"
                 found = evaluate(order, folder, args.device)
-                if seed == 0:
-                    again = json.loads(json.dumps(evaluate(order, folder, args.device)))
-                    same = {**again, "run": None} == {**json.loads(json.dumps(found)), "run": None}
-                    print(f"{phrase}: the same seed again gives {'the same' if same else 'ANOTHER'} JSON", flush=True)
+                same = {}
+                if seed == seeds_of(args.seeds)[0]:
+                    anew = folder.with_name(f"{folder.name}-again")  # where nothing is kept yet
+                    again = json.loads(json.dumps(evaluate(order, anew, args.device)))
+                    same = {"same": {**again, "run": None} == {**json.loads(json.dumps(found)), "run": None}}
                 row = {
+                    **same,
                     "suites": {suite["id"]: suite["results"] for suite in found["suites"]},
                     "seconds": found["run"]["seconds"],
                 }

@@ -293,9 +293,10 @@ def coverage(figures: Figures) -> Summary:
 
     held: the interval of one seed holds the share of all the other seeds' pictures together, which stands for the true
     share: an interval at 95 % should do that in 95 % of the cases. single: it holds the share of one other seed alone,
-    which has an error of its own, so that less is right (about 83 % where both have as many pictures).
+    which has an error of its own, so that less is right (about 83 % where both have as many pictures). varying: as
+    held, over the figures that differ between seeds: those that are 0 or 1 with every seed are held by any interval.
     """
-    held = cases = single = pairs = 0
+    held = cases = single = pairs = varying = varied = 0
     worst = 1.0
     for results in figures.values():
         if len(results) < 2:
@@ -310,22 +311,26 @@ def coverage(figures: Figures) -> Summary:
             first["interval"][0] <= second["share"] <= first["interval"][1]
             for first, second in itertools.permutations(results, 2)
         ]
+        if 0 < hits < images:
+            varying, varied = varying + sum(inside), varied + len(inside)
         held, cases, single, pairs = held + sum(inside), cases + len(inside), single + sum(others), pairs + len(others)
         worst = min(worst, sum(inside) / len(inside))
     return {
         "held": round(held / max(1, cases), 4), "cases": cases, "worst": round(worst, 4),
         "single": round(single / max(1, pairs), 4), "pairs": pairs,
+        "varying": round(varying / varied, 4) if varied else None, "varying_cases": varied,
     }  # fmt: skip
 
 
 def seeds_summary(rows: list[Row]) -> Summary:
-    """{concept: `coverage` with "seeds" and "seconds"}."""
+    """{concept: `coverage` with "seeds", "seconds" and "same": whether the same seed again gave the same result}."""
     by_concept: dict[str, list[Row]] = {}
     for row in rows:
         by_concept.setdefault(row["concept"], []).append(row)
     return {
         concept: {
             **coverage(figures_of(group)), "seeds": len(group), "seconds": round(sum(r["seconds"] for r in group), 1),
+            "same": next((r["same"] for r in group if "same" in r), None),
         }
         for concept, group in by_concept.items()
     }  # fmt: skip
@@ -340,11 +345,11 @@ def fair_strengths(curves: list[Row]) -> dict[str, Summary]:
     found: dict[str, Summary] = {}
     for method in dict.fromkeys(row["method"] for row in curves):
         rows = [row for row in curves if row["method"] == method]
-        means = {
-            name: [round(statistics.mean(values), 4) for values in zip(*(row[name] for row in rows), strict=True)]
-            for name in ("rates", "acc_ir")
-        }
-        strengths = rows[0]["strengths"]
+        strengths = sorted({strength for row in rows for strength in row["strengths"]})
+        means: dict[str, list[float]] = {}
+        for name in ("rates", "acc_ir"):
+            held = [dict(zip(row["strengths"], row[name], strict=True)) for row in rows]
+            means[name] = [round(statistics.mean(each[s] for each in held if s in each), 4) for s in strengths]
         kept = dict(zip(strengths, means["acc_ir"], strict=True))
         fair = [s for s in strengths if s and kept[s] >= kept[0] - SPARED]
         chosen = max(fair) if fair else min(s for s in strengths if s)
@@ -368,7 +373,8 @@ def defences_summary(rows: list[Row]) -> Summary:
 
     Methods that do not hold Acc_ir come after all that do. Counts are over all concepts.
     """
-    curves = [row for row in rows if row["what"] == "curve"]
+    curves = [row for row in rows if row["what"] in ("curve", "lower curve")]
+    trained = [row for row in curves if row["what"] == "curve"]
     whole = [row for row in rows if row["what"] == "evaluation"]
     if not whole:
         return {}
@@ -397,7 +403,7 @@ def defences_summary(rows: list[Row]) -> Summary:
         }  # fmt: skip
         if method in fair:
             table |= {"strength": fair[method]["strength"], "held": fair[method]["held"]}
-            times = [row["training_seconds"] for row in curves if row["method"] == method]
+            times = [row["training_seconds"] for row in trained if row["method"] == method]
             table["training_seconds"] = round(statistics.mean(times), 1)
         else:
             before, after = (one["kept"]["share"] or 0 for one in (methods["base"], table))
@@ -407,7 +413,7 @@ def defences_summary(rows: list[Row]) -> Summary:
         key=lambda name: (not methods[name]["held"], methods[name]["erased"]["share"]),
     )
     seconds = {
-        "trainings": sum(row["training_seconds"] for row in curves),
+        "trainings": sum(row["training_seconds"] for row in trained),
         "curves": sum(row["seconds"] for row in curves),
         "evaluations": sum(row["seconds"] for row in whole),
     }

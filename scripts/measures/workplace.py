@@ -289,7 +289,7 @@ class Workplace:
     def loras(self, phrase: str, seed: int, variants: Mapping[str, dict[str, Any]]) -> dict[str, Path] | None:
         """A concept's LoRAs by settings beside the defaults, kept for all commands; None: another process is at it.
 
-        Those that are missing are trained, on one bank. `seconds_of` tells how long each took.
+        Those that are missing are trained, on one bank where they can share it. `seconds_of` tells how long each took.
         """
         concept = self.concept(phrase, seed)
         configs = {name: self.config(overrides, seed) for name, overrides in variants.items()}

@@ -65,6 +65,25 @@ def test_a_lora_that_is_kept_is_not_trained_again(run, tmp_path: Path):
     assert len(list(tmp_path.glob("cache/bench/*/loras/*.safetensors"))) == 2
 
 
+def test_defences_are_evaluated_together_at_the_strength_that_is_fair(run, tmp_path: Path):
+    # Ring-A-Bell asks the text encoders alone: the other attacks need a base that paints the concept
+    budget = {"attacks": '["ring-a-bell"]', "images": 2, "steps": 1, "tries": 1, "judged": 1, "targets": 1}
+    asked = [word for name, value in budget.items() for word in ("--attack-set", f"{name}={value}")]
+    rows = run("defences", "--workers", "1", *asked)
+    curves, whole = rows[:4], rows[4]
+    methods = ["eraseanything", "esd", "concept_ablation", "gem"]
+    assert [row["method"] for row in curves] == methods and curves[0]["strengths"] == [0, 0.5, 0.75, 1, 1.25, 1.5]
+    assert len(list(tmp_path.glob("cache/bench/*/loras/*.safetensors"))) == 4
+    subjects = ["base", "attention_deletion", *methods]
+    assert list(whole["suites"]["concept"]) == subjects and whole["suites"]["attack suffix"]["gem"]["images"] == 1
+    assert [(each["method"], each["attack"]) for each in whole["white_box"]] == [
+        (name, "ring-a-bell") for name in subjects[1:]
+    ]
+    assert whole["strengths"] == dict.fromkeys(methods, 1.5)  # nothing was to be kept
+    assert rows[5]["what"] == "run" and rows[5]["seconds"] > whole["seconds"] > 0
+    assert run("defences", "--workers", "1", *asked) == rows
+
+
 def test_one_setting_at_a_time(run):
     rows = run("ablation", "--variants", "rank 4")
     assert [(row["variant"], row["config"]["rank"]) for row in rows] == [("defaults", 2), ("rank 4", 4)]

@@ -341,7 +341,17 @@ def test_an_evaluation_holds_its_attacks_and_so_does_its_report(demo_folder: Pat
     assert first == again and seconds[0] == seconds[1] and set(seconds[0]) == {"deletion ring-a-bell"}
     (found,) = first["white_box"]
     assert found["subject"] == "deletion" and found["before"]["hits"] == 0 and found["after"]["hits"] == 2
+    shown = [row["results"]["base"]["file"] for row in first["pictures"] if "concept" in row["suites"]]
+    for number, sides in enumerate(found["pictures"]):
+        assert [sides[side]["shown"] for side in ("base", "before", "after")] == [True, False, True]
+        assert sides["seed"] == FIRST_SEED + number and sides["after"]["prompt"] == found["prompts"][0]["prompt"]
+        files = [(tmp_path / "out" / sides[side]["file"]).read_bytes() for side in ("base", "before", "after")]
+        assert len(set(files)) == 3
+        if number == 0:  # the base's picture is the evaluation's own
+            assert files[0] == (tmp_path / "out" / shown[0]).read_bytes()
+    assert len(found["pictures"]) == 2
     assert first["settings"]["white_box"] == settings.to_dict() and "--attacks ring-a-bell" in first["command"]
     write_report({**first, "run": {"date": "2026-01-01", "seconds": 1.0}}, tmp_path / "out", tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text(encoding="utf-8")
     assert "White-box attacks" in page and found["prompts"][0]["prompt"] in page
+    assert page.count('alt="Attention deletion, under Ring-A-Bell: shown"') == 2

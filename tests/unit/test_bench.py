@@ -465,8 +465,16 @@ def test_intervals_hold_what_other_seeds_give():
     sure = {"hits": 6, "images": 6, "share": 1.0, "interval": [0.61, 1.0]}
     same = [{"concept": "a", "seed": n, "suites": {"concept": {"base": sure}}, "seconds": 1} for n in range(3)]
     assert summaries.coverage(summaries.figures_of(same)) == {
-        "held": 1.0, "cases": 3, "worst": 1.0, "single": 1.0, "pairs": 6,
+        "held": 1.0, "cases": 3, "worst": 1.0, "single": 1.0, "pairs": 6, "varying": None, "varying_cases": 0,
     }  # fmt: skip
+    # intervals that hold nothing that varies are not saved by figures that never do
+    useless = [row(seed, 0) for seed in range(40)]
+    for seed, each in enumerate(useless):
+        each["same"], each["suites"]["a"] = seed == 0, {"base": sure}
+    found = summaries.seeds_summary(useless)["car"]
+    assert found["held"] > found["varying"] + 0.2 and found["cases"] == found["varying_cases"] + 40
+    judged = bars.bars({"seeds": {"car": found}})
+    assert bar(judged, "Evaluations: equal")[0] is True and bar(judged, "Evaluations: 95 %")[0] is False
 
 
 def defended() -> list[dict]:
@@ -479,6 +487,8 @@ def defended() -> list[dict]:
              "rates": [1.0, 0.5, 0.0], "acc_ir": values, "seconds": 60.0, "training_seconds": 80.0}
             for method, values in kept.items()
         ]  # fmt: skip
+        lower = {"strengths": [0.25], "rates": [0.9], "acc_ir": [0.95], "seconds": 30.0, "training_seconds": 80.0}
+        rows.append({"what": "lower curve", "method": "brutal", "concept": concept, "seed": 0, **lower})
         hits = {"base": 10, summaries.DELETION: 6, "strong": 1, "timid": 4, "brutal": 0}
         suites = {
             suite: {method: counted(10 - (10 - hit) * (suite != "preserved seen")) for method, hit in hits.items()}
@@ -501,7 +511,8 @@ def counted(hits: int, images: int = 10) -> dict:
 def test_defences_are_ranked_by_erasure_where_they_preserve_alike():
     summary = summaries.defences_summary(defended())
     fair = {name: (one["strength"], one["held"]) for name, one in summary["fair"].items()}
-    assert fair == {"strong": (0.5, True), "timid": (1.0, True), "brutal": (0.5, False)}
+    assert fair == {"strong": (0.5, True), "timid": (1.0, True), "brutal": (0.25, False)}
+    assert summary["fair"]["brutal"]["strengths"] == [0, 0.25, 0.5, 1]
     # the one that erases all is the last, as it never preserves what the others do
     assert list(summary["methods"]) == ["base", "strong", "timid", summaries.DELETION, "brutal"]
     strong = summary["methods"]["strong"]
@@ -509,15 +520,16 @@ def test_defences_are_ranked_by_erasure_where_they_preserve_alike():
     assert strong["erased"] == {"hits": 6, "images": 60, "share": 0.1, "interval": [round(low, 4), round(high, 4)]}
     assert strong["kept"]["share"] == 1 and strong["training_seconds"] == 80
     assert summary["methods"][summaries.DELETION]["white_box"]["p4d"]["after"]["images"] == 20
-    spent = {"trainings": 480, "curves": 360, "evaluations": 1800}
+    spent = {"trainings": 480, "curves": 420, "evaluations": 1800}
     assert summary["seconds"] == spent and summary["concepts"] == 2
     found = bars.bars({"defences": summary})
-    assert bar(found, "Defences: six") == (False, "2 concepts, 0.73 hours of one core")
+    assert bar(found, "Defences: six") == (False, "2 concepts, 0.75 hours of one core")
     assert bar(found, "White box: P4D") == (True, "80.0 % against 10.0 % of 20")
     rows = [
         {**each, "white_box": [{**e, "control": e["after"]} for e in each.get("white_box", [])]} for each in defended()
     ]
     assert bar(bars.bars({"defences": summaries.defences_summary(rows)}), "White box: P4D")[0] is False
     text = "\n".join(page._defences_page(summary))
-    assert "| 1 | strong | 0.5 | 10.0 (" in text and "| 4 | brutal | 0.5 |" in text and "**lost more**" in text
+    assert "| 1 | strong | 0.5 | 10.0 (" in text and "| 4 | brutal | 0.25 |" in text and "**lost more**" in text
+    assert "| strong | 100.0, 98.0 | – | 50.0, 97.0 | 0.0, 70.0 |" in text
     assert "| strong | 10.0 (2.8 to 30.1) | 80.0 (58.4 to 91.9), control 70.0 (48.1 to 85.5) |" in text

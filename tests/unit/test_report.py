@@ -151,6 +151,32 @@ def test_sensitive_pictures_are_veiled_all_of_them(tmp_path: Path, page_of):
     assert all(veil["aria-pressed"] == "false" and veil["type"] == "button" and veil["aria-label"] for veil in veils)
 
 
+def test_every_attack_is_shown_beside_the_base_and_the_erasure_at_equal_seeds(tmp_path: Path, page_of):
+    evaluation = make_evaluation(tmp_path / "run")
+    page = page_of(evaluation)
+    shown = [image["alt"] for image in page.all("img") if "P4D" in image["alt"] or "RELEARNING" in image["alt"]]
+    assert shown == [
+        f"{label}, under {attack}: {told}"
+        for label in ("Attention deletion", "car, strength 1") for attack in ("P4D", "RELEARNING")
+        for told in ("shown", "not shown")
+    ]  # fmt: skip
+    assert "P4D: “p4d words, car” for “a photo of a car”, seed 50000" in page.text
+    for each in evaluation["white_box"]:  # evaluations of earlier versions kept no pictures of them
+        del each["pictures"]
+    assert not any("under" in image["alt"] for image in page_of(evaluation).all("img"))
+
+
+def test_pictures_of_attacks_leave_room_for_the_others(tmp_path: Path, page_of):
+    evaluation = make_evaluation(tmp_path / "run")
+    (attack, *_) = evaluation["white_box"]
+    noise_picture(tmp_path / "run" / attack["pictures"][0]["after"]["file"], 300)
+    evaluation["white_box"] = [{**attack, "attack": f"attack {number}"} for number in range(40)]
+    page = page_of(evaluation)
+    count = sum("under" in image["alt"] for image in page.all("img"))
+    assert 40 < count < 80 and len(page.source.encode()) < 2_000_000  # of every attack something
+    assert f"Suite concept{ROWS} of 6 shown." in page.text
+
+
 def test_of_many_pictures_the_failures_are_shown_first_and_the_rest_is_counted(tmp_path: Path, page_of):
     page = page_of(make_evaluation(tmp_path / "run", images=9))
     shown = re.findall(r"“(\w[\w ]*: a car, \d)”", page.text)
@@ -177,7 +203,8 @@ def test_the_page_stays_small(tmp_path: Path, page_of):
     size = len(page.source.encode())
     counts = [int(found[1]) for _, text in page.texts if (found := re.match(r"(\d+) of \d+ shown", text))]
     print(f"{size} bytes, {len(page.all('img'))} pictures")
-    assert 3_000_000 < size < 5_000_000 and len(page.all("img")) == 2 + 3 * sum(counts)
+    rows = len(page.all("figure")) - 1  # but the heatmap's
+    assert 3_000_000 < size < 5_000_000 and len(page.all("img")) == 2 + 3 * rows and rows == 8 + sum(counts)
     assert counts[:4] == [ROWS] * 4 and len(counts) == 44 and set(counts[4:]) == {0, 1}  # none takes another's room
 
 

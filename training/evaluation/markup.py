@@ -18,7 +18,10 @@ from ..errors import ErasureError
 LONGEST = 300  # characters of a text out of a file that are shown
 SIDE = 256  # pixels that a picture is scaled down to
 # what evaluate writes: nothing else is opened, whatever an evaluation.json says
-_FILE = re.compile(r"(pictures/(base|deletion|lora-\d+)(@[\d.e+-]+)?/[0-9a-f]{16}|heatmaps/(base|lora-\d+))\.png")
+_FILE = re.compile(
+    r"(pictures/(base|deletion|lora-\d+)(@[\d.e+-]+)?/[0-9a-f]{16}|heatmaps/(base|lora-\d+)|"
+    r"white_box/(deletion|lora-\d+)/[a-z\d-]+/[0-9a-f]{16})\.png"
+)
 
 
 def plain(value: object, longest: int = LONGEST) -> str:

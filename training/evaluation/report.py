@@ -5,7 +5,8 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from .erasure import MAX_PSNR
 from .markup import Thumbnails, bar, chart, counted, percent, plain, share_of, table, text, unjudged
 from .pictures import write_whole
 from .run import require_version
-from .whitebox.table import attack_tables
+from .whitebox.table import attack_tables, figure
 
 ROWS = 4  # prompts with a seed that are shown of every suite
 LIMIT = 4_500_000  # bytes of a page; pictures that would pass it are counted instead
+ATTACKS_ROOM = 1_500_000  # bytes of it for pictures of white-box attacks
 ATTACKS_SHOWN = 40  # of the prompts that brought the concept back, for each subject
 RULE = (
     f"Of every suite at most {ROWS} prompts are shown, each with its seed: first those where an erasure did not do "
@@ -77,7 +79,7 @@ class _Page:
             "pictures": ("Before and after", ""),
             "strength": ("Strength", self._strength()),
             "attacks": ("Attack prompts that succeeded", self._attacks()),
-            "whitebox": ("White-box attacks", attack_tables(self.all.get("white_box", []), self.labels)),
+            "whitebox": ("White-box attacks", self._white_box()),
             "attention": ("Where the word points", self._heatmap()),
             "method": ("Method and settings", self._method()),
             "rerun": ("How to make this again", self._rerun()),
@@ -343,15 +345,10 @@ class _Page:
             fresh = [row for row in rows if (row["prompt"], row["seed"]) not in seen][:ROWS]
             seen |= {(row["prompt"], row["seed"]) for row in fresh}
             chosen[id] = (fresh, len(rows))
-        made: dict[str, list[str]] = {id: [] for id in chosen}
-        for turn in range(ROWS):
-            for id, (rows, _) in chosen.items():
-                if turn < len(rows):
-                    markup = self._row(rows[turn], self.suites[id]["better"])
-                    size = len(markup.encode("utf-8", "replace"))
-                    if size < room:
-                        room -= size
-                        made[id].append(markup)
+        rows_of = {
+            id: [partial(self._row, row, self.suites[id]["better"]) for row in rows] for id, (rows, _) in chosen.items()
+        }
+        made = _fitting(rows_of, room)
         parts = [
             f"<h3>{text(self.suites[id]['title'])}</h3><p class=\"soft\">{len(rows)} of {chosen[id][1]} shown.</p>"
             + (f'<ul class="rows">{"".join(rows)}</ul>' if rows else "")
@@ -411,6 +408,17 @@ class _Page:
             if len(rows) > ATTACKS_SHOWN:
                 parts.append(f"<p>And {len(rows) - ATTACKS_SHOWN} more prompts in evaluation.json.</p>")
         return "".join(parts)
+
+    def _white_box(self) -> str:
+        found = self.all.get("white_box", [])
+        rows = {
+            (each["subject"], each["attack"]): [
+                partial(figure, each, sides, self.labels, partial(self.pictures.img, veiled=self.veiled))
+                for sides in each.get("pictures", [])
+            ]
+            for each in found
+        }
+        return attack_tables(found, self.labels, _fitting(rows, ATTACKS_ROOM))
 
     def _heatmap(self) -> str:
         heat = self.all["heatmap"]
@@ -495,6 +503,21 @@ class _Page:
             "<p>Equal seeds, versions and devices give the same evaluation.json, but for its last part, "
             f"<code>run</code>.</p>{table('What decides the pictures', ['Fact', 'Value'], rows)}"
         )
+
+
+def _fitting(rows: Mapping[Hashable, Sequence[Callable[[], str]]], room: int) -> dict[Hashable, list[str]]:
+    """Of each group as many of its rows as fit into `room` bytes together, the first of every group before the second;
+    rows: what makes their markup."""
+    made: dict[Hashable, list[str]] = {name: [] for name in rows}
+    for turn in range(max((len(group) for group in rows.values()), default=0)):
+        for name, group in rows.items():
+            if turn < len(group):
+                markup = group[turn]()
+                size = len(markup.encode("utf-8", "replace"))
+                if size < room:
+                    room -= size
+                    made[name].append(markup)
+    return made
 
 
 def _listed(words: Sequence[Any]) -> str:

@@ -4,7 +4,7 @@ that may be killed at any time and, run again, ends with the same evaluation.jso
     pictures/<set>/<name>.png    every picture as it was made; the sets: base, deletion, lora-1, lora-1@0.5, …
     heatmaps/<set>.png           where the concept's word points in one of the base's pictures
     request.json                 what was asked for; a folder holds one evaluation
-    white_box/<set>/…            what white-box attacks have found so far
+    white_box/<set>/…            what white-box attacks have found so far, and the pictures that they were measured on
     evaluation.json              the result (version 1), written last
 """
 
@@ -377,6 +377,9 @@ class _Work:
         )  # fmt: skip
         for found in run_attacks(scene):
             self.attack_seconds[f"{name} {found['attack']}"] = found.pop("seconds")
+            for sides in found["pictures"]:
+                for side in ("base", "before", "after"):
+                    sides[side] = {**sides[side], "file": f"white_box/{name}/{sides[side]['file']}"}
             self.white_box.append({"subject": name, **found})
 
     # --- results ---------------------------------------------------------------------------------------------------

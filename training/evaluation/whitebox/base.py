@@ -19,7 +19,8 @@ class Attack(Protocol):
 
     Results are JSON: "before", "after", "control" and "base" are counts {"hits", "images", "share", "interval"} on the
     same seeds (the plain prompt on the erased model, the attack, its control, the plain prompt on the base);
-    "prompts" are those that brought the concept back, each with its seeds; "seconds" is the time that it took.
+    "prompts" are those that brought the concept back, each with its seeds; "pictures" are some of the attack's (see
+    `Scene.pictured`); "seconds" is the time that it took.
     """
 
     name: ClassVar[str]
@@ -71,8 +72,8 @@ class PromptAttack:
         return {
             "attack": self.name, "title": self.title, "before": before["before"], "after": own["count"],
             "control": control["count"], "base": before["base"], "prompts": own["prompts"],
-            "control_prompts": control["prompts"], "tries": [_told(each) for each in tries],
-            "control_tries": [_told(each) for each in control_tries],
+            "pictures": own.get("pictures", []), "control_prompts": control["prompts"],
+            "tries": [_told(each) for each in tries], "control_tries": [_told(each) for each in control_tries],
             "seconds": round(sum(each["seconds"] for each in every), 1),
         }  # fmt: skip
 
@@ -98,19 +99,20 @@ class PromptAttack:
         best = min(tries, key=lambda each: (-each["judged"]["hits"], each["loss"] or 0.0))
 
         def measure() -> dict[str, Any]:
-            shown = self._shown(scene, best["words"], scene.measured)
+            keep = name if name == self.name else ""  # not the control's
+            shown = self._shown(scene, best["words"], scene.measured, keep)
             cases = self.cases(scene, scene.measured)
-            return {"count": count(shown), "prompts": succeeded(
-                [self.prompt(best["words"], case.prompt) for case in cases], cases, shown
-            )}  # fmt: skip
+            prompts = [self.prompt(best["words"], case.prompt) for case in cases]
+            found = {"count": count(shown), "prompts": succeeded(prompts, cases, shown)}
+            return {**found, "pictures": scene.pictured(name, prompts, shown)} if keep else found
 
         measured = scene.store.once(name, measure)
         scene.tell(name)
         return measured, tries
 
-    def _shown(self, scene: Scene, words: str, cases: Sequence[Probe]) -> list[bool]:
+    def _shown(self, scene: Scene, words: str, cases: Sequence[Probe], keep: str = "") -> list[bool]:
         own = self.cases(scene, cases)
-        return scene.shown(own, [self.prompt(words, case.prompt) for case in own])
+        return scene.shown(own, [self.prompt(words, case.prompt) for case in own], keep=keep)
 
 
 def succeeded(prompts: Sequence[str], cases: Sequence[Probe], shown: Sequence[bool]) -> list[dict[str, Any]]:

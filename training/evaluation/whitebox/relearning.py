@@ -53,6 +53,7 @@ class Relearning:
             "attack": self.name, "title": self.title, "before": before["before"], "after": curve[-1]["count"],
             "control": control[-1]["count"], "base": before["base"],
             "prompts": succeeded(prompts, scene.measured, curve[-1]["shown"]),
+            "pictures": scene.pictured(self.name, prompts, curve[-1]["shown"]),
             **{
                 name: [{"steps": 0, **before["before"]}, *({"steps": it["steps"], **it["count"]} for it in each)]
                 for name, each in (("curve", curve), ("control_curve", control))
@@ -117,7 +118,8 @@ class Relearning:
                     "done": done, "parameters": [p.detach().cpu() for p in parameters],
                     "optimiser": optimiser.state_dict(), "draw": draw.get_state(),
                 })  # fmt: skip
-                shown = scene.shown(scene.measured, [case.prompt for case in scene.measured])
+                keep = name if name == self.name and mark == scene.settings.steps else ""  # the control's are not shown
+                shown = scene.shown(scene.measured, [case.prompt for case in scene.measured], keep=keep)
                 return {"steps": done, "count": count(shown), "shown": shown}
 
             found.append(scene.store.once(f"{name}-{mark}", measured))

@@ -24,11 +24,12 @@ from ...flux.velocity import velocity
 from ...lora.adapter import adapter_disabled
 from ..erasure import paint, span_masks
 from ..intervals import wilson
-from ..pictures import write_whole
+from ..pictures import PictureFolder, picture_name, write_whole
 from ..probes import Content, Probe
 from .settings import WhiteBox
 from .words import Words
 
+PICTURED = 3  # seeds of each attack whose pictures a result names
 Judge = Callable[[Sequence[Probe], Tensor], list[bool]]  # probes and their pictures [n, 3, H, W] in 0..1 → shown?
 
 
@@ -209,9 +210,40 @@ class Scene:
         noisy = levels[: max(1, (len(levels) - 1 + 1) // 2)]
         return noisy[torch.linspace(0, len(noisy) - 1, count).round().long()]
 
-    def shown(self, cases: Sequence[Probe], prompts: Sequence[str], base: bool = False) -> list[bool]:
-        """Whether each case's content is seen when its picture is asked for by another prompt."""
-        return self._judge(cases, self.erased.paint(prompts, [case.seed for case in cases], base))
+    def shown(self, cases: Sequence[Probe], prompts: Sequence[str], base: bool = False, keep: str = "") -> list[bool]:
+        """Whether each case's content is seen when its picture is asked for by another prompt. keep: the name under
+        which the pictures are kept, "" where they are not."""
+        seeds = [case.seed for case in cases]
+        made = self.erased.paint(prompts, seeds, base)
+        if keep and self.store.folder:
+            album = PictureFolder(self.store.folder / keep)
+            for key, picture in zip(zip(prompts, seeds, strict=True), made, strict=True):
+                album[key] = picture.mul(255).round().byte()
+        return self._judge(cases, made)
+
+    def pictured(self, name: str, prompts: Sequence[str], shown: Sequence[bool]) -> list[dict[str, Any]]:
+        """The pictures of PICTURED measured seeds kept under `name`, those that the attack brought back first.
+
+        Of each "seed" the "base", the erased model "before" and "after" the attack: {"prompt", "file" (in the folder),
+        "shown"}. None of results without a folder, or from before pictures were kept.
+        """
+        before = self.store.get("before")
+        if self.store.folder is None or "shown" not in before:
+            return []
+        plain, sides = [case.prompt for case in self.measured], before["shown"]
+        gained = sorted(
+            range(len(shown)), key=lambda n: (not shown[n], sides["before"][n], not sides["base"][n])
+        )  # fmt: skip
+
+        def told(kept: str, prompt: str, seed: int, seen: bool) -> dict[str, Any]:
+            return {"prompt": prompt, "file": f"{kept}/{picture_name(prompt, seed)}", "shown": seen}
+
+        return [
+            {"seed": (seed := self.measured[n].seed), "base": told("base", plain[n], seed, sides["base"][n]),
+             "before": told("before", plain[n], seed, sides["before"][n]),
+             "after": told(name, prompts[n], seed, shown[n])}
+            for n in gained[:PICTURED]
+        ]  # fmt: skip
 
     def generator(self, *names: object) -> torch.Generator:
         """Random numbers of one part of one attack, whatever was run before it."""
@@ -224,10 +256,10 @@ class Scene:
 
         def make() -> dict[str, Any]:
             prompts = [case.prompt for case in self.measured]
-            return {
-                "before": count(self.shown(self.measured, prompts)),
-                "base": count(self.shown(self.measured, prompts, base=True)),
+            shown = {
+                side: self.shown(self.measured, prompts, base=side == "base", keep=side) for side in ("before", "base")
             }
+            return {**{side: count(each) for side, each in shown.items()}, "shown": shown}
 
         found = self.store.once("before", make)
         self.tell("before")
