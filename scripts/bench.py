@@ -27,8 +27,8 @@ from scripts.measures.merging import MERGED, WAYS, merging
 from scripts.measures.page import page
 from scripts.measures.seeds import seeds
 from scripts.measures.strength import strength
-from scripts.measures.table import METHODS, VARIANTS, ablation, erasure
-from scripts.measures.train import MODELS, MODES, PRECISIONS, train
+from scripts.measures.table import METHODS, PRECISIONS, VARIANTS, ablation, erasure, precision
+from scripts.measures.train import MODELS, MODES, train
 from scripts.measures.workplace import NOUNS, RELATIONS, STYLES
 
 RESULTS = ROOT / "benchmarks"
@@ -60,6 +60,8 @@ def parser() -> argparse.ArgumentParser:
     methods.add_argument("--methods", default="", help=f"default: {', '.join(METHODS)}")
     variants = add(ablation, ("car", "penguin", "castle"), "1", 24)
     variants.add_argument("--variants", default="", help=f"default: {', '.join(VARIANTS)}")
+    bits = add(precision, ("car", "penguin", "castle"), "1", 24)
+    bits.add_argument("--precisions", default="", help=f"default: {', '.join(PRECISIONS)}")
     costs = add(cost, ("car", "penguin", "castle"), "1", 24)
     costs.add_argument("--repeats", type=int, default=7, help="of the timing, schedules in turn")
     costs.add_argument("--pairs", type=int, default=10, help="of ours in a timing")

@@ -8,6 +8,7 @@ from .summaries import AUTHORS, SHARES, Summary, attacked, attacks_in
 
 TERMS = ("esd", "attn", "lora", "rsc")
 NAMES = {"acc_e": "Acc_e", "acc_g": "Acc_g", "acc_ir": "Acc_ir", "acc_ir_seen": "Acc_ir, seen"}
+PRECISIONS = ("bf16", "fp8", "int8", "nf4")  # of the base in training
 MAPS = "best, t 0.2"  # of the measured maps, what Inspect Image shows by default
 
 Bar = tuple[str, bool | None, str]  # what is asked, whether it is met (None: not measured), the numbers
@@ -24,6 +25,7 @@ def bars(results: dict[str, Summary]) -> list[Bar]:
         *_first(erasure.get("eraseanything", {}).get("nouns")),
         *_second(erasure, ablation),
         *_third(results.get("cost") or {}),
+        *_precisions(results.get("precision") or {}),
         *_full_size(results.get("train") or {}),
         *_fourth(results.get("strength") or {}),
         *_fifth(erasure.get("eraseanything", {})),
@@ -126,6 +128,22 @@ def _third(cost: Summary) -> list[Bar]:
         both = [(n, ours[n]["after"], theirs[n]["after"]) for n in SHARES[:3] if n in ours and n in theirs]
         met = all(a >= b if n == "acc_ir" else a <= b for n, a, b in both)
         found.append((here[2], met, ", ".join(f"{NAMES[n]} {percent(a)} against {percent(b)}" for n, a, b in both)))
+    return found
+
+
+def _precisions(summary: Summary) -> list[Bar]:
+    """What bar 1 asks of nouns, of each precision of the base in training."""
+    found: list[Bar] = []
+    for precision in PRECISIONS:
+        text = f"Trained on {precision}: Acc_e ≤ 5 %, Acc_g ≤ 8 %, Acc_ir within 2 points of the base"
+        table = summary.get(precision)
+        if table is None or not {"acc_e", "acc_g", "acc_ir"} <= set(table["shares"]):
+            found.append((text, None, ""))
+            continue
+        (kept, numbers), shares = _kept(table), table["shares"]
+        met = kept and shares["acc_e"]["after"] <= 0.05 and shares["acc_g"]["after"] <= 0.08
+        erased = ", ".join(f"{NAMES[name]} {percent(shares[name]['after'])}" for name in ("acc_e", "acc_g"))
+        found.append((text, met, f"{erased}, Acc_ir {numbers}"))
     return found
 
 

@@ -21,6 +21,7 @@ from .summaries import (
     erasure_summary,
     gate_summary,
     merging_summary,
+    precision_summary,
     seeds_summary,
     strength_summary,
     train_summary,
@@ -82,6 +83,22 @@ def _ablation_page(summary: Summary) -> list[str]:
         "The first line has the defaults' means and standard deviations, the others the difference to them on the same",
         "concepts and seeds, in points, with its standard error.", "",
         *markdown(["", *(NAMES.get(name, name) for name in names), "rows"], body),
+    ]  # fmt: skip
+
+
+def _precision_page(summary: Summary) -> list[str]:
+    names = [n for n in dict.fromkeys(n for t in summary.values() for n in t["shares"]) if not n.startswith("part")]
+    first = next(iter(summary.values()), {"shares": {}})["shares"]
+    base = ["base", *(f"{100 * first[n]['before']:.1f}" if n in first else "–" for n in names), "", ""]
+    body = [
+        [precision, *(_cell(table["shares"].get(n), worst=n == "acc_e") for n in names),
+         f"{table['seconds']['mean']:.0f}", str(table["rows"])]
+        for precision, table in summary.items()
+    ]  # fmt: skip
+    return [
+        "What the transformer's blocks are stored in while the bank is filled and the LoRA is trained. What the LoRA",
+        "does is measured on the model as it is, with the same prompts and seeds for all.", "",
+        *markdown(["", *(NAMES.get(name, name) for name in names), "s", "rows"], [base, *body]),
     ]  # fmt: skip
 
 
@@ -290,6 +307,7 @@ def _gate_page(summary: Summary) -> list[str]:
 SECTIONS: dict[str, tuple[str, Callable[[list[Row]], Summary], Callable[[Summary], list[str]]]] = {
     "erasure": ("Methods", erasure_summary, _erasure_page),
     "ablation": ("One setting at a time", ablation_summary, _ablation_page),
+    "precision": ("The base in fewer bits", precision_summary, _precision_page),
     "cost": ("Cost", cost_summary, _cost_page),
     "train": ("A training at full size", train_summary, _train_page),
     "strength": ("Strength", strength_summary, _strength_page),

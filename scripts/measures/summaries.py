@@ -110,6 +110,14 @@ def ablation_summary(rows: list[Row]) -> Summary:
     return summary
 
 
+def precision_summary(rows: list[Row]) -> Summary:
+    """precision → `_table`."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row["precision"], []).append(row)
+    return {precision: _table(part) for precision, part in found.items()}
+
+
 def cost_summary(rows: list[Row]) -> Summary:
     """Ratios of the authors' schedule to ours, in FLOPs and time, and what each schedule reaches."""
     summary: Summary = {"trainings": {}}

@@ -31,7 +31,6 @@ MODELS: dict[str, dict[str, Any]] = {
         "axes_dims_rope": (16, 56, 56),
     },
 }  # fmt: skip
-PRECISIONS = ("bf16", "fp8", "int8", "nf4")
 MODES: dict[str, dict[str, Any]] = {
     "plain": {"gradient_checkpointing": "off"},
     "checkpointed": {"gradient_checkpointing": "on"},
