@@ -36,6 +36,7 @@ from .errors import CheckpointError, ConfigError, ErasureError
 from .fitting import settle
 from .flow import Flow, Progress
 from .flux.checkpointing import checkpoint_blocks
+from .flux.compiling import compile_blocks
 from .flux.loading import (
     load_text_encoders,
     load_transformer,
@@ -118,7 +119,10 @@ def put_adapter(
     )
     blocks = target_blocks(config.targets, config.blocks, flow.double_blocks, flow.single_blocks)
     targets = TARGETS[config.targets]
-    return flow, add_adapter(transformer, targets, config.rank, config.alpha, config.seed, blocks)
+    parameters = add_adapter(transformer, targets, config.rank, config.alpha, config.seed, blocks)
+    if config.compile:
+        compile_blocks(transformer)
+    return flow, parameters
 
 
 def make_optimizers(

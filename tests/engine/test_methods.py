@@ -74,7 +74,7 @@ def test_settings_that_are_said_not_to_reach_the_bank_do_not(tokenizer, name: st
         "lr_preserve": 0.5, "weight_decay": 0.1, "weight_esd": 3.0, "weight_attn": 0.0, "weight_lora": 0.0, "eta": 3.0,
         "tau": 1.0, "batch_erase": 1, "batch_preserve": 1, "refresh_every": 2, "random_strength": True,
         "checkpoint_every": 7, "keep_checkpoints": 7, "sample_every": 7, "sample_count": 1,
-        "gradient_checkpointing": "on", "stream_blocks": 2, "early_stopping": 9,
+        "gradient_checkpointing": "on", "stream_blocks": 2, "early_stopping": 9, "compile": True,
     }  # fmt: skip
     assert set(other) == AFTER_THE_BANK
     config = dataclasses.replace(CONFIG, method=name)
