@@ -11,6 +11,7 @@ import math
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,7 @@ from .flux.variants import FluxVariant, training_side, variant_of
 from .lora.adapter import adapter_weights, add_adapter, set_adapter_weights
 from .lora.format import make_metadata, write_lora
 from .methods import Method, MethodFactory, Prompts, make_method
+from .parallel import ALONE, Group, placed
 
 Report = Callable[[dict[str, Any]], None]
 CLIP_NORM = 1.0  # gradient norm of a level's update; a guard, rarely reached
@@ -73,6 +75,7 @@ def run(
     report: Report,
     should_stop: Callable[[], bool] = lambda: False,
     factory: MethodFactory | None = None,
+    group: Group = ALONE,
 ) -> dict[str, Any]:
     """Trains what `request` asks for and returns {"lora", "name", "steps", "seconds", "losses", "concept"}.
 
@@ -80,14 +83,18 @@ def run(
     not at all. What the request leaves open of precision and memory is decided here: see `fitting`. Where `folder` has
     checkpoints of the same request, training goes on from the newest. `report` gets the events phase, step, sample,
     checkpoint, notice and completed; `should_stop` is asked before every step. `factory` makes another method than the
-    one that the settings name; its folder must be no other method's.
+    one that the settings name; its folder must be no other method's. group: the processes that train together, see
+    `parallel`; all call this, the leader alone reports and writes, and its should_stop is everyone's.
     Raises Stopped after saving a checkpoint, and ErasureError's subclasses.
     """
     request.validate()
-    request, decision = settle(request, Path(folder))
+    device = (request := placed(request, group)).device
+    settled, decision = group.agreed(settle(request, Path(folder)) if group.leads else None)
+    request = replace(settled, device=device)  # each process has its own
+    report = report if group.leads else lambda event: None
     if decision:
         report({"type": "notice", "message": decision})
-    return _Training(request, Path(folder), report, should_stop, factory or make_method).run()
+    return _Training(request, Path(folder), report, should_stop, factory or make_method, group).run()
 
 
 def adapted_flow(
@@ -175,7 +182,7 @@ def update_level(
         raise ConfigError(f"No {level} loss depends on the LoRA: choose other targets, blocks or loss weights.")
     total.backward()
     # read now: before the backward pass was queued, an accelerator would have had nothing to do meanwhile
-    losses = {term.name: float(term.value.detach()) for term in terms}
+    losses = flow.group.average(parameters, {term.name: float(term.value.detach()) for term in terms})
     for name, value in losses.items():
         if not math.isfinite(value):
             raise TrainingDiverged(
@@ -195,8 +202,9 @@ class _Training:
         report: Report,
         should_stop: Callable[[], bool],
         factory: MethodFactory,
+        group: Group,
     ) -> None:
-        self.factory = factory
+        self.factory, self.group = factory, group
         self.request, self.folder = request, folder
         self.config = request.config.for_kind(request.concept.kind)
         self.report, self.should_stop = report, should_stop
@@ -217,11 +225,13 @@ class _Training:
             if self.device.type == "cpu":  # sums are split over threads: another number of them rounds differently
                 torch.set_num_threads(int(checkpoint.facts["threads"]))
         self.bank_file = self.folder / FILE
-        concept, method, prompts, embeds, bank = self._encode(checkpoint)
-        release_unused(self.device)
-        flow, parameters = adapted_flow(self.request.source, self.config, self.device)
-        if bank is None:
-            bank = self._collect(method, flow, concept, prompts, embeds)
+        with self.group.leader_first():  # who comes later finds the bank
+            concept, method, prompts, embeds, bank = self._encode(checkpoint)
+            release_unused(self.device)
+            flow, parameters = adapted_flow(self.request.source, self.config, self.device)
+            flow.group = self.group
+            if bank is None:
+                bank = self._collect(method, flow, concept, prompts, embeds)
         bank_digest = digest(bank)
         if checkpoint is not None and checkpoint.facts["bank"] != bank_digest:
             raise CheckpointError("The bank is not the one this training began with: start again in a new folder.")
@@ -240,6 +250,8 @@ class _Training:
         self.sampler = _Sampler(self, flow, concept, prompts, embeds)
 
         def save() -> None:
+            if not self.group.leads:
+                return
             facts = {
                 "base": self.base,
                 "request": self.digest,
@@ -313,7 +325,7 @@ class _Training:
 
         def progress(done: int, total: int) -> None:
             nonlocal shown
-            if self.should_stop():
+            if self.group.size == 1 and self.should_stop():  # among several, between steps only
                 raise Stopped
             if done == total or time.monotonic() - shown > 2:
                 shown = time.monotonic()
@@ -339,7 +351,7 @@ class _Training:
         while self.step < self.config.steps and not self._settled():
             began = time.monotonic()
             try:
-                if self.should_stop():
+                if self.group.agreed(self.should_stop()):
                     raise Stopped
                 self.refreshed |= method.refresh(flow, self.step, self._bank_progress())
             except Stopped:
@@ -385,7 +397,8 @@ class _Training:
             version=__version__,
         )
         path = Path(self.request.output_folder) / f"{self.request.name}.safetensors"
-        write_lora(path, adapter_weights(flow.transformer), metadata, dtype)
+        if self.group.leads:
+            write_lora(path, adapter_weights(flow.transformer), metadata, dtype)
         seconds = round(self._seconds(), 1)
         self.report({"type": "completed", "lora": str(path), "seconds": seconds})
         return {
@@ -426,7 +439,7 @@ class _Sampler:
     def render(self, step: int) -> None:
         """Writes samples/step-NNNNNN-p<prompt>-s<seed>.png for every prompt and seed, and reports each."""
         training, flow, config = self.training, self.flow, self.training.config
-        if not config.sample_every:
+        if not (config.sample_every and training.group.leads):
             return
         training._phase("samples", f"rendering samples at step {step}")
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -21,7 +21,9 @@ NOUNS = ("car", "penguin", "rose", "guitar", "castle", "pizza", "robot", "butter
 STYLES = ("twemoji", "fluent")
 RELATIONS = ("above",)
 
-ENGINE = ("concepts", "evaluation", "flux", "lora", "methods", "bank.py", "config.py", "flow.py", "trainer.py")
+ENGINE = (
+    "concepts", "evaluation", "flux", "lora", "methods", "bank.py", "config.py", "flow.py", "parallel.py", "trainer.py",
+)  # fmt: skip
 
 
 def seeds_of(text: str) -> list[int]:
