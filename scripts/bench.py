@@ -22,6 +22,7 @@ from scripts.environment import (
 )
 from scripts.measures.attention import attention
 from scripts.measures.cost import cost
+from scripts.measures.endurance import endurance
 from scripts.measures.gate import gate
 from scripts.measures.merging import MERGED, WAYS, merging
 from scripts.measures.page import page
@@ -89,6 +90,15 @@ def parser() -> argparse.ArgumentParser:
     full.add_argument("--name", default="", help="of the result file, where it is not the command's")
     full.add_argument("--fresh", action="store_true", help="make rows again that another state of the code has made")
     full.set_defaults(run=train)
+    long = commands.add_parser("endurance", help=endurance.__doc__.splitlines()[0])
+    long.add_argument("--model", default="flux-dev-random", choices=tuple(MODELS), help="its shape; weights are random")
+    long.add_argument("--pairs", type=int, default=1000, help="of erasing and preserving steps")
+    long.add_argument("--precision", default="auto", choices=("auto", *PRECISIONS))
+    long.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a training setting")
+    long.add_argument("--device", default="auto")
+    long.add_argument("--out", type=Path, default=RESULTS, help="folder of the result files")
+    long.add_argument("--name", default="", help="of the result file, where it is not the command's")
+    long.set_defaults(run=endurance)
     repeats = add(seeds, ("car",), "40", 6)
     repeats.set_defaults(images_per_other=0)
     written = commands.add_parser("page", help=page.__doc__)

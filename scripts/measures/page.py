@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .bars import NAMES, bars, percent
+from .bars import COMPILED, NAMES, bars, percent
 from .rows import Row, Rows, read_result
 from .summaries import (
     KINDS,
@@ -18,6 +18,7 @@ from .summaries import (
     ablation_summary,
     attention_summary,
     cost_summary,
+    endurance_summary,
     erasure_summary,
     gate_summary,
     merging_summary,
@@ -162,11 +163,31 @@ def _train_page(summary: Summary) -> list[str]:
     return lines
 
 
+def _endurance_page(summary: list[Summary]) -> list[str]:
+    signs = {True: "yes", False: "**no**", None: "–"}
+    body = [
+        [row["model"], row["device"], row["precision"], str(row["steps"]), str(row["killed_after"]),
+         f"{row['seconds']:.0f}",
+         *(signs[row.get(n)] for n in ("identical", "finite", "taken_by_the_host", "taken_by_diffusers"))]
+        for row in summary
+    ]  # fmt: skip
+    head = ["", "", "", "pairs", "killed after", "s", "as one left alone", "finite", "host's keys", "diffusers"]
+    lines = ["Killed by SIGKILL once it was half done, resumed, and compared to the last bit with one that was left",
+             "alone (on a CPU). Keys: the host's stock loader and diffusers have a place for each.", "",
+             *markdown(head, body)]  # fmt: skip
+    if not any(row["model"] == "flux-dev-random" and row["device"] != "cpu" for row in summary):
+        lines += ["**Missing: 1,000 pairs at full size on a GPU.**", ""]
+    return lines
+
+
 def _missing(one: Summary) -> list[str]:
     """Combinations without a row, of the precisions, resolutions and modes that have any."""
     there = [(row["precision"], row["mode"], row["resolution"]) for row in one["rows"]]
     parts = [list(dict.fromkeys(values)) for values in zip(*there, strict=True)]
-    missing = [f"{p} {m} {r}²" for p, m, r in itertools.product(*parts) if (p, m, r) not in there]
+    missing = [
+        f"{p} {m} {r}²" for p, m, r in itertools.product(*parts)
+        if (p, m, r) not in there and (m != COMPILED or p == "bf16")
+    ]  # fmt: skip
     sides = dict.fromkeys(row["resolution"] for row in one["rows"])
     return missing + [f"the authors' schedule {side}²" for side in sides if side not in one["authors"]]
 
@@ -310,6 +331,7 @@ SECTIONS: dict[str, tuple[str, Callable[[list[Row]], Summary], Callable[[Summary
     "precision": ("The base in fewer bits", precision_summary, _precision_page),
     "cost": ("Cost", cost_summary, _cost_page),
     "train": ("A training at full size", train_summary, _train_page),
+    "endurance": ("Killed and resumed", endurance_summary, _endurance_page),
     "strength": ("Strength", strength_summary, _strength_page),
     "attention": ("Looking inside", attention_summary, _attention_page),
     "merging": ("Many concepts in one LoRA", merging_summary, _merging_page),

@@ -184,6 +184,15 @@ def train_summary(rows: list[Row]) -> Summary:
     return found
 
 
+def endurance_summary(rows: list[Row]) -> list[Summary]:
+    """What each training was and whether it held, without what the rows were made by."""
+    names = (
+        "model", "device", "precision", "pairs", "killed_after", "steps", "seconds", "identical", "finite",
+        "taken_by_the_host", "taken_by_diffusers",
+    )  # fmt: skip
+    return [{name: row[name] for name in names if name in row} for row in rows]
+
+
 def strength_summary(rows: list[Row]) -> Summary:
     """Mean and spread of rates and Acc_ir at each strength, each row's rates, and rank correlations of strength and
     rate: of the mean over rows, and the worst of any row."""

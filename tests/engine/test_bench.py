@@ -124,7 +124,7 @@ def test_a_training_is_timed_in_every_combination_and_goes_on_where_it_stopped(t
     assert [(row["what"], row.get("mode")) for row in first] == [
         ("combination", "plain"), ("authors", None), ("combination", "streamed"),
     ]  # fmt: skip
-    rows, summary = timed("--precision", "bf16,nf4")
+    rows, summary = timed("--precision", "bf16,nf4", "--modes", "plain,checkpointed,streamed")
     assert [row for row in rows if row in first] == first and len(rows) == 7
     by_mode = {row["mode"]: row for row in rows if row.get("precision") == "bf16"}
     plain, checkpointed = by_mode["plain"], by_mode["checkpointed"]

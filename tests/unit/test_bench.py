@@ -279,6 +279,22 @@ def test_differences_to_the_defaults_are_taken_concept_by_concept():
     assert bar(found, "2. The term rsc")[0] is None
 
 
+def test_a_long_training_is_judged_at_full_size_on_a_gpu_only():
+    row = {"model": "flux-dev-random", "device": "NVIDIA H200", "precision": "nf4", "pairs": 1000, "steps": 1000,
+           "killed_after": 500, "seconds": 900.0, "finite": True, "taken_by_the_host": True, "taken_by_diffusers": True,
+           "key": "k", "engine": "e"}  # fmt: skip
+    cpu = {**row, "model": "flux-tiny-random", "device": "cpu", "identical": False}
+
+    def judged(*rows: dict) -> bars.Bar:
+        return bar(bars.bars({"endurance": summaries.endurance_summary(list(rows))}), "1,000 pairs at full size")
+
+    assert judged(row, cpu) == (True, "nf4: 1000 pairs") and judged(cpu) == (None, "")
+    assert judged({**row, "taken_by_the_host": False})[0] is False and judged({**row, "steps": 900})[0] is False
+    assert judged({**row, "pairs": 10, "steps": 10}) == (None, "")
+    text = "\n".join(page._endurance_page(summaries.endurance_summary([cpu])))
+    assert "| 1000 | 500 | 900 | **no** | yes | yes | yes |" in text and "**Missing: 1,000 pairs" in text
+
+
 def test_every_precision_is_judged_by_itself():
     rows = [{**row("", c, 0, acc_e), "precision": p} for p, c, acc_e in (
         ("bf16", "car", 0.0), ("bf16", "owl", 0.1), ("fp8", "car", 0.0), ("fp8", "owl", 0.11),
