@@ -40,6 +40,7 @@ from .flux.checkpointing import checkpoint_blocks
 from .flux.compiling import compile_blocks
 from .flux.loading import (
     load_text_encoders,
+    load_tokenizer,
     load_transformer,
     load_vae,
     pick_device,
@@ -277,18 +278,18 @@ class _Training:
     ) -> tuple[Concept, Method, Prompts, TextEmbeds, dict[str, Tensor] | None]:
         """The concept fitted to the model's words, its method planned, and prompts encoded or read with the bank."""
         self._phase("encode", "encoding prompts")
-        encoders = load_text_encoders(
-            self.request.source, self.device, stream=self.config.streams_encoder(self.request.source.precision)
-        )
-        concept = self.request.concept.fitted(vocabulary_of(encoders.tokenizer_2), self.config.seed)
+        source = self.request.source
+        tokenizer = load_tokenizer(source)
+        concept = self.request.concept.fitted(vocabulary_of(tokenizer), self.config.seed)
         method, prompts = self.factory(concept, self.config), Prompts()
         for text in _sample_prompts(concept):
             prompts.row(text)
-        method.plan(prompts, encoders.tokenizer_2, encoders.sequence_length)
+        method.plan(prompts, tokenizer, variant_of(source).sequence_length)
         stored = self._stored_bank(checkpoint)
         if stored is not None:
             return concept, method, prompts, TextEmbeds(stored.pop("embeds.t5"), stored.pop("embeds.pooled")), stored
-        embeds = encoders.encode(prompts.texts).to("cpu")
+        stream = self.config.streams_encoder(source.precision)
+        embeds = load_text_encoders(source, self.device, stream=stream).encode(prompts.texts).to("cpu")
         return concept, method, prompts, embeds, None
 
     def _stored_bank(self, checkpoint: Checkpoint | None) -> dict[str, Tensor] | None:

@@ -87,6 +87,22 @@ def test_a_training_may_go_on_with_less_memory(flux: FluxSource, tmp_path: Path)
     assert_same(lora, whole)
 
 
+def test_a_training_with_its_bank_goes_on_without_the_text_encoders(
+    flux: FluxSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with pytest.raises(trainer.Stopped):
+        train(flux, tmp_path, stop_after=2)
+
+    def loaded(*_: object, **__: object) -> None:
+        raise AssertionError("the text encoders were loaded")
+
+    monkeypatch.setattr(trainer, "load_text_encoders", loaded)
+    _, events = train(flux, tmp_path)
+    assert [e["step"] for e in events if e["type"] == "step"] == [3, 4]
+    with pytest.raises(AssertionError, match="were loaded"):
+        train(flux, tmp_path / "another")
+
+
 # --- Weights in one byte ---------------------------------------------------------------------------------------------
 
 

@@ -14,7 +14,14 @@ from accelerate import cpu_offload
 from diffusers import AutoencoderKL, FluxTransformer2DModel
 from diffusers.hooks import apply_layerwise_casting
 from torch import Tensor
-from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+from transformers import (
+    AutoTokenizer,
+    CLIPTextConfig,
+    CLIPTextModel,
+    PreTrainedTokenizerBase,
+    T5Config,
+    T5EncoderModel,
+)
 
 from ..errors import SourceError
 from .native_layout import native_to_diffusers
@@ -242,6 +249,13 @@ def load_vae(
     return _place(vae, device, dtype)
 
 
+def load_tokenizer(source: FluxSource, name: str = "tokenizer_2") -> PreTrainedTokenizerBase:
+    """T5's tokenizer, or CLIP's ("tokenizer")."""
+    with _reading("tokenizer"):
+        folder = Path(source.folder) / name if source.kind == "diffusers" else Path(getattr(source, name))
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
 def load_text_encoders(
     source: FluxSource, device: str | torch.device = "auto", dtype: torch.dtype | None = None, stream: bool = False
 ) -> TextEncoders:
@@ -257,12 +271,10 @@ def load_text_encoders(
             options = {"dtype": dtype, "use_safetensors": True, "local_files_only": True}
             clip = CLIPTextModel.from_pretrained(folder / "text_encoder", **options)
             t5 = T5EncoderModel.from_pretrained(folder / "text_encoder_2", **options)
-            tokenizers = (folder / "tokenizer", folder / "tokenizer_2")
         else:
             clip = _single_file_clip(source.weights("clip_l")[0], dtype)
             t5 = _single_file_t5(source.weights("t5")[0], dtype)
-            tokenizers = (Path(source.tokenizer), Path(source.tokenizer_2))
-        tokenizer, tokenizer_2 = (AutoTokenizer.from_pretrained(path, local_files_only=True) for path in tokenizers)
+        tokenizer, tokenizer_2 = (load_tokenizer(source, name) for name in ("tokenizer", "tokenizer_2"))
     if tokenizer.model_max_length > 77:  # the host's tokenizer folder leaves it open
         tokenizer.model_max_length = 77
     t5 = _place(t5, torch.device("cpu") if stream else device, dtype)
