@@ -24,13 +24,14 @@ from scripts.environment import (
 from scripts.measures.attention import attention
 from scripts.measures.cost import cost
 from scripts.measures.defences import BUDGET, defences
+from scripts.measures.endurance import endurance
 from scripts.measures.gate import gate
 from scripts.measures.merging import MERGED, WAYS, merging
 from scripts.measures.page import page
 from scripts.measures.seeds import seeds
 from scripts.measures.strength import strength
-from scripts.measures.table import METHODS, VARIANTS, ablation, erasure
-from scripts.measures.train import MODELS, MODES, PRECISIONS, train
+from scripts.measures.table import METHODS, PRECISIONS, VARIANTS, ablation, erasure, precision
+from scripts.measures.train import MODELS, MODES, train
 from scripts.measures.workplace import NOUNS, RELATIONS, STYLES
 
 RESULTS = ROOT / "benchmarks"
@@ -69,6 +70,8 @@ def parser() -> argparse.ArgumentParser:
     whole.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)  # one of them
     variants = add(ablation, ("car", "penguin", "castle"), "1", 24)
     variants.add_argument("--variants", default="", help=f"default: {', '.join(VARIANTS)}")
+    bits = add(precision, ("car", "penguin", "castle"), "1", 24)
+    bits.add_argument("--precisions", default="", help=f"default: {', '.join(PRECISIONS)}")
     costs = add(cost, ("car", "penguin", "castle"), "1", 24)
     costs.add_argument("--repeats", type=int, default=7, help="of the timing, schedules in turn")
     costs.add_argument("--pairs", type=int, default=10, help="of ours in a timing")
@@ -96,6 +99,15 @@ def parser() -> argparse.ArgumentParser:
     full.add_argument("--name", default="", help="of the result file, where it is not the command's")
     full.add_argument("--fresh", action="store_true", help="make rows again that another state of the code has made")
     full.set_defaults(run=train)
+    long = commands.add_parser("endurance", help=endurance.__doc__.splitlines()[0])
+    long.add_argument("--model", default="flux-dev-random", choices=tuple(MODELS), help="its shape; weights are random")
+    long.add_argument("--pairs", type=int, default=1000, help="of erasing and preserving steps")
+    long.add_argument("--precision", default="auto", choices=("auto", *PRECISIONS))
+    long.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a training setting")
+    long.add_argument("--device", default="auto")
+    long.add_argument("--out", type=Path, default=RESULTS, help="folder of the result files")
+    long.add_argument("--name", default="", help="of the result file, where it is not the command's")
+    long.set_defaults(run=endurance)
     repeats = add(seeds, ("car",), "40", 6)
     repeats.set_defaults(images_per_other=0)
     written = commands.add_parser("page", help=page.__doc__)

@@ -18,9 +18,11 @@ from .config import ErasureRequest
 from .errors import CheckpointError
 from .lora.format import LoraWeights
 
-# Settings that decide what a training takes and leaves behind, not what it computes: it may go on with others.
+# Settings that decide what a training takes and leaves behind, not what it computes (but for compile's rounding): it
+# may go on with others.
 NOT_THE_COURSE = frozenset({
     "checkpoint_every", "keep_checkpoints", "sample_every", "sample_count", "gradient_checkpointing", "stream_blocks",
+    "compile",
 })  # fmt: skip
 # Settings that do not reach the bank, which is recorded before the first step.
 AFTER_THE_BANK = NOT_THE_COURSE | frozenset({

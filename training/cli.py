@@ -3,11 +3,13 @@
     python -m training.cli train --source FOLDER --concept "penguin" --out DIR
     python -m training.cli train --source FOLDER --concept "penguin" --out DIR --estimate
     python -m training.cli resume --out DIR
+    accelerate launch --multi_gpu --num_processes 2 -m training.cli train --source FOLDER --concept "penguin" --out DIR
     python -m training.cli evaluate --source FOLDER --lora FILE
     python -m training.cli evaluate --source FOLDER --lora FILE --lora FILE --deletion --out DIR --report
     python -m training.cli report DIR --out report.html
 
---estimate trains nothing: it shows what each way to train needs of memory, and which would be taken.
+--estimate trains nothing: it shows what each way to train needs of memory, and which would be taken. Under `accelerate
+launch` the GPUs of one machine share each batch, whose sizes must be multiples of their number; the first one prints.
 
 The last line printed is one JSON object: `lora`; `acc_e`, `acc_g`, `acc_ir` (shares of images, 0..1, in which the
 erased concept is recognised under its name and its synonyms, and what should stay where no preservation prompt held its
@@ -392,10 +394,11 @@ class Bar:
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs a command; returns the exit status (0: done, 1: one sentence on stderr says why not, 130: interrupted)."""
+    from .parallel import ALONE, join, leave
     from .trainer import Stopped, run
 
     args = parser().parse_args(arguments)
-    bar = Bar()
+    bar, group = Bar(), ALONE
     try:
         if args.command == "evaluate":
             result = evaluate_command(args)
@@ -407,14 +410,19 @@ def main(arguments: list[str] | None = None) -> int:
                 if args.estimate:
                     print(json.dumps(show_memory(request)))
                     return 0
+                group = join()
                 folder = job_folder(args.out, request.name)
-                folder.mkdir(parents=True, exist_ok=True)
-                (folder / "request.json").write_text(json.dumps(request.to_dict(), indent=1), encoding="utf-8")
+                if group.leads:
+                    folder.mkdir(parents=True, exist_ok=True)
+                    (folder / "request.json").write_text(json.dumps(request.to_dict(), indent=1), encoding="utf-8")
             else:
                 request = find_request(args.out, args.name)
-                folder = job_folder(args.out, request.name)
-            result = run(request, folder, bar)
+                folder, group = job_folder(args.out, request.name), join()
+            result = run(request, folder, bar, group=group)
             bar.close()
+            leave(group)
+            if not group.leads:
+                return 0
             result |= measure_trained(request, Path(result["lora"]), args)
     except ErasureError as error:
         print(f"error: {error}", file=sys.stderr)

@@ -57,7 +57,8 @@ def ways(request: ErasureRequest, size: ModelSize | None = None) -> list[Way]:
 
     Open are: gradient checkpointing on "auto", on any device; precision "auto" on a CUDA or XPU device, and with it
     whether blocks are streamed. Weights on the device in bf16 are fastest without checkpointing and next with it; then
-    those in fewer bits, which are cast in every pass; copying all weights for every pass costs most.
+    those in fewer bits, which are cast in every pass (and which compiled blocks cannot have); copying all weights for
+    every pass costs most.
     """
     size = size or model_size(request.source)
     estimates = ((one, estimate_memory(one, size)) for one in _open(request))
@@ -72,7 +73,8 @@ def _open(request: ErasureRequest) -> Iterator[ErasureRequest]:
     if request.source.precision == "auto" and kind != "cpu":
         precisions = ["bf16"]
         if kind in ("cuda", "xpu"):
-            precisions += [p for p in ("fp8", "nf4") if p not in PACKAGES or importlib.util.find_spec(PACKAGES[p])]
+            fewer = () if config.compile else ("fp8", "nf4")
+            precisions += [p for p in fewer if p not in PACKAGES or importlib.util.find_spec(PACKAGES[p])]
             rings += [] if config.stream_blocks else [RING]
     for ring in rings:
         for precision in precisions:

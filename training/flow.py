@@ -15,6 +15,7 @@ from .flux.attention import AttentionCapture
 from .flux.text import TextEmbeds
 from .flux.velocity import velocity
 from .lora.adapter import adapter_disabled, set_adapter_scale
+from .parallel import ALONE, Group
 
 Progress = Callable[[int, int], None]  # (done, total); may raise to stop the work
 
@@ -24,7 +25,8 @@ class Flow:
     """The transformer with its adapter, and the settings every call of it shares.
 
     levels: [steps + 1] sigmas from 1 to 0 that trajectories run on; grid: rows and columns of image tokens; guidance:
-    what the guidance embedding is fed; autocast: compute in bf16 (the weights stay as they are).
+    what the guidance embedding is fed; autocast: compute in bf16 (the weights stay as they are); group: the processes
+    that batches are shared among.
     """
 
     transformer: FluxTransformer2DModel
@@ -32,6 +34,7 @@ class Flow:
     grid: tuple[int, int]
     guidance: float
     autocast: bool = False
+    group: Group = ALONE
 
     @property
     def device(self) -> torch.device:

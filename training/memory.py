@@ -333,7 +333,8 @@ def _cheaper(request: ErasureRequest, phase: str) -> Iterator[tuple[ErasureReque
         else:
             yield with_settings(sample_every=0), "no sample images"
     if phase != "encode" and _on_accelerator(request):
-        quantised = replace(request, source=replace(request.source, precision="fp8"))
+        uncompiled = replace(config, compile=False)
+        quantised = replace(request, source=replace(request.source, precision="fp8"), config=uncompiled)
         if request.source.precision not in QUANTISED and saves(quantised):
             yield quantised, "fp8 weights"
         streamed = with_settings(stream_blocks=2, gradient_checkpointing="auto")

@@ -11,6 +11,7 @@ import math
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,10 @@ from .errors import CheckpointError, ConfigError, ErasureError
 from .fitting import settle
 from .flow import Flow, Progress
 from .flux.checkpointing import checkpoint_blocks
+from .flux.compiling import compile_blocks
 from .flux.loading import (
     load_text_encoders,
+    load_tokenizer,
     load_transformer,
     load_vae,
     pick_device,
@@ -51,6 +54,7 @@ from .flux.variants import FluxVariant, training_side, variant_of
 from .lora.adapter import adapter_weights, add_adapter, set_adapter_weights
 from .lora.format import make_metadata, write_lora
 from .methods import Method, MethodFactory, Prompts, make_method
+from .parallel import ALONE, Group, placed
 
 Report = Callable[[dict[str, Any]], None]
 CLIP_NORM = 1.0  # gradient norm of a level's update; a guard, rarely reached
@@ -72,6 +76,7 @@ def run(
     report: Report,
     should_stop: Callable[[], bool] = lambda: False,
     factory: MethodFactory | None = None,
+    group: Group = ALONE,
 ) -> dict[str, Any]:
     """Trains what `request` asks for and returns {"lora", "name", "steps", "seconds", "losses", "concept"}.
 
@@ -79,14 +84,18 @@ def run(
     not at all. What the request leaves open of precision and memory is decided here: see `fitting`. Where `folder` has
     checkpoints of the same request, training goes on from the newest. `report` gets the events phase, step, sample,
     checkpoint, notice and completed; `should_stop` is asked before every step. `factory` makes another method than the
-    one that the settings name; its folder must be no other method's.
+    one that the settings name; its folder must be no other method's. group: the processes that train together, see
+    `parallel`; all call this, the leader alone reports and writes, and its should_stop is everyone's.
     Raises Stopped after saving a checkpoint, and ErasureError's subclasses.
     """
     request.validate()
-    request, decision = settle(request, Path(folder))
+    device = (request := placed(request, group)).device
+    settled, decision = group.agreed(settle(request, Path(folder)) if group.leads else None)
+    request = replace(settled, device=device)  # each process has its own
+    report = report if group.leads else lambda event: None
     if decision:
         report({"type": "notice", "message": decision})
-    return _Training(request, Path(folder), report, should_stop, factory or make_method).run()
+    return _Training(request, Path(folder), report, should_stop, factory or make_method, group).run()
 
 
 def adapted_flow(
@@ -118,7 +127,10 @@ def put_adapter(
     )
     blocks = target_blocks(config.targets, config.blocks, flow.double_blocks, flow.single_blocks)
     targets = TARGETS[config.targets]
-    return flow, add_adapter(transformer, targets, config.rank, config.alpha, config.seed, blocks)
+    parameters = add_adapter(transformer, targets, config.rank, config.alpha, config.seed, blocks)
+    if config.compile:
+        compile_blocks(transformer)
+    return flow, parameters
 
 
 def make_optimizers(
@@ -171,7 +183,7 @@ def update_level(
         raise ConfigError(f"No {level} loss depends on the LoRA: choose other targets, blocks or loss weights.")
     total.backward()
     # read now: before the backward pass was queued, an accelerator would have had nothing to do meanwhile
-    losses = {term.name: float(term.value.detach()) for term in terms}
+    losses = flow.group.average(parameters, {term.name: float(term.value.detach()) for term in terms})
     for name, value in losses.items():
         if not math.isfinite(value):
             raise TrainingDiverged(
@@ -191,8 +203,9 @@ class _Training:
         report: Report,
         should_stop: Callable[[], bool],
         factory: MethodFactory,
+        group: Group,
     ) -> None:
-        self.factory = factory
+        self.factory, self.group = factory, group
         self.request, self.folder = request, folder
         self.config = request.config.for_kind(request.concept.kind)
         self.report, self.should_stop = report, should_stop
@@ -213,11 +226,13 @@ class _Training:
             if self.device.type == "cpu":  # sums are split over threads: another number of them rounds differently
                 torch.set_num_threads(int(checkpoint.facts["threads"]))
         self.bank_file = self.folder / FILE
-        concept, method, prompts, embeds, bank = self._encode(checkpoint)
-        release_unused(self.device)
-        flow, parameters = adapted_flow(self.request.source, self.config, self.device)
-        if bank is None:
-            bank = self._collect(method, flow, concept, prompts, embeds)
+        with self.group.leader_first():  # who comes later finds the bank
+            concept, method, prompts, embeds, bank = self._encode(checkpoint)
+            release_unused(self.device)
+            flow, parameters = adapted_flow(self.request.source, self.config, self.device)
+            flow.group = self.group
+            if bank is None:
+                bank = self._collect(method, flow, concept, prompts, embeds)
         bank_digest = digest(bank)
         if checkpoint is not None and checkpoint.facts["bank"] != bank_digest:
             raise CheckpointError("The bank is not the one this training began with: start again in a new folder.")
@@ -236,6 +251,8 @@ class _Training:
         self.sampler = _Sampler(self, flow, concept, prompts, embeds)
 
         def save() -> None:
+            if not self.group.leads:
+                return
             facts = {
                 "base": self.base,
                 "request": self.digest,
@@ -261,18 +278,18 @@ class _Training:
     ) -> tuple[Concept, Method, Prompts, TextEmbeds, dict[str, Tensor] | None]:
         """The concept fitted to the model's words, its method planned, and prompts encoded or read with the bank."""
         self._phase("encode", "encoding prompts")
-        encoders = load_text_encoders(
-            self.request.source, self.device, stream=self.config.streams_encoder(self.request.source.precision)
-        )
-        concept = self.request.concept.fitted(vocabulary_of(encoders.tokenizer_2), self.config.seed)
+        source = self.request.source
+        tokenizer = load_tokenizer(source)
+        concept = self.request.concept.fitted(vocabulary_of(tokenizer), self.config.seed)
         method, prompts = self.factory(concept, self.config), Prompts()
         for text in _sample_prompts(concept):
             prompts.row(text)
-        method.plan(prompts, encoders.tokenizer_2, encoders.sequence_length)
+        method.plan(prompts, tokenizer, variant_of(source).sequence_length)
         stored = self._stored_bank(checkpoint)
         if stored is not None:
             return concept, method, prompts, TextEmbeds(stored.pop("embeds.t5"), stored.pop("embeds.pooled")), stored
-        embeds = encoders.encode(prompts.texts).to("cpu")
+        stream = self.config.streams_encoder(source.precision)
+        embeds = load_text_encoders(source, self.device, stream=stream).encode(prompts.texts).to("cpu")
         return concept, method, prompts, embeds, None
 
     def _stored_bank(self, checkpoint: Checkpoint | None) -> dict[str, Tensor] | None:
@@ -309,7 +326,7 @@ class _Training:
 
         def progress(done: int, total: int) -> None:
             nonlocal shown
-            if self.should_stop():
+            if self.group.size == 1 and self.should_stop():  # among several, between steps only
                 raise Stopped
             if done == total or time.monotonic() - shown > 2:
                 shown = time.monotonic()
@@ -335,7 +352,7 @@ class _Training:
         while self.step < self.config.steps and not self._settled():
             began = time.monotonic()
             try:
-                if self.should_stop():
+                if self.group.agreed(self.should_stop()):
                     raise Stopped
                 self.refreshed |= method.refresh(flow, self.step, self._bank_progress())
             except Stopped:
@@ -381,7 +398,8 @@ class _Training:
             version=__version__,
         )
         path = Path(self.request.output_folder) / f"{self.request.name}.safetensors"
-        write_lora(path, adapter_weights(flow.transformer), metadata, dtype)
+        if self.group.leads:
+            write_lora(path, adapter_weights(flow.transformer), metadata, dtype)
         seconds = round(self._seconds(), 1)
         self.report({"type": "completed", "lora": str(path), "seconds": seconds})
         return {
@@ -422,7 +440,7 @@ class _Sampler:
     def render(self, step: int) -> None:
         """Writes samples/step-NNNNNN-p<prompt>-s<seed>.png for every prompt and seed, and reports each."""
         training, flow, config = self.training, self.flow, self.training.config
-        if not config.sample_every:
+        if not (config.sample_every and training.group.leads):
             return
         training._phase("samples", f"rendering samples at step {step}")
         self.folder.mkdir(parents=True, exist_ok=True)

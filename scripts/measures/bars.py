@@ -9,6 +9,8 @@ from .summaries import AUTHORS, DELETION, SHARES, Summary, attacked, attacks_in
 TERMS = ("esd", "attn", "lora", "rsc")
 NAMES = {"acc_e": "Acc_e", "acc_g": "Acc_g", "acc_ir": "Acc_ir", "acc_ir_seen": "Acc_ir, seen"}
 REACHED = 0.9  # of a ceiling
+PRECISIONS = ("bf16", "fp8", "int8", "nf4")  # of the base in training
+COMPILED = "compiled"  # of the ways of a full-size training; with weights in bf16 alone
 MAPS = "best, t 0.2"  # of the measured maps, what Inspect Image shows by default
 
 Bar = tuple[str, bool | None, str]  # what is asked, whether it is met (None: not measured), the numbers
@@ -25,7 +27,9 @@ def bars(results: dict[str, Summary]) -> list[Bar]:
         *_first(erasure.get("eraseanything", {}).get("nouns")),
         *_second(erasure, ablation),
         *_third(results.get("cost") or {}),
+        *_precisions(results.get("precision") or {}),
         *_full_size(results.get("train") or {}),
+        *_endurance(results.get("endurance") or []),
         *_fourth(results.get("strength") or {}),
         *_fifth(erasure.get("eraseanything", {})),
         *_maps(results.get("attention") or {}),
@@ -132,6 +136,22 @@ def _third(cost: Summary) -> list[Bar]:
     return found
 
 
+def _precisions(summary: Summary) -> list[Bar]:
+    """What bar 1 asks of nouns, of each precision of the base in training."""
+    found: list[Bar] = []
+    for precision in PRECISIONS:
+        text = f"Trained on {precision}: Acc_e ≤ 5 %, Acc_g ≤ 8 %, Acc_ir within 2 points of the base"
+        table = summary.get(precision)
+        if table is None or not {"acc_e", "acc_g", "acc_ir"} <= set(table["shares"]):
+            found.append((text, None, ""))
+            continue
+        (kept, numbers), shares = _kept(table), table["shares"]
+        met = kept and shares["acc_e"]["after"] <= 0.05 and shares["acc_g"]["after"] <= 0.08
+        erased = ", ".join(f"{NAMES[name]} {percent(shares[name]['after'])}" for name in ("acc_e", "acc_g"))
+        found.append((text, met, f"{erased}, Acc_ir {numbers}"))
+    return found
+
+
 def _full_size(train: Summary) -> list[Bar]:
     """At Flux.1-dev's shape on a GPU; rows of small shapes and of CPUs do not count."""
     gb = 1024**3
@@ -168,6 +188,17 @@ def _full_size(train: Summary) -> list[Bar]:
         return [*found, (text, None, "")]
     fits = all(1 <= value <= 1.1 for value in over)
     return [*found, (text, fits, f"{min(over):.2f} to {max(over):.2f} of the peak in {len(over)} combinations")]
+
+
+def _endurance(rows: list[Summary]) -> list[Bar]:
+    """1,000 pairs at full size on a GPU; rows of small shapes and of CPUs do not count."""
+    text = "1,000 pairs at full size complete, resume after kill -9, and load in the host and diffusers"
+    there = [r for r in rows if r["model"] == "flux-dev-random" and r["device"] != "cpu" and r["pairs"] >= 1000]
+    if not there:
+        return [(text, None, "")]
+    facts = ("finite", "taken_by_the_host", "taken_by_diffusers")
+    met = all(row["steps"] == row["pairs"] and all(row[fact] for fact in facts) for row in there)
+    return [(text, met, ", ".join(f"{row['precision']}: {row['steps']} pairs" for row in there))]
 
 
 def _fourth(strength: Summary) -> list[Bar]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from .bars import NAMES, bars, percent
+from .bars import COMPILED, NAMES, bars, percent
 from .rows import Row, Rows, read_result
 from .summaries import (
     KINDS,
@@ -20,9 +20,11 @@ from .summaries import (
     attention_summary,
     cost_summary,
     defences_summary,
+    endurance_summary,
     erasure_summary,
     gate_summary,
     merging_summary,
+    precision_summary,
     seeds_summary,
     strength_summary,
     train_summary,
@@ -87,6 +89,22 @@ def _ablation_page(summary: Summary) -> list[str]:
     ]  # fmt: skip
 
 
+def _precision_page(summary: Summary) -> list[str]:
+    names = [n for n in dict.fromkeys(n for t in summary.values() for n in t["shares"]) if not n.startswith("part")]
+    first = next(iter(summary.values()), {"shares": {}})["shares"]
+    base = ["base", *(f"{100 * first[n]['before']:.1f}" if n in first else "–" for n in names), "", ""]
+    body = [
+        [precision, *(_cell(table["shares"].get(n), worst=n == "acc_e") for n in names),
+         f"{table['seconds']['mean']:.0f}", str(table["rows"])]
+        for precision, table in summary.items()
+    ]  # fmt: skip
+    return [
+        "What the transformer's blocks are stored in while the bank is filled and the LoRA is trained. What the LoRA",
+        "does is measured on the model as it is, with the same prompts and seeds for all.", "",
+        *markdown(["", *(NAMES.get(name, name) for name in names), "s", "rows"], [base, *body]),
+    ]  # fmt: skip
+
+
 def _cost_page(summary: Summary) -> list[str]:
     body = [
         [name, f"{one['flops']} ×", f"{one['flops_to_the_end']} ×",
@@ -147,11 +165,31 @@ def _train_page(summary: Summary) -> list[str]:
     return lines
 
 
+def _endurance_page(summary: list[Summary]) -> list[str]:
+    signs = {True: "yes", False: "**no**", None: "–"}
+    body = [
+        [row["model"], row["device"], row["precision"], str(row["steps"]), str(row["killed_after"]),
+         f"{row['seconds']:.0f}",
+         *(signs[row.get(n)] for n in ("identical", "finite", "taken_by_the_host", "taken_by_diffusers"))]
+        for row in summary
+    ]  # fmt: skip
+    head = ["", "", "", "pairs", "killed after", "s", "as one left alone", "finite", "host's keys", "diffusers"]
+    lines = ["Killed by SIGKILL once it was half done, resumed, and compared to the last bit with one that was left",
+             "alone (on a CPU). Keys: the host's stock loader and diffusers have a place for each.", "",
+             *markdown(head, body)]  # fmt: skip
+    if not any(row["model"] == "flux-dev-random" and row["device"] != "cpu" for row in summary):
+        lines += ["**Missing: 1,000 pairs at full size on a GPU.**", ""]
+    return lines
+
+
 def _missing(one: Summary) -> list[str]:
     """Combinations without a row, of the precisions, resolutions and modes that have any."""
     there = [(row["precision"], row["mode"], row["resolution"]) for row in one["rows"]]
     parts = [list(dict.fromkeys(values)) for values in zip(*there, strict=True)]
-    missing = [f"{p} {m} {r}²" for p, m, r in itertools.product(*parts) if (p, m, r) not in there]
+    missing = [
+        f"{p} {m} {r}²" for p, m, r in itertools.product(*parts)
+        if (p, m, r) not in there and (m != COMPILED or p == "bf16")
+    ]  # fmt: skip
     sides = dict.fromkeys(row["resolution"] for row in one["rows"])
     return missing + [f"the authors' schedule {side}²" for side in sides if side not in one["authors"]]
 
@@ -355,8 +393,10 @@ SECTIONS: dict[str, tuple[str, Callable[[list[Row]], Summary], Callable[[Summary
     "erasure": ("Methods", erasure_summary, _erasure_page),
     "defences": ("Defences at equal preservation", defences_summary, _defences_page),
     "ablation": ("One setting at a time", ablation_summary, _ablation_page),
+    "precision": ("The base in fewer bits", precision_summary, _precision_page),
     "cost": ("Cost", cost_summary, _cost_page),
     "train": ("A training at full size", train_summary, _train_page),
+    "endurance": ("Killed and resumed", endurance_summary, _endurance_page),
     "strength": ("Strength", strength_summary, _strength_page),
     "attention": ("Looking inside", attention_summary, _attention_page),
     "merging": ("Many concepts in one LoRA", merging_summary, _merging_page),

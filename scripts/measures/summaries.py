@@ -112,6 +112,14 @@ def ablation_summary(rows: list[Row]) -> Summary:
     return summary
 
 
+def precision_summary(rows: list[Row]) -> Summary:
+    """precision → `_table`."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row["precision"], []).append(row)
+    return {precision: _table(part) for precision, part in found.items()}
+
+
 def cost_summary(rows: list[Row]) -> Summary:
     """Ratios of the authors' schedule to ours, in FLOPs and time, and what each schedule reaches."""
     summary: Summary = {"trainings": {}}
@@ -176,6 +184,15 @@ def train_summary(rows: list[Row]) -> Summary:
             table.append(entry)
         found[name] = {"peak_tflops": round(here[-1]["peak_flops"] / 1e12, 2), "rows": table, "authors": list(theirs)}
     return found
+
+
+def endurance_summary(rows: list[Row]) -> list[Summary]:
+    """What each training was and whether it held, without what the rows were made by."""
+    names = (
+        "model", "device", "precision", "pairs", "killed_after", "steps", "seconds", "identical", "finite",
+        "taken_by_the_host", "taken_by_diffusers",
+    )  # fmt: skip
+    return [{name: row[name] for name in names if name in row} for row in rows]
 
 
 def strength_summary(rows: list[Row]) -> Summary:

@@ -1,12 +1,15 @@
-"""The commands that train and judge concepts × seeds × variants: `erasure` compares methods, `ablation` settings."""
+"""The commands that train and judge concepts × seeds × variants: `erasure` compares methods, `ablation` settings,
+`precision` in how many bits the base is while it is trained on."""
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 from typing import Any
 
 from scripts.environment import say
 
+from . import bars
 from .page import conclude
 from .workplace import Workplace, course, seeds_of
 
@@ -53,6 +56,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no shuffled prompts": {"shuffle": False},
 }  # fmt: skip
 
+# The base's weights in training. "precision" is no setting either: it is the source's.
+PRECISIONS: dict[str, dict[str, Any]] = {name: {"precision": name} for name in bars.PRECISIONS}
+
 
 def resolved(overrides: dict[str, Any], double: int) -> dict[str, Any]:
     """`overrides` with halves and ends of the model's `double` double blocks written as indices."""
@@ -82,22 +88,24 @@ def _fill(place: Workplace, column: str, variants: dict[str, dict[str, Any] | No
             for name, overrides in variants.items():
                 overrides = None if overrides is None else resolved(overrides, double)
                 concept = place.concept(phrase, seed, (overrides or {}).pop("irrelevant", 0))
+                precision = (overrides or {}).pop("precision", "")
                 config = None if overrides is None else place.config(overrides, seed)
-                key = place.key(phrase, seed, name if config is None else course(config), concept)
+                more = {"precision": precision} if precision else {}
+                key = place.key(phrase, seed, name if config is None else course(config), concept, **more)
                 # what is the default now, or the same by another name, is no variant
                 if key not in planned:
                     planned.add(key)
-                    plans[name] = (key, concept, config)
-            if all(place.done(key) for key, _, _ in plans.values()):
+                    plans[name] = (key, concept, config, precision)
+            if all(place.done(key) for key, *_ in plans.values()):
                 continue
             with place.group(phrase, seed) as folder:
                 if folder is None:
                     missing += 1
                     continue
-                for name, (key, concept, config) in plans.items():
+                for name, (key, concept, config, precision) in plans.items():
                     if not place.done(key):
                         slot = {column: name, "concept": phrase, "seed": seed}
-                        show(place.measured(slot, key, folder, concept, config), name)
+                        show(place.measured(slot, key, folder, concept, config, precision=precision), name)
     if missing:
         say(f"{missing} concepts and seeds were left to other processes: run this again when they have ended")
 
@@ -125,3 +133,17 @@ def ablation(args: argparse.Namespace) -> None:
     names = ["defaults", *(name for name in names if name != "defaults")]
     _fill(place, "variant", {name: VARIANTS[name] for name in names})
     conclude(place.rows, "ablation")
+
+
+def precision(args: argparse.Namespace) -> None:
+    """The same measures of LoRAs trained on the base in bf16, fp8, int8 and nf4."""
+    from training.flux.source import PACKAGES
+
+    place, names = Workplace(args, "precision"), []
+    for name in chosen(args.precisions, PRECISIONS):
+        if (package := PACKAGES.get(name)) and not importlib.util.find_spec(package):
+            say(f"{name}: not measured (needs the package {package})")
+        else:
+            names.append(name)
+    _fill(place, "precision", {name: PRECISIONS[name] for name in names})
+    conclude(place.rows, "precision")

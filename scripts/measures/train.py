@@ -13,6 +13,7 @@ from typing import Any
 
 from scripts.environment import CACHE, say
 
+from .bars import COMPILED
 from .cost import count_flops
 from .page import conclude
 from .rows import Rows, key_of, machine
@@ -31,11 +32,11 @@ MODELS: dict[str, dict[str, Any]] = {
         "axes_dims_rope": (16, 56, 56),
     },
 }  # fmt: skip
-PRECISIONS = ("bf16", "fp8", "int8", "nf4")
 MODES: dict[str, dict[str, Any]] = {
     "plain": {"gradient_checkpointing": "off"},
     "checkpointed": {"gradient_checkpointing": "on"},
     "streamed": {"stream_blocks": 2},
+    COMPILED: {"gradient_checkpointing": "off", "compile": True},
 }
 # Of the published Flux, which the estimate wants to know though nothing of it is loaded here: numbers in CLIP-L, in
 # T5-XXL and its largest matrix, its heads, its inner width, numbers in the autoencoder, its channels at full size.
@@ -55,6 +56,20 @@ class Combination:
 
     def __str__(self) -> str:
         return f"{self.precision} {self.mode} {self.resolution}²"
+
+
+def random_weights(model: Any, device: Any) -> Any:
+    """A transformer from the meta device, with random weights on `device`, always the same ones there."""
+    import torch
+
+    model = model.to_empty(device=device).requires_grad_(False)
+    generator = torch.Generator(device).manual_seed(0)
+    for name, parameter in model.named_parameters():
+        if name.endswith(("norm_q.weight", "norm_k.weight", "norm_added_q.weight", "norm_added_k.weight")):
+            parameter.data.fill_(1.0)
+        else:
+            parameter.data.normal_(std=STD, generator=generator)
+    return model
 
 
 class Bench:
@@ -144,13 +159,7 @@ class Bench:
 
         with torch.device("meta"):
             model = torch.nn.Module.to(self._empty(), torch.bfloat16)  # diffusers' own warns of loading
-        model = model.to_empty(device=self.device).requires_grad_(False)
-        generator = torch.Generator(self.device).manual_seed(0)
-        for name, parameter in model.named_parameters():
-            if name.endswith(("norm_q.weight", "norm_k.weight", "norm_added_q.weight", "norm_added_k.weight")):
-                parameter.data.fill_(1.0)
-            else:
-                parameter.data.normal_(std=STD, generator=generator)
+        model = random_weights(model, self.device)
         if precision in QUANTISED:
             quantise(model, precision, self.device)
         model = model.to("cpu")
@@ -200,6 +209,7 @@ class Bench:
 
         from training.bank import used_steps
         from training.config import ErasureConfig
+        from training.flux.compiling import restore_blocks
         from training.flux.sampling import sigmas
         from training.lora.adapter import remove_adapter
         from training.memory import estimate_memory
@@ -214,6 +224,8 @@ class Bench:
             passes = [0]
             self._start_peak()
             bank: dict[str, Any] = {}
+            if config.compile:
+                method.collect(flow, embeds, lambda done, total: None)  # which compiles
             progress = lambda done, total: passes.__setitem__(0, passes[0] + 1)  # noqa: E731
             bank_seconds = self.seconds(lambda: bank.update(method.collect(flow, embeds, progress)))
             peaks = {"bank": self._peak()}
@@ -225,7 +237,7 @@ class Bench:
                 method, "erase", flow, optimizers["erase"], generator, parameters, 0
             )
             pair = lambda: update(method, flow, optimizers, generator, parameters, 0)  # noqa: E731
-            pair()  # what is slow the first time
+            first = self.seconds(pair)  # what is slow the first time
             self._start_peak()
             pairs = [self.seconds(pair) for _ in range(self.args.repeats)]
             steps = [self.seconds(level) for _ in range(self.args.repeats)]
@@ -236,6 +248,7 @@ class Bench:
             counted, whole = (count_flops(work, self.device) for work in (level, pair))
         finally:
             remove_adapter(transformer)
+            restore_blocks(transformer)
             if not config.stream_blocks:
                 transformer.disable_gradient_checkpointing()
         replayed = forward if config.checkpoints_blocks(combination.precision) else 0
@@ -245,6 +258,7 @@ class Bench:
         return {
             "pair_seconds": [round(value, 5) for value in pairs],
             "step_seconds": [round(value, 5) for value in steps],
+            "first_pair_seconds": round(first, 2),
             "pair_flops": whole,
             "step_flops": counted,
             "replayed_flops": replayed,  # of step_flops: what checkpointing computes twice
@@ -317,7 +331,7 @@ def combinations(args: argparse.Namespace) -> Iterator[Combination]:
         for streamed in (False, True):
             for resolution in (int(side) for side in args.resolution.split(",")):
                 for mode in modes:
-                    if (mode == "streamed") == streamed:
+                    if (mode == "streamed") == streamed and (mode != COMPILED or precision == "bf16"):
                         yield Combination(precision, resolution, mode)
 
 

@@ -22,7 +22,9 @@ NOUNS = ("car", "penguin", "rose", "guitar", "castle", "pizza", "robot", "butter
 STYLES = ("twemoji", "fluent")
 RELATIONS = ("above",)
 
-ENGINE = ("concepts", "evaluation", "flux", "lora", "methods", "bank.py", "config.py", "flow.py", "trainer.py")
+ENGINE = (
+    "concepts", "evaluation", "flux", "lora", "methods", "bank.py", "config.py", "flow.py", "parallel.py", "trainer.py",
+)  # fmt: skip
 
 
 def seeds_of(text: str) -> list[int]:
@@ -207,10 +209,13 @@ class Workplace:
             yield folder
             shutil.rmtree(folder, ignore_errors=True)
 
-    def train(self, concept: Any, config: Any, folder: Path, factory: Callable | None = None) -> Trained:
+    def train(
+        self, concept: Any, config: Any, folder: Path, factory: Callable | None = None, precision: str = ""
+    ) -> Trained:
         """Trains below `folder`; goes on where it was interrupted, and takes over a bank that is already there.
 
-        factory: see `trainer.run`; such a training needs a folder of its own.
+        factory: see `trainer.run`; such a training needs a folder of its own. precision: of the base in training, where
+        it is not the model's; it fills a bank of its own.
         """
         from training.checkpoint import bank_request_digest, request_digest
         from training.concepts import Concept
@@ -218,7 +223,10 @@ class Workplace:
         from training.lora.format import read_lora
         from training.trainer import run
 
-        request = ErasureRequest(self.source, concept, config, "lora", str(folder), self.args.device)
+        source, folder = self.source, folder / precision
+        if precision:
+            source = dataclasses.replace(source, precision=precision)
+        request = ErasureRequest(source, concept, config, "lora", str(folder), self.args.device)
         work = folder / request_digest(request)
         bank = folder / f"bank-{bank_request_digest(request)}"
         facts = bank.with_suffix(".json")
@@ -331,16 +339,20 @@ class Workplace:
         concept: Any,
         config: Any | None,
         factory: Callable | None = None,
+        precision: str = "",
     ) -> Row:
         """Trains (nothing where `config` is None: attention deletion), measures, and keeps the row.
 
-        factory: see `train`; a LoRA by one is not kept, as no setting tells of it.
+        factory: see `train`; a LoRA by one, or on a base in fewer bits (precision, see `train`), is not kept, as no setting
+        tells of it. What it does is measured on the model as it is, whatever it was trained on.
         """
         from training.evaluation import measure_deletion, measure_erasure
 
         trained = None
-        if config is not None:
-            trained = self.train(concept, config, folder, factory) if factory else self.kept(concept, config, folder)
+        if config is not None and (factory or precision):
+            trained = self.train(concept, config, folder, factory, precision)
+        elif config is not None:
+            trained = self.kept(concept, config, folder)
         parts = self.parts()
         options = {**self.counts, "base": self.base}
         began, cpu = time.monotonic(), time.process_time()

@@ -89,6 +89,18 @@ def test_one_setting_at_a_time(run):
     assert [(row["variant"], row["config"]["rank"]) for row in rows] == [("defaults", 2), ("rank 4", 4)]
 
 
+def test_each_precision_fills_a_bank_of_its_own(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(workplace.shutil, "rmtree", lambda *_, **__: None)  # trainings stay, to be looked at
+    rows = run("precision", "--precisions", "bf16,nf4", "--threads", "1")
+    assert [row["precision"] for row in rows] == ["bf16", "nf4"] and rows[0]["config"] == rows[1]["config"]
+    banks = {path.parent.parent.name: path for path in tmp_path.glob("cache/bench/*/work/*/*/*/bank.safetensors")}
+    assert set(banks) == {"bf16", "nf4"} and banks["bf16"].read_bytes() != banks["nf4"].read_bytes()
+    args = bench.parser().parse_args(["page", "--out", str(tmp_path)])
+    args.run(args)
+    written = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "## The base in fewer bits" in written and "| Trained on int8: Acc_e ≤ 5 %" in written
+
+
 def test_merges_keep_their_loras_for_the_next_command(run, tmp_path: Path):
     rows = run("merging", "--concepts", "car,dog", "--numbers", "2", "--ways", "sum,fusion")
     slots = [(row["what"], row.get("concept"), row.get("way"), row.get("n")) for row in rows]
@@ -142,7 +154,7 @@ def test_a_training_is_timed_in_every_combination_and_goes_on_where_it_stopped(t
     assert [(row["what"], row.get("mode")) for row in first] == [
         ("combination", "plain"), ("authors", None), ("combination", "streamed"),
     ]  # fmt: skip
-    rows, summary = timed("--precision", "bf16,nf4")
+    rows, summary = timed("--precision", "bf16,nf4", "--modes", "plain,checkpointed,streamed")
     assert [row for row in rows if row in first] == first and len(rows) == 7
     by_mode = {row["mode"]: row for row in rows if row.get("precision") == "bf16"}
     plain, checkpointed = by_mode["plain"], by_mode["checkpointed"]

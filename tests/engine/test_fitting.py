@@ -57,6 +57,7 @@ def test_on_a_gpu_everything_may_be_open(demo_folder):
         ({"device": "mps"}, ["bf16", "bf16 with gradient checkpointing"]),
         ({"stream_blocks": 4}, ["bf16 with streamed blocks", "fp8 with streamed blocks", "nf4 with streamed blocks"]),
         ({"gradient_checkpointing": "on", "device": "cpu"}, ["fp32 with gradient checkpointing"]),
+        ({"compile": True}, ["bf16", "bf16 with gradient checkpointing", "bf16 with streamed blocks"]),
     ],
 )
 def test_what_is_set_is_not_open(flux: FluxSource, settings: dict, told: list[str]):

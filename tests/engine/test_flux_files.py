@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -25,6 +26,7 @@ from training.flux.variants import FLUX_DEV, FLUX_SCHNELL, variant_of
 from training.flux.weights import kinds_in, read_header
 from training.lora.adapter import adapter_weights, add_adapter
 from training.lora.format import write_lora
+from training.memory import NF4
 
 NUMBERS = [torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2]
 
@@ -473,21 +475,26 @@ def big(files: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict
     return {**files, "transformer": made.write(path, made.native_transformer(ones))}
 
 
-@pytest.mark.parametrize(("precision", "size"), [("fp8", 1), ("fp32", 4)])
+SIZES = {"fp8": 1, "fp32": 4, "int8": 1, "nf4": (60 + 144 * NF4) / 204}  # nf4: 60 of 204 parts are modulation, in fp8
+
+
+@pytest.mark.parametrize(("precision", "size"), SIZES.items())
 def test_loading_needs_one_copy_in_memory(
-    precision: str, size: int, files: dict[str, str], big: dict[str, str]
+    precision: str, size: float, files: dict[str, str], big: dict[str, str]
 ) -> None:
     """Never the file and what becomes of it at once. size: bytes of a weight in memory."""
     counts = [math.prod(shape) for shape in read_header(big["transformer"]).values()]
     whole, sources = size * sum(counts), [source_of(each, precision=precision) for each in (files, big)]
     done = subprocess.run(
         [sys.executable, "-c", RISE, str(Path(__file__).parents[2]), *(json.dumps(s.to_dict()) for s in sources)],
-        capture_output=True, text=True, timeout=300,
+        # the C library gives blocks of this size back at once, as it always does those of a full-size Flux's layers
+        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**20)}, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     peak, after = (int(number) / whole for number in done.stdout.split())
     print(f"{precision}: {whole / 1e6:.0f} MB of weights; at most {peak:.3f} of that, then {after:.3f}")
     assert 0.9 < after <= peak
     # file and weights at once would be 1.5 in fp32 and 3 in fp8; one tensor comes on top of a copy, as it is stored and
-    # converted, and what the allocator keeps
-    assert peak < 1.2
+    # converted, and what the allocator keeps. Libraries that quantise to int8 and nf4 take several times one layer; all
+    # layers in 16 bits first would be 3 and 4.
+    assert peak < (1.2 if precision in ("fp8", "fp32") else 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -30,8 +31,17 @@ class Spy:
     def finish(self, _transformer) -> None:
         pass
 
-    def record(self, index: int, *tensors: Tensor) -> None:
-        self.seen[index] = tensors
+    def at(self, index: int) -> SpyBlock:
+        return SpyBlock(self, index)
+
+
+@dataclass
+class SpyBlock:
+    spy: Spy
+    index: int
+
+    def record(self, *tensors: Tensor) -> None:
+        self.spy.seen[self.index] = tensors
 
 
 def naive(query: Tensor, key: Tensor) -> Tensor:

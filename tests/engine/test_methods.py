@@ -74,7 +74,7 @@ def test_settings_that_are_said_not_to_reach_the_bank_do_not(tokenizer, name: st
         "lr_preserve": 0.5, "weight_decay": 0.1, "weight_esd": 3.0, "weight_attn": 0.0, "weight_lora": 0.0, "eta": 3.0,
         "tau": 1.0, "batch_erase": 1, "batch_preserve": 1, "refresh_every": 2, "random_strength": True,
         "checkpoint_every": 7, "keep_checkpoints": 7, "sample_every": 7, "sample_count": 1,
-        "gradient_checkpointing": "on", "stream_blocks": 2, "early_stopping": 9,
+        "gradient_checkpointing": "on", "stream_blocks": 2, "early_stopping": 9, "compile": True,
     }  # fmt: skip
     assert set(other) == AFTER_THE_BANK
     config = dataclasses.replace(CONFIG, method=name)
@@ -157,7 +157,7 @@ def test_a_fresh_adapter_is_exactly_the_teacher(tokenizer):
     terms = {t.name: t for t in method.losses("preserve", flow, torch.Generator().manual_seed(0))}
     assert float(terms["lora"].value) < 1e-10
     esd = {t.name: t for t in method.losses("erase", flow, torch.Generator().manual_seed(0))}["esd"]
-    point = method._draw("erase", 3, torch.Generator().manual_seed(0), flow.device)
+    point = method._draw("erase", 3, torch.Generator().manual_seed(0), flow)
     distance = (2 * (point["empty"] - point["own"])).square().mean()  # the target is 2 (v(∅) - v(c)) away at η = 1
     assert float(esd.value) == pytest.approx(float(distance), rel=1e-3)
 
@@ -215,7 +215,7 @@ def test_random_strength_sends_weak_adapters_less_far(tokenizer):
     for seed in range(3):
         terms = {t.name: t for t in method.losses("erase", flow, torch.Generator().manual_seed(seed))}
         generator = torch.Generator().manual_seed(seed)
-        point = method._draw("erase", 3, generator, flow.device)
+        point = method._draw("erase", 3, generator, flow)
         strength = float(torch.rand((), generator=generator))
         distance = (2 * strength * (point["empty"] - point["own"])).square().mean()
         assert float(terms["esd"].value) == pytest.approx(float(distance), rel=1e-3)
@@ -230,7 +230,7 @@ def test_attention_is_that_of_the_concepts_tokens_in_each_prompt(tokenizer):
         marked = {tokens[i] for i in torch.nonzero(method.masks[row]).flatten().tolist()}
         if row in {r for r, _ in method.erase}:
             assert marked in ({"▁car"}, {"▁automobile"}), text
-    point = method._draw("erase", 3, torch.Generator().manual_seed(4), flow.device)
+    point = method._draw("erase", 3, torch.Generator().manual_seed(4), flow)
     capture = AttentionCapture(method.masks[point["row"]], [0, 1])
     flow.student(point["x"], point["t"], method.embeds[point["row"]], capture=capture)
     terms = {t.name: t for t in method.losses("erase", flow, torch.Generator().manual_seed(4))}
@@ -320,7 +320,7 @@ def test_esd_is_its_formula_and_keeps_nothing(tokenizer):
     flow = adapted_flow()
     method = ready(tokenizer, flow, settings(method="esd", weight_esd=3.0, eta=2.0))
     assert {name.split(".")[0] for name in method.bank} == {"erase"}
-    point = method._draw("erase", CONFIG.batch_erase, torch.Generator().manual_seed(0), flow.device)
+    point = method._draw("erase", CONFIG.batch_erase, torch.Generator().manual_seed(0), flow)
     student = flow.student(point["x"], point["t"], method.embeds[point["row"]]).detach()
     target = point["empty"] - 2.0 * (point["own"] - point["empty"])
     esd = terms_of(method, flow)["esd"]
@@ -358,7 +358,7 @@ def test_concept_ablation_starts_at_the_distance_to_the_anchor_and_keeps_the_anc
     flow = adapted_flow(noisy=False)
     method = ready(tokenizer, flow, settings(method="concept_ablation", random_strength=strength))
     generator = torch.Generator().manual_seed(0)
-    point = method._draw("erase", CONFIG.batch_erase, generator, flow.device)
+    point = method._draw("erase", CONFIG.batch_erase, generator, flow)
     scale = float(torch.rand((), generator=generator)) if strength else 1.0
     terms = terms_of(method, flow)
     distance = (scale * (point["anchor"] - point["own"])).square().mean()
@@ -374,7 +374,7 @@ def test_concept_ablation_starts_at_the_distance_to_the_anchor_and_keeps_the_anc
 def test_gem_is_its_formula(tokenizer, eta: float):
     flow = adapted_flow()
     method = ready(tokenizer, flow, settings(method="gem", eta=eta))
-    point = method._draw("erase", CONFIG.batch_erase, torch.Generator().manual_seed(0), flow.device)
+    point = method._draw("erase", CONFIG.batch_erase, torch.Generator().manual_seed(0), flow)
     student = flow.student(point["x"], point["t"], method.embeds[point["row"]]).detach().double()
     gaps = []
     for v, anchor, own in zip(student, point["anchor"].double(), point["own"].double(), strict=True):

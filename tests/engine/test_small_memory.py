@@ -18,7 +18,7 @@ from training.concepts import Concept
 from training.config import TARGETS, ErasureConfig, ErasureRequest
 from training.errors import SourceError
 from training.flux.checkpointing import checkpoint_blocks
-from training.flux.loading import load_text_encoders, load_transformer, use_autocast
+from training.flux.loading import load_text_encoders, load_transformer, quantise, use_autocast
 from training.flux.sampling import initial_noise
 from training.flux.source import QUANTISED, FluxSource
 from training.flux.text import TextEmbeds
@@ -85,6 +85,22 @@ def test_a_training_may_go_on_with_less_memory(flux: FluxSource, tmp_path: Path)
     lora, events = train(flux, tmp_path, gradient_checkpointing="on")
     assert [e["step"] for e in events if e["type"] == "step"] == [3, 4]
     assert_same(lora, whole)
+
+
+def test_a_training_with_its_bank_goes_on_without_the_text_encoders(
+    flux: FluxSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    with pytest.raises(trainer.Stopped):
+        train(flux, tmp_path, stop_after=2)
+
+    def loaded(*_: object, **__: object) -> None:
+        raise AssertionError("the text encoders were loaded")
+
+    monkeypatch.setattr(trainer, "load_text_encoders", loaded)
+    _, events = train(flux, tmp_path)
+    assert [e["step"] for e in events if e["type"] == "step"] == [3, 4]
+    with pytest.raises(AssertionError, match="were loaded"):
+        train(flux, tmp_path / "another")
 
 
 # --- Weights in one byte ---------------------------------------------------------------------------------------------
@@ -175,6 +191,18 @@ def test_quantised_blocks_take_as_many_bytes_as_is_said(demo_folder: Path, demo_
         velocity(transformer, initial_noise(0, grid), 0.5, demo_reference[0][[0]], 3.5, grid).sum().backward()
     assert {p.dtype for p in parameters} == {torch.float32} == {p.grad.dtype for p in parameters}
     check()  # the backward pass has left no weight cast
+
+
+@pytest.mark.parametrize("precision", QUANTISED)
+def test_weights_are_quantised_while_they_are_read_as_they_would_be_afterwards(flux: FluxSource, precision: str):
+    small = dataclasses.replace(flux, precision=precision)
+    afterwards = load_transformer(flux, "cpu", torch.bfloat16)
+    quantise(afterwards, precision)
+    read = dict(load_transformer(small, "cpu").named_parameters())
+    assert list(read) == [name for name, _ in afterwards.named_parameters()]
+    for name, parameter in afterwards.named_parameters():
+        pairs = zip(inner_tensors(parameter) or [parameter], inner_tensors(read[name]) or [read[name]], strict=True)
+        assert all(torch.equal(a, b) and a.dtype == b.dtype for a, b in pairs), name
 
 
 @pytest.mark.parametrize("precision", QUANTISED)

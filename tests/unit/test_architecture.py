@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 FLOORS: list[set[str]] = [
     {"errors"},
     {"flux", "lora", "concepts", "config"},
-    {"flow", "bank", "checkpoint", "concept_inputs", "evaluation", "fitting", "inspection", "memory"},
+    {"flow", "bank", "checkpoint", "concept_inputs", "evaluation", "fitting", "inspection", "memory", "parallel"},
     {"methods"},
     {"trainer"},
     {"jobs"},

@@ -132,7 +132,7 @@ def test_pictures_on_disk_are_those_that_were_put_there(tmp_path: Path):
 class DryRun(Workplace):
     """A workplace that writes down what it would train and measure, which takes minutes each."""
 
-    def measured(self, slot: dict, key: str, folder, concept, config, factory=None) -> dict:
+    def measured(self, slot: dict, key: str, folder, concept, config, factory=None, precision="") -> dict:
         self.made.append((slot, concept, config))
         facts = row("", "", 0, 0.5, measure_seconds=1.0, engine=self.engine)
         return self.rows.put(key, slot, {n: v for n, v in facts.items() if n not in ("key", *slot)})
@@ -192,6 +192,13 @@ def test_variants_are_settings_that_exist_and_what_equals_the_defaults_is_left_o
         concept.irrelevant for name, (concept, config) in made.items() if name != "defaults" and config == default
     ]
     assert len(set(others)) == len(others) and made["defaults"][0].irrelevant not in others
+
+
+def test_a_precision_is_no_setting_and_has_rows_of_its_own(dry_run):
+    made = dry_run("precision", table.PRECISIONS, "--concepts", "car", "--seeds", "1")
+    assert [slot["precision"] for slot, _, _ in made] == list(bars.PRECISIONS)
+    assert {config for _, _, config in made} == {ErasureConfig(seed=0, sample_every=0)}
+    assert dry_run("precision", table.PRECISIONS, "--concepts", "car", "--seeds", "1") == []
 
 
 def test_styles_hold_another_style_out_for_each_seed(dry_run):
@@ -270,6 +277,35 @@ def test_differences_to_the_defaults_are_taken_concept_by_concept():
     found = bars.bars({"ablation": summary})
     assert bar(found, "2. The term esd") == (True, "without it: Acc_e +30.0 ± 0.0 points")
     assert bar(found, "2. The term rsc")[0] is None
+
+
+def test_a_long_training_is_judged_at_full_size_on_a_gpu_only():
+    row = {"model": "flux-dev-random", "device": "NVIDIA H200", "precision": "nf4", "pairs": 1000, "steps": 1000,
+           "killed_after": 500, "seconds": 900.0, "finite": True, "taken_by_the_host": True, "taken_by_diffusers": True,
+           "key": "k", "engine": "e"}  # fmt: skip
+    cpu = {**row, "model": "flux-tiny-random", "device": "cpu", "identical": False}
+
+    def judged(*rows: dict) -> bars.Bar:
+        return bar(bars.bars({"endurance": summaries.endurance_summary(list(rows))}), "1,000 pairs at full size")
+
+    assert judged(row, cpu) == (True, "nf4: 1000 pairs") and judged(cpu) == (None, "")
+    assert judged({**row, "taken_by_the_host": False})[0] is False and judged({**row, "steps": 900})[0] is False
+    assert judged({**row, "pairs": 10, "steps": 10}) == (None, "")
+    text = "\n".join(page._endurance_page(summaries.endurance_summary([cpu])))
+    assert "| 1000 | 500 | 900 | **no** | yes | yes | yes |" in text and "**Missing: 1,000 pairs" in text
+
+
+def test_every_precision_is_judged_by_itself():
+    rows = [{**row("", c, 0, acc_e), "precision": p} for p, c, acc_e in (
+        ("bf16", "car", 0.0), ("bf16", "owl", 0.1), ("fp8", "car", 0.0), ("fp8", "owl", 0.11),
+    )] + [{**row("", "car", 0, 0.0, acc_ir=0.93), "precision": "nf4"}]  # fmt: skip
+    summary = summaries.precision_summary(rows)
+    found = bars.bars({"precision": summary})
+    assert bar(found, "Trained on bf16") == (True, "Acc_e 5.0 %, Acc_g 5.0 %, Acc_ir 96.0 % → 95.0 %")
+    assert bar(found, "Trained on fp8")[0] is False and bar(found, "Trained on nf4")[0] is False
+    assert bar(found, "Trained on int8") == (None, "")
+    text = "\n".join(page._precision_page(summary))
+    assert "| fp8 | 5.5 ± 7.8 (owl 11.0) |" in text and text.count("| base |") == 1
 
 
 def cost_rows() -> list[dict]:

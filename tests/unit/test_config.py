@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from pathlib import Path
 
 import pytest
 
@@ -78,6 +79,15 @@ def test_names(name: str):
 def test_names_with_path_parts_are_refused(name: str):
     with pytest.raises(ConfigError):
         validate_name(name)
+
+
+@pytest.mark.parametrize("precision", ["fp8", "int8", "nf4"])
+def test_quantised_weights_are_not_compiled(demo_folder: Path, precision: str):
+    compiled = ErasureConfig(compile=True)
+    source = FluxSource("diffusers", folder=str(demo_folder))
+    request(source=source, config=compiled).validate()
+    with pytest.raises(ConfigError, match=f"compile does not work with {precision} weights"):
+        request(source=dataclasses.replace(source, precision=precision), config=compiled).validate()
 
 
 def request(**changes) -> ErasureRequest:

@@ -134,8 +134,8 @@ class AttentionCapture:
 
     def finish(self, transformer: FluxTransformer2DModel) -> None:
         """Take the columns over from the pass."""
-        found = self._recorder.found
-        self.columns = [found[i] if self.tokens.ndim == 3 else found[i].squeeze(2) for i in self.resolve(transformer)]
+        columns = [self._recorder.found[index].columns for index in self.resolve(transformer)]
+        self.columns = columns if self.tokens.ndim == 3 else [each.squeeze(2) for each in columns]
 
 
 def attention_deletion(transformer: FluxTransformer2DModel, deleted: Tensor) -> dict[str, Tensor]:
@@ -155,16 +155,30 @@ class AttentionRecorder:
     tokens: Tensor
     text_length: int
     indices: frozenset[int]
-    found: dict[int, Tensor]
+    found: dict[int, BlockRecorder]
 
-    def record(self, index: int, query: Tensor, key: Tensor, _value: Tensor, _out: Tensor) -> None:
-        """Take what the recorder wants of one block: query, key, value and output [B, heads, text + image, d]."""
+    def at(self, index: int) -> BlockRecorder | None:
+        """What records one run of block `index`; None where nothing is wanted of it."""
         if index not in self.indices:
-            return
+            return None
+        block = BlockRecorder(self.tokens, self.text_length)
+        self.found.setdefault(index, block)  # a replay computes the columns again, but the first ones carry the graph
+        return block
+
+
+@dataclass
+class BlockRecorder:
+    """What one run of a block records. It does not know of which block, so that compiled code can serve them all."""
+
+    tokens: Tensor
+    text_length: int
+    columns: Tensor | None = None
+
+    def record(self, query: Tensor, key: Tensor, _value: Tensor, _out: Tensor) -> None:
+        """Take what the recorder wants: query, key, value and output are [B, heads, text + image, d]."""
         tokens = self.tokens.to(query.device)
         tokens = (tokens if tokens.ndim == 3 else tokens[:, None]).expand(query.shape[0], -1, -1)
-        columns = attention_columns(query[:, :, self.text_length :], key, tokens)
-        self.found.setdefault(index, columns)  # a replay computes the columns again, but the first ones carry the graph
+        self.columns = attention_columns(query[:, :, self.text_length :], key, tokens)
 
 
 def install_processors(transformer: FluxTransformer2DModel) -> None:
@@ -175,7 +189,21 @@ def install_processors(transformer: FluxTransformer2DModel) -> None:
     """
     for index, block in enumerate([*transformer.transformer_blocks, *transformer.single_transformer_blocks]):
         if not isinstance(block.attn.processor, RecordingProcessor):
-            block.attn.processor = RecordingProcessor(index)
+            block.attn.processor = RecordingProcessor()
+            block.register_forward_pre_hook(_recorded_as(index), with_kwargs=True)
+
+
+def _recorded_as(index: int) -> Any:
+    """A hook that gives block `index` its own part of the pass's recorder."""
+
+    def hook(_block: object, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        *args, extra = args if len(args) > 4 else (*args, kwargs.get("joint_attention_kwargs"))  # by position: a replay
+        extra = dict(extra or {})
+        if (recorder := extra.pop("recorder", None)) is not None and (part := recorder.at(index)) is not None:
+            extra["recorder"] = part
+        return tuple(args), {**kwargs, "joint_attention_kwargs": extra or None}
+
+    return hook
 
 
 class RecordingProcessor:
@@ -183,9 +211,6 @@ class RecordingProcessor:
 
     deleted: see `attention_deletion`.
     """
-
-    def __init__(self, index: int) -> None:
-        self.index = index
 
     def __call__(
         self, attn: torch.nn.Module, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
@@ -214,7 +239,7 @@ class RecordingProcessor:
             value = torch.cat([value[:, :, :length] * kept, value[:, :, length:]], dim=2)
         out = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask)
         if recorder is not None:
-            recorder.record(self.index, query, key, value, out)
+            recorder.record(query, key, value, out)
         out = out.transpose(1, 2).flatten(2).to(query.dtype)
         if not joint:
             return out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -82,10 +83,11 @@ class _ConceptRecorder:
         with torch.no_grad():
             self.state = transformer.context_embedder(concepts.to(parameter.device, parameter.dtype))
 
+    def at(self, index: int) -> _BlockRecorder | None:
+        return None if index > max(self.indices) else _BlockRecorder(self, index)
+
     @torch.no_grad()
-    def record(self, index: int, _query: Tensor, key: Tensor, value: Tensor, out: Tensor) -> None:
-        if index > max(self.indices):
-            return
+    def record(self, index: int, key: Tensor, value: Tensor, out: Tensor) -> None:
         block, image = self.blocks[index], slice(self.text_length, None)
         attn = block.attn
         state = self.state.expand(key.shape[0], -1, -1)
@@ -106,3 +108,12 @@ class _ConceptRecorder:
         state = state + gate[:, None] * attn.to_add_out(seen.transpose(1, 2).flatten(2))
         normed = block.norm2_context(state) * (1 + scale_mlp[:, None]) + shift_mlp[:, None]
         self.state = state + gate_mlp[:, None] * block.ff_context(normed)
+
+
+@dataclass
+class _BlockRecorder:
+    whole: _ConceptRecorder
+    index: int
+
+    def record(self, _query: Tensor, key: Tensor, value: Tensor, out: Tensor) -> None:
+        self.whole.record(self.index, key, value, out)

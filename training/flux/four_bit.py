@@ -35,8 +35,11 @@ class NF4Linear(bitsandbytes.nn.Linear4bit):
 
 
 def to_nf4(part: torch.nn.Module, place: torch.device) -> None:
-    """Replace every linear layer in `part` by its NF4 form, quantised on `place`, but for the modulation."""
+    """Replace every linear layer in `part` by its NF4 form, quantised on `place`, but for the modulation and what is
+    NF4 already."""
     for name, child in part.named_children():
+        if isinstance(child, NF4Linear):
+            continue
         if isinstance(child, torch.nn.Linear):
             setattr(part, name, NF4Linear(child, place))
         elif not name.startswith("norm"):

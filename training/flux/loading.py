@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +14,14 @@ from accelerate import cpu_offload
 from diffusers import AutoencoderKL, FluxTransformer2DModel
 from diffusers.hooks import apply_layerwise_casting
 from torch import Tensor
-from transformers import AutoTokenizer, CLIPTextConfig, CLIPTextModel, T5Config, T5EncoderModel
+from transformers import (
+    AutoTokenizer,
+    CLIPTextConfig,
+    CLIPTextModel,
+    PreTrainedTokenizerBase,
+    T5Config,
+    T5EncoderModel,
+)
 
 from ..errors import SourceError
 from .native_layout import native_to_diffusers
@@ -31,6 +39,7 @@ _VAE_CONFIG = {
 
 
 _FOUR_BIT = (r"\.attn\.", r"\.ff(_context)?\.", r"\.proj_")  # what NF4 holds: all of a block but its modulation
+_MODULATION = re.compile(r"\.norm\w*\.linear$")  # which fp8 holds beside it
 _ALIGNED = 64  # bytes: where PyTorch lets a tensor on the CPU start
 
 
@@ -104,11 +113,9 @@ def load_transformer(
     device, storage = pick_device(device), "" if dtype else source.precision
     dtype = dtype or weights_dtype(source.precision, device)
     require_libraries(storage)
-    cpu = torch.device("cpu")
     with _reading("Flux transformer"):
-        # a ring is filled from the computer's memory, and what is still to be quantised may be too large for the device
-        later = ring or (storage in QUANTISED and storage != "fp8")
-        model = _transformer(source, cpu if later else device, dtype, storage)
+        # a ring is filled from the computer's memory
+        model = _transformer(source, torch.device("cpu") if ring else device, dtype, storage, device)
     return prepare_transformer(model, device, dtype, storage, ring)
 
 
@@ -125,34 +132,52 @@ def prepare_transformer(
 
 
 def _transformer(
-    source: FluxSource, device: torch.device, dtype: torch.dtype, storage: str = ""
+    source: FluxSource, device: torch.device, dtype: torch.dtype, storage: str = "", place: torch.device | None = None
 ) -> FluxTransformer2DModel:
-    """The transformer in `dtype`, its blocks' linear layers in fp8 already where `storage` says so: no more than one
-    tensor is ever there twice."""
+    """The transformer in `dtype`, its blocks' linear layers in fewer bits already where `storage` says so: no more than
+    one tensor is ever there twice. place: see `quantise`."""
     config = source.transformer_config()
     hidden = config["num_attention_heads"] * config["attention_head_dim"]
     with torch.device("meta"):
         model = FluxTransformer2DModel.from_config(config)
-    small = _block_linears(model) if storage == "fp8" else set()
+    linears = _block_linears(model) if storage in QUANTISED else {}
+    in_fp8 = {name for name in linears if storage == "fp8" or (storage == "nf4" and _MODULATION.search(name))}
+    layers: dict[str, torch.nn.Linear] = {}
+    small = {f"{name}.{parameter}" for name in in_fp8 for parameter in ("weight", "bias")}
     files, state = source.weights("transformer"), {}
     for weights in files:
         for stored, tensor in weights.read():
             for name, part in native_to_diffusers({stored: tensor}, hidden).items():
                 made = part.to(dtype).to(device, torch.float8_e4m3fn if name in small else dtype)
+                layer = name.removesuffix(".weight")
+                if layer in linears and layer not in in_fp8:
+                    layers[layer] = _quantised(made, storage, place or device)
+                    made = made.to("meta")  # its shape, for _fill()
                 # the reader's memory is used again for the next tensor
                 state[name] = made.clone() if made.data_ptr() == part.data_ptr() else made
     _fill(model, state, files)
+    for name, layer in layers.items():
+        layer.bias = linears[name].bias
+        model.set_submodule(name, layer)
     return model
 
 
-def _block_linears(model: FluxTransformer2DModel) -> set[str]:
-    """Names of the weights and biases that `quantise` stores in fewer bits."""
+def _quantised(weight: Tensor, storage: str, place: torch.device) -> torch.nn.Linear:
+    """A layer, still without its bias, as `quantise` makes it of a weight."""
+    linear = torch.nn.Linear(weight.shape[1], weight.shape[0], bias=False, device="meta")
+    linear.weight = torch.nn.Parameter(weight, requires_grad=False)
+    part = torch.nn.ModuleDict({"layer": linear})
+    _to_int8(part) if storage == "int8" else _to_nf4(part, place)
+    return part["layer"]
+
+
+def _block_linears(model: FluxTransformer2DModel) -> dict[str, torch.nn.Linear]:
+    """The layers that `quantise` stores in fewer bits, by name."""
     return {
-        f"{part}.{name}.{parameter}"
+        f"{part}.{name}": module
         for part in ("transformer_blocks", "single_transformer_blocks")
         for name, module in getattr(model, part).named_modules()
         if isinstance(module, torch.nn.Linear)
-        for parameter in ("weight", "bias")
     }
 
 
@@ -174,27 +199,38 @@ def quantise(transformer: FluxTransformer2DModel, storage: str, place: torch.dev
 
     fp8: e4m3 as it is, without scales, as ComfyUI's plain fp8 files hold a Flux; int8: with one scale per row; nf4: 4
     bits with a scale for each 64 weights, computed on `place`, which is where training will be, and the modulation,
-    a quarter of the weights that 4 bits would harm most, as in fp8. What is small stays as it is: the norms' scales
-    inside the blocks, and what embeds inputs and time or makes the output.
+    a quarter of the weights that 4 bits would harm most, as in fp8. What is stored so already stays, and so does what
+    is small: the norms' scales inside the blocks, and what embeds inputs and time or makes the output.
     """
     blocks = (transformer.transformer_blocks, transformer.single_transformer_blocks)
     if storage == "int8":
-        from torchao.quantization import Int8WeightOnlyConfig, quantize_
-
         for part in blocks:
-            quantize_(part, Int8WeightOnlyConfig())  # of linear layers only
+            _to_int8(part)
         return
     if storage == "nf4":
-        from .four_bit import to_nf4
-
         for part in blocks:
-            to_nf4(part, place or torch.device("cpu"))
+            _to_nf4(part, place or torch.device("cpu"))
     dtype = next(transformer.parameters()).dtype
     for part in blocks:
         # diffusers' enable_layerwise_casting() would skip the modulation ("norm1.linear"), a quarter of all weights
         apply_layerwise_casting(
             part, torch.float8_e4m3fn, dtype, (r"\.norm_(added_)?[qk]$", *(_FOUR_BIT if storage == "nf4" else ()))
         )
+
+
+def _to_int8(part: torch.nn.Module) -> None:
+    from torchao.quantization import Int8WeightOnlyConfig, quantize_
+
+    def plain(module: torch.nn.Module, _name: str) -> bool:
+        return isinstance(module, torch.nn.Linear) and not hasattr(module.weight, "__tensor_flatten__")
+
+    quantize_(part, Int8WeightOnlyConfig(), filter_fn=plain)
+
+
+def _to_nf4(part: torch.nn.Module, place: torch.device) -> None:
+    from .four_bit import to_nf4
+
+    to_nf4(part, place)
 
 
 def load_vae(
@@ -213,6 +249,13 @@ def load_vae(
     return _place(vae, device, dtype)
 
 
+def load_tokenizer(source: FluxSource, name: str = "tokenizer_2") -> PreTrainedTokenizerBase:
+    """T5's tokenizer, or CLIP's ("tokenizer")."""
+    with _reading("tokenizer"):
+        folder = Path(source.folder) / name if source.kind == "diffusers" else Path(getattr(source, name))
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+
+
 def load_text_encoders(
     source: FluxSource, device: str | torch.device = "auto", dtype: torch.dtype | None = None, stream: bool = False
 ) -> TextEncoders:
@@ -228,12 +271,10 @@ def load_text_encoders(
             options = {"dtype": dtype, "use_safetensors": True, "local_files_only": True}
             clip = CLIPTextModel.from_pretrained(folder / "text_encoder", **options)
             t5 = T5EncoderModel.from_pretrained(folder / "text_encoder_2", **options)
-            tokenizers = (folder / "tokenizer", folder / "tokenizer_2")
         else:
             clip = _single_file_clip(source.weights("clip_l")[0], dtype)
             t5 = _single_file_t5(source.weights("t5")[0], dtype)
-            tokenizers = (Path(source.tokenizer), Path(source.tokenizer_2))
-        tokenizer, tokenizer_2 = (AutoTokenizer.from_pretrained(path, local_files_only=True) for path in tokenizers)
+        tokenizer, tokenizer_2 = (load_tokenizer(source, name) for name in ("tokenizer", "tokenizer_2"))
     if tokenizer.model_max_length > 77:  # the host's tokenizer folder leaves it open
         tokenizer.model_max_length = 77
     t5 = _place(t5, torch.device("cpu") if stream else device, dtype)

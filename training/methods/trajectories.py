@@ -155,10 +155,11 @@ class TrajectoryMethod:
         """One level."""
         return (Level("erase", self.config.lr_erase),)
 
-    def _draw(self, kind: str, count: int, generator: torch.Generator, device: torch.device) -> dict[str, Tensor]:
-        """`count` points of the bank's trajectories of this kind."""
-        total = len(self.bank[f"{kind}.row"])
-        return self._points(kind, torch.randint(total, (count,), generator=generator), device)
+    def _draw(self, kind: str, count: int, generator: torch.Generator, flow: Flow) -> dict[str, Tensor]:
+        """`count` points of the bank's trajectories of this kind, of which each process of the flow's group takes its
+        share."""
+        picked = torch.randint(len(self.bank[f"{kind}.row"]), (count,), generator=generator)
+        return self._points(kind, flow.group.share(picked), flow.device)
 
     def _points(self, kind: str, picked: Tensor, device: torch.device) -> dict[str, Tensor]:
         """Those with these numbers."""
@@ -168,7 +169,7 @@ class TrajectoryMethod:
 
     def _erase_point(self, flow: Flow, generator: torch.Generator) -> tuple[dict[str, Tensor], float]:
         """A batch of points on erase trajectories, and the strength that the adapter is to have there."""
-        point = self._draw("erase", self.config.batch_erase, generator, flow.device)
+        point = self._draw("erase", self.config.batch_erase, generator, flow)
         return point, float(torch.rand((), generator=generator)) if self.config.random_strength else 1.0
 
     def _destination(self, point: dict[str, Tensor], strength: float) -> Tensor:
@@ -201,5 +202,5 @@ class TrajectoryMethod:
         config = self.config
         if not (self.preserve and config.weight_lora > 0):
             return []
-        point = self._draw("preserve", config.batch_preserve, generator, flow.device)
+        point = self._draw("preserve", config.batch_preserve, generator, flow)
         return [Term("lora", losses.velocity_matching(self._student(flow, point), point["own"]), config.weight_lora)]

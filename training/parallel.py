@@ -1,0 +1,110 @@
+"""Data parallel training of one concept: processes that take shares of each batch and average their gradients.
+
+Started by `accelerate launch` or torchrun, one process per device of one machine. All of them draw the same batches and
+hold the same adapter; the first one, the leader, alone fills the bank and writes.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+
+from .config import ErasureConfig, ErasureRequest
+from .errors import ConfigError
+
+PATIENCE = datetime.timedelta(days=7)  # the others wait for the leader while it fills the bank and renders samples
+
+
+@dataclass(frozen=True)
+class Group:
+    """The processes of a training, and which of them this is. One process is a group too, which never waits."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def leads(self) -> bool:
+        return self.rank == 0
+
+    def share(self, batch: Tensor) -> Tensor:
+        """This process's samples of a batch, [B, …] → [B / size, …]."""
+        return batch[self.rank :: self.size]
+
+    def average(self, parameters: Sequence[torch.nn.Parameter], losses: dict[str, float]) -> dict[str, float]:
+        """Replaces gradients by their means over the processes, in place; → the losses' means."""
+        if self.size == 1:
+            return losses
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        whole = torch.cat([gradient.flatten() for gradient in gradients])
+        distributed.all_reduce(whole)
+        for gradient, mean in zip(gradients, whole.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(mean.view_as(gradient) / self.size)
+        values = torch.tensor(list(losses.values()), dtype=torch.float64)
+        distributed.all_reduce(values)
+        return dict(zip(losses, (values / self.size).tolist(), strict=True))
+
+    def agreed(self, value: Any) -> Any:
+        """The leader's value, everywhere; it must be possible to pickle it."""
+        if self.size == 1:
+            return value
+        values = [value]
+        distributed.broadcast_object_list(values, src=0, device=torch.device("cpu"))
+        return values[0]
+
+    @contextmanager
+    def leader_first(self) -> Iterator[None]:
+        """The others enter when the leader has left."""
+        if not self.leads:
+            self.agreed(None)
+        yield
+        if self.leads:
+            self.agreed(None)
+
+
+ALONE = Group()
+
+
+def join() -> Group:
+    """The group that this process was started in, as the launcher's environment variables say; ALONE without any."""
+    size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
+    if size == 1:
+        return ALONE
+    if torch.cuda.is_available():
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", rank)))
+    if not distributed.is_initialized():
+        distributed.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
+    return Group(rank, size)
+
+
+def leave(group: Group) -> None:
+    """The end of `join`'s group, once this process needs no other."""
+    if group.size > 1:
+        distributed.destroy_process_group()
+
+
+def placed(request: ErasureRequest, group: Group) -> ErasureRequest:
+    """The request on this process's own device. Raises ConfigError where it cannot be shared by the group."""
+    if group.size == 1:
+        return request
+    require_shares(request.config, group)
+    if request.device not in ("auto", "cpu"):
+        raise ConfigError("Processes that train together take a device each: leave --device on auto, or set it to cpu.")
+    if request.device == "auto" and torch.cuda.is_available():
+        return replace(request, device=f"cuda:{torch.cuda.current_device()}")
+    return request
+
+
+def require_shares(config: ErasureConfig, group: Group) -> None:
+    """Raises ConfigError where batches cannot be divided among the processes."""
+    for name in ("batch_erase", "batch_preserve"):
+        if (batch := getattr(config, name)) % group.size:
+            raise ConfigError(
+                f"{group.size} processes cannot share a batch of {batch}: set {name} to a multiple of {group.size}."
+            )
