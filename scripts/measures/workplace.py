@@ -343,8 +343,8 @@ class Workplace:
     ) -> Row:
         """Trains (nothing where `config` is None: attention deletion), measures, and keeps the row.
 
-        factory: see `train`; a LoRA by one, or on a base in fewer bits (precision, see `train`), is not kept, as no setting
-        tells of it. What it does is measured on the model as it is, whatever it was trained on.
+        factory, precision: see `train`; a LoRA by one, or on a base in fewer bits, is not kept, as no setting tells of
+        it. What it does is measured on the model as it is, whatever it was trained on.
         """
         from training.evaluation import measure_deletion, measure_erasure
 
