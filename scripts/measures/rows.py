@@ -11,8 +11,9 @@ import hashlib
 import json
 import os
 import platform
+import re
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -40,6 +41,11 @@ def machine() -> dict[str, object]:
 
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {"cores": os.cpu_count(), "machine": platform.machine(), "gpu": gpu, "torch": torch.__version__}
+
+
+def command(arguments: Sequence[str]) -> str:
+    """How a result is made again: without the folder that it was written to, and as no one process of several."""
+    return re.sub(r" --out[ =]\S+| --worker\b", "", " ".join(["scripts/bench.py", *arguments]))
 
 
 def read_result(path: Path) -> dict[str, Any] | None:
@@ -103,7 +109,7 @@ class Rows:
         facts = {
             "name": self.path.stem,
             "date": datetime.date.today().isoformat(),
-            "command": " ".join(["scripts/bench.py", *sys.argv[1:]]),
+            "command": command(sys.argv[1:]),
             "machine": machine(),
             "summary": summary,
         }

@@ -16,7 +16,7 @@ import torch
 from scripts import bench
 from scripts.environment import ROOT
 from scripts.measures import bars, page, summaries, table, workplace
-from scripts.measures.rows import Rows, key_of
+from scripts.measures.rows import Rows, command, key_of
 from scripts.measures.workplace import Workplace, seeds_of
 from training.config import ErasureConfig
 from training.errors import ErasureError
@@ -389,6 +389,11 @@ def test_a_gate_has_precision_and_recall():
     assert now["recall"] == {"direct": 0.9, "misspelt": 0.3, "misspelt and painted": 0.9}
     met, numbers = bar(bars.bars({"gate": summary}), "Gate: ")
     assert met is True and "precision 96.8 %" in numbers and "misspelt 30.0 %" in numbers
+
+
+def test_a_results_command_names_no_folder_of_this_machine():
+    told = command(["erasure", "--out", "/a/b", "--seeds", "1", "--worker", "--out=/c"])
+    assert told == "scripts/bench.py erasure --seeds 1"
 
 
 def test_heatmaps_are_judged_at_the_defaults():
