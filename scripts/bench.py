@@ -42,8 +42,21 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = top.add_subparsers(dest="command", required=True)
 
-    def add(work, concepts: tuple[str, ...], seeds: str, images: int) -> argparse.ArgumentParser:
+    def command(work, again: bool = True) -> argparse.ArgumentParser:
+        """What every measurement takes; again: a rerun does what is missing, so that it can be told to do more."""
         one = commands.add_parser(work.__name__, help=work.__doc__.splitlines()[0])
+        one.add_argument("--device", default="auto")
+        one.add_argument("--out", type=Path, default=RESULTS, help="folder of the result files")
+        one.add_argument("--name", default="", help="of the result file, where it is not the command's")
+        if again:
+            one.add_argument("--threads", type=int, default=0, help="of torch on the CPU; 0: its own choice")
+            text = "make rows again that another state of the code has made"
+            one.add_argument("--fresh", action="store_true", help=text)
+        one.set_defaults(run=work)
+        return one
+
+    def add(work, concepts: tuple[str, ...], seeds: str, images: int) -> argparse.ArgumentParser:
+        one = command(work)
         one.add_argument("--concepts", default=",".join(concepts), help="nouns, styles and relations of the demo model")
         one.add_argument("--seeds", default=seeds, help='of the trainings: "3" means 0, 1, 2; "0,2" those two')
         one.add_argument("--images", type=int, default=images, help="of the concept, and about as many of its synonyms")
@@ -51,12 +64,6 @@ def parser() -> argparse.ArgumentParser:
         one.add_argument("--images-per-attack", type=int, default=images // 2)
         one.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a training setting")
         one.add_argument("--source", type=Path, help="another model folder that has a classifier")
-        one.add_argument("--device", default="auto")
-        one.add_argument("--threads", type=int, default=0, help="of torch on the CPU; 0: its own choice")
-        one.add_argument("--out", type=Path, default=RESULTS, help="folder of the result files")
-        one.add_argument("--name", default="", help="of the result file, where it is not the command's")
-        one.add_argument("--fresh", action="store_true", help="make rows again that another state of the code has made")
-        one.set_defaults(run=work)
         return one
 
     methods = add(erasure, (*NOUNS, *STYLES, *RELATIONS), "3", 24)
@@ -86,28 +93,18 @@ def parser() -> argparse.ArgumentParser:
     merges.add_argument("--numbers", default="1,3,5,10,20,30", help="how many of the concepts to merge, the first ones")
     merges.add_argument("--ways", default="", help=f"default: {', '.join(WAYS)}")
     add(gate, (), "1", 0)
-    full = commands.add_parser("train", help=train.__doc__.splitlines()[0])
+    full = command(train)
     full.add_argument("--model", default="flux-dev-random", choices=tuple(MODELS), help="its shape; weights are random")
     full.add_argument("--resolution", default="512,1024", help="sides in pixels")
     full.add_argument("--precision", default=",".join(PRECISIONS))
     full.add_argument("--modes", default=",".join(MODES), help="ways to keep what the backward pass needs")
     full.add_argument("--repeats", type=int, default=3, help="timed pairs, and timed steps, of each combination")
     full.add_argument("--minutes", type=float, default=9.0, help="after which no further combination is begun")
-    full.add_argument("--device", default="auto")
-    full.add_argument("--threads", type=int, default=0, help="of torch on the CPU; 0: its own choice")
-    full.add_argument("--out", type=Path, default=RESULTS, help="folder of the result files")
-    full.add_argument("--name", default="", help="of the result file, where it is not the command's")
-    full.add_argument("--fresh", action="store_true", help="make rows again that another state of the code has made")
-    full.set_defaults(run=train)
-    long = commands.add_parser("endurance", help=endurance.__doc__.splitlines()[0])
+    long = command(endurance, again=False)
     long.add_argument("--model", default="flux-dev-random", choices=tuple(MODELS), help="its shape; weights are random")
     long.add_argument("--pairs", type=int, default=1000, help="of erasing and preserving steps")
     long.add_argument("--precision", default="auto", choices=("auto", *PRECISIONS))
     long.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a training setting")
-    long.add_argument("--device", default="auto")
-    long.add_argument("--out", type=Path, default=RESULTS, help="folder of the result files")
-    long.add_argument("--name", default="", help="of the result file, where it is not the command's")
-    long.set_defaults(run=endurance)
     repeats = add(seeds, ("car",), "40", 6)
     repeats.set_defaults(images_per_other=0)
     written = commands.add_parser("page", help=page.__doc__)

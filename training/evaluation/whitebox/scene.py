@@ -143,9 +143,8 @@ class Scene:
     """An erased model, and everything that the attacks on it share.
 
     cases: prompts with the concept, their seeds and what each picture should show, `needed(settings)` of them, each
-    another seed; unrelated: words for other things, which take the place of `phrase` in
-    comparisons. folder: where results are kept, None: only in memory.
-    Raises ConfigError for settings or cases that cannot be used.
+    another seed; unrelated: words for other things, which take the place of `phrase` in comparisons. folder: where
+    results are kept, None: only in memory. Raises ConfigError for settings or cases that cannot be used.
     """
 
     def __init__(
@@ -207,7 +206,7 @@ class Scene:
         """[count] of the sampler's own t, spread over its noisier half, where a picture's content is decided."""
         variant = self.erased.parts.variant
         levels = sigmas(variant, variant.default_steps, variant.grid[0] * variant.grid[1])
-        noisy = levels[: max(1, (len(levels) - 1 + 1) // 2)]
+        noisy = levels[: max(1, len(levels) // 2)]
         return noisy[torch.linspace(0, len(noisy) - 1, count).round().long()]
 
     def shown(self, cases: Sequence[Probe], prompts: Sequence[str], base: bool = False, keep: str = "") -> list[bool]:
