@@ -38,7 +38,9 @@ class MergeReport:
         member = torch.zeros(ranks, count)
         for index, own in stack.owners:
             member[own, index] = 1
-        gram, cross, square = b.T @ b, new_b.T @ b, new_b.T @ new_b
+        gram = cross = square = b.T @ b
+        if not torch.equal(new_b, b):
+            cross, square = new_b.T @ b, new_b.T @ new_b
         inner = member.T @ (gram * (a @ a.T)) @ member  # [i, j] = ⟨w_i ΔW_i, w_j ΔW_j⟩
         self.size += inner.diagonal()
         kept = (cross * (new_a @ a.T)).sum(0) @ member
