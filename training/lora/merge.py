@@ -100,14 +100,15 @@ def merge(
         floor = NOISE * factor * sum(
             float(stack.b[:, own].norm() * stack.a[own].norm()) for _, own in stack.owners
         )  # fmt: skip
-        values = singular_values(b, a)
+        factors = thin_svd(b, a) if mode == "svd" else None  # the others need them where a rank is redundant
+        values = factors[1] if factors else singular_values(b, a)
         kept = min(_needed(values, max(REDUNDANT * float(values.norm()), floor)), rank or len(values))
         total += float(values.square().sum())
         lost += float(values[kept:].square().sum())
         if kept and mode != "svd" and kept == len(values) == b.shape[1]:  # nothing is redundant: a and b may stay
             found[module] = (b.float(), a.float(), values)
         elif kept:
-            u, values, v = thin_svd(b, a)
+            u, values, v = factors or thin_svd(b, a)
             root = values[:kept].sqrt()
             found[module] = ((u[:, :kept] * root).float(), (root[:, None] * v[:kept]).float(), values[:kept])
         if error is None:
