@@ -12,7 +12,16 @@ import numpy as np
 import torch
 
 from ..training.errors import ConfigError
-from ..training.inspection import COLOUR_MAPS, Figure, PromptWords, Recording, Word, choose_blocks, figure_of
+from ..training.inspection import (
+    COLOUR_MAPS,
+    Figure,
+    PromptWords,
+    Recording,
+    Word,
+    choose_blocks,
+    default_time,
+    figure_of,
+)
 from ..training.inspection.heatmaps import (
     SCALES,
     draw_comparison,
@@ -161,8 +170,9 @@ class InspectImage(io.ComfyNode):
                 io.Image.Input("image"),
                 io.String.Input("prompt", multiline=True, tooltip="Words to look for in the picture."),
                 io.Float.Input(
-                    "t", default=0.2, min=0.01, max=1.0, step=0.01,
-                    tooltip="How much noise is put on the picture first: 1 is nothing but noise.",
+                    "t", default=0.0, min=0.0, max=1.0, step=0.01,
+                    tooltip="How much noise is put on the picture first: 1 is nothing but noise. 0: as much as suits "
+                            "the model best.",
                 ),
                 io.Int.Input("seed", default=0, min=0, max=2**48, tooltip="Of the noise."),
                 io.Float.Input("guidance", default=3.5, min=0.0, max=100.0, step=0.1, tooltip="As in sampling."),
@@ -178,6 +188,7 @@ class InspectImage(io.ComfyNode):
         guidance: float, blocks: str, heads: str, tokens: int,
     ) -> io.NodeOutput:  # fmt: skip
         recorded, recording = _recording(model, blocks, heads, tokens, 1.0, 0.0)
+        t = t or default_time(recording.double)
         latents = comfy.sample.fix_empty_latent_channels(recorded, vae.encode(image[..., :3]))
         conditioning = clip.encode_from_tokens_scheduled(clip.tokenize(prompt))
         conditioning = node_helpers.conditioning_set_values(conditioning, {"guidance": guidance})

@@ -26,7 +26,7 @@ from scripts.measures.cost import cost
 from scripts.measures.defences import BUDGET, defences
 from scripts.measures.endurance import endurance
 from scripts.measures.gate import gate
-from scripts.measures.merging import MERGED, WAYS, merging
+from scripts.measures.merging import BEYOND, MERGED, WAYS, merging
 from scripts.measures.page import page
 from scripts.measures.seeds import seeds
 from scripts.measures.strength import strength
@@ -88,10 +88,10 @@ def parser() -> argparse.ArgumentParser:
     maps.add_argument("--scenes", type=int, default=100, help="of each kind")
     maps.add_argument("--tokens", type=int, default=128, help="recorded text tokens, for the cost")
     maps.add_argument("--repeats", type=int, default=3, help="of the cost's timing, of which the best counts")
-    merges = add(merging, MERGED, "1", 12)
+    merges = add(merging, (*MERGED, *BEYOND), "1", 12)
     merges.set_defaults(images_per_other=4)
-    merges.add_argument("--numbers", default="1,3,5,10,20,30", help="how many of the concepts to merge, the first ones")
-    merges.add_argument("--ways", default="", help=f"default: {', '.join(WAYS)}")
+    merges.add_argument("--numbers", default="1,3,5,10,20,30,40", help="how many of the first concepts to merge")
+    merges.add_argument("--ways", default="", help=f"default: {', '.join(WAYS)}".replace("%", "%%"))
     add(gate, (), "1", 0)
     full = command(train)
     full.add_argument("--model", default="flux-dev-random", choices=tuple(MODELS), help="its shape; weights are random")

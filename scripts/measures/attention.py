@@ -19,8 +19,7 @@ from .page import conclude
 from .rows import key_of
 from .workplace import Workplace, seeds_of
 
-TIMES = (0.1, 0.2, 0.4, 0.6, 0.8)
-INSPECTED = 0.2  # the t of Inspect Image's default
+TIMES = (0.05, 0.1, 0.2, 0.4, 0.6, 0.8)
 BATCH = 25
 # kind of scene -> objects in it, and whether a prompt names one of them alone: the demo model was never taught captions
 # of more than two
@@ -32,12 +31,12 @@ FLUX_SHAPE = {"heads": 24, "width": 128, "image": 4096, "text": 512}  # Flux.1 a
 
 def attention(args: argparse.Namespace) -> None:
     """How well joint attention finds objects, whether erasing shows in it, and what recording costs."""
-    from training.inspection import default_blocks
+    from training.inspection import default_blocks, default_time
     from training.inspection.recording import OUTPUT
 
     place = Workplace(args, "attention")
     double = place.source.transformer_config()["num_layers"]
-    best = {"best": default_blocks(double)}
+    best = {"best": default_blocks(double), "t": default_time(double)}
     both = best | {"best_output": default_blocks(double, OUTPUT)}
     for kind in SCENES:
         slot = {"what": "scenes", "kind": kind}
@@ -276,7 +275,7 @@ def erased(place: Workplace, phrase: str, seed: int) -> dict[str, Any]:
     import torch
 
     from training.demo.vocabulary import NOUNS
-    from training.inspection import default_blocks
+    from training.inspection import default_blocks, default_time
     from training.inspection.heatmaps import enlarged
     from training.lora.adapter import load_adapter
     from training.lora.format import read_lora
@@ -288,11 +287,12 @@ def erased(place: Workplace, phrase: str, seed: int) -> dict[str, Any]:
     noun = next(index for index, known in enumerate(NOUNS) if known.name == phrase)
     cases = [compose(eye.sprites, rng, 2, False, noun)[0] for _ in range(ERASED_SCENES)]
     embeds = eye.parts.text.encode([case.prompt for case in cases])
-    x_t = eye.noised(cases, list(range(len(cases))), INSPECTED)
+    t = default_time(eye.double)
+    x_t = eye.noised(cases, list(range(len(cases))), t)
     best = list(default_blocks(eye.double))
-    base = eye.record(x_t, INSPECTED, embeds, best)
+    base = eye.record(x_t, t, embeds, best)
     load_adapter(eye.parts.transformer, read_lora(lora)[0])
-    after = eye.record(x_t, INSPECTED, embeds, best)
+    after = eye.record(x_t, t, embeds, best)
     ratios, correlations = [], []
     for n, case in enumerate(cases):
         size, words = case.picture.shape[:2], eye.words(case.prompt)
@@ -306,7 +306,7 @@ def erased(place: Workplace, phrase: str, seed: int) -> dict[str, Any]:
             else:
                 correlations.append(float(torch.corrcoef(torch.stack([heat.flatten() for heat in heats]))[0, 1]))
     return {
-        "t": INSPECTED, "scenes": len(cases),
+        "scenes": len(cases),
         "falls": {"median": round(float(np.median(ratios)), 2), "worst": round(min(ratios), 2)},
         "others": {"mean": round(float(np.mean(correlations)), 4), "worst": round(min(correlations), 4)},
         "training_seconds": place.seconds_of(lora),

@@ -11,7 +11,6 @@ NAMES = {"acc_e": "Acc_e", "acc_g": "Acc_g", "acc_ir": "Acc_ir", "acc_ir_seen": 
 REACHED = 0.9  # of a ceiling
 PRECISIONS = ("bf16", "fp8", "int8", "nf4")  # of the base in training
 COMPILED = "compiled"  # of the ways of a full-size training; with weights in bf16 alone
-MAPS = "best, t 0.2"  # of the measured maps, what Inspect Image shows by default
 
 Bar = tuple[str, bool | None, str]  # what is asked, whether it is met (None: not measured), the numbers
 
@@ -236,12 +235,19 @@ def _fifth(tables: Summary) -> list[Bar]:
     return found
 
 
+def _highest(table: Summary, start: str) -> dict[str, float]:
+    """The largest value of each measure among the maps whose name starts so; nothing where there are none."""
+    found = [row for name, row in table.items() if name.startswith(start)]
+    return {measure: max(row[measure] for row in found) for measure in found[0]} if found else {}
+
+
 def _maps(attention: Summary) -> list[Bar]:
     found: list[Bar] = []
     for kind, row in attention.get("scenes", {}).items():
         table = row["table"]
-        raw, space, top = (table[name] for name in (MAPS, f"output space, {MAPS}", "ceiling"))
-        own, space_own = (table.get(name.replace("best", "weighted"), {}) for name in (MAPS, f"output space, {MAPS}"))
+        shown = f"best, t {row['t']}"  # what Inspect Image shows by default
+        raw, space, top = (table[name] for name in (shown, f"output space, {shown}", "ceiling"))
+        own, space_own = (_highest(table, f"{space}weighted, t ") for space in ("", "output space, "))
         for measure, aim, text in (("pointing", 0.9, "pointing game ≥ 90 %"), ("iou_best", 0.55, "best IoU ≥ 0.55")):
             reached = raw[measure] >= aim or (bool(own) and raw[measure] >= REACHED * own[measure])
             told = f"{raw[measure]:.3f}, perfect maps {top[measure]:.3f}"

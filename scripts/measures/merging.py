@@ -18,6 +18,8 @@ MERGED = (
     *NOUNS, "cat", "umbrella", "elephant", "train", "apple", "sunflower", "clock", "owl", "donut", "balloon", "shark",
     "book", "dog", "fox", "panda", "bus", "airplane", "rocket", "banana", "strawberry", "pineapple", "mushroom",
 )  # fmt: skip
+# joining after them, to see where merging breaks: what is kept has fewer nouns there
+BEYOND = ("lion", "frog", "duck", "octopus", "cake", "house", "cactus", "crown", "hamburger", "snail")
 WAYS: dict[str, dict[str, Any]] = {
     "normalised": {"mode": "normalised"},
     "sum": {"mode": "sum"},
@@ -38,14 +40,18 @@ def merging(args: argparse.Namespace) -> None:
     if None in loras:
         say("some concepts are being trained by another process: run this again when it has ended")
         return
-    others = kept_nouns(place, phrases)
-    say(f"Acc_ir on {len(others)} nouns that are none of the {len(phrases)} concepts: {', '.join(others)}")
-    for phrase, path in zip(phrases, loras, strict=False):
+    # one set of nouns to be kept for all merges of MERGED, so that they compare; without BEYOND for those with it
+    size = len(MERGED)
+    kept = {count: kept_nouns(place, phrases[:count]) for count in {size, *counts} if count >= size}
+    for count, others in sorted(kept.items()):
+        say(f"Acc_ir up to N = {count}: {len(others)} nouns that are none of the concepts: {', '.join(others)}")
+    for number, (phrase, path) in enumerate(zip(phrases, loras, strict=False)):
+        others = kept[size if number < size else max(kept)]
         keep(place, {"what": "single", "concept": phrase}, [phrase], [path], others, {"mode": "sum"})
     for count in counts:
         for way in ways:
             slot = {"what": "merge", "way": way, "n": count}
-            keep(place, slot, phrases[:count], loras[:count], others, WAYS[way])
+            keep(place, slot, phrases[:count], loras[:count], kept[max(count, size)], WAYS[way])
     conclude(place.rows, "merging")
 
 

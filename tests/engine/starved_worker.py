@@ -1,5 +1,6 @@
 """The real worker of a job, which gets no more memory from the system after its second step."""
 
+import ctypes
 import resource
 import sys
 from pathlib import Path
@@ -10,6 +11,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from training import trainer
 from training.jobs.runner import run_job
+
+# Blocks of 1 MiB and more come from the system each time, never from what the allocator kept of freed ones.
+M_MMAP_THRESHOLD = -3
+ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**20)
 
 
 def run(request, folder, report, should_stop):

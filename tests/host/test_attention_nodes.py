@@ -127,11 +127,11 @@ def test_an_existing_picture_without_sampling(host: Host) -> None:
     graph = heatmaps()
     graph["inspect"] = node(
         "EraseAnything_InspectImage", model=["native", 0], clip=["native", 1], vae=["native", 2], image=["image", 0],
-        prompt=PROMPT, t=0.4, seed=1, guidance=3.5, blocks="best", heads="each", tokens=128,
+        prompt=PROMPT, t=0.0, seed=1, guidance=3.5, blocks="best", heads="each", tokens=128,
     )  # fmt: skip
     graph["heatmaps"]["inputs"]["recording"] = ["inspect", 0]
     data = json.loads(fetched(host, host.run(graph)["outputs"]["heatmaps"]["heatmaps"][0]))
-    assert data["times"] == pytest.approx([0.4])
+    assert data["times"] == pytest.approx([0.05])  # what suits the demo model
     assert data["heads"] == 2
 
 

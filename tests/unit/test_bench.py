@@ -225,6 +225,8 @@ def test_commands_and_their_help():
     args = bench.parser().parse_args(["erasure", "--concepts", "car", "--methods", "esd", "--threads", "1"])
     assert args.run is table.erasure and args.images_per_attack == args.images // 2
     assert len(bench.NOUNS) >= 8 and len(bench.STYLES) == 2 and len(bench.RELATIONS) == 1
+    commands = next(action.choices for action in bench.parser()._actions if action.dest == "command")
+    assert all("--out" in one.format_help() for one in commands.values())
 
 
 @pytest.mark.parametrize(
@@ -400,10 +402,10 @@ def test_heatmaps_are_judged_at_the_defaults():
     def measures(pointing: float, iou: float) -> dict:
         return dict.fromkeys(page.LOCALISED, 0.1) | {"pointing": pointing, "iou_best": iou}
 
-    table = {bars.MAPS: measures(0.91, 0.5), f"output space, {bars.MAPS}": measures(0.3, 0.6)}
+    table = {"best, t 0.1": measures(0.91, 0.5), "output space, best, t 0.1": measures(0.3, 0.6)}
     table |= {"ceiling": measures(1, 0.8), "area": measures(0.1, 0.1)}
     rows = [
-        {"what": "scenes", "kind": "two objects", "objects": 2, "table": table},
+        {"what": "scenes", "kind": "two objects", "objects": 2, "t": 0.1, "table": table},
         {"what": "erased", "concept": "car", "seed": 0, "scenes": 2, "falls": {"median": 4.0, "worst": 1.0},
          "others": {"mean": 0.95, "worst": 0.8}},
     ]  # fmt: skip
@@ -414,7 +416,7 @@ def test_heatmaps_are_judged_at_the_defaults():
     assert bar(found, "Heatmaps, erased car")[0] is False
     # what the model's maps hold at most decides where that is less than the aim
     for own, met in ((0.55, True), (0.56, False)):
-        table[bars.MAPS.replace("best", "weighted")] = measures(0.9, own)
+        table |= {"weighted, t 0.1": measures(0.9, 0.4), "weighted, t 0.2": measures(0.8, own)}
         found = bars.bars({"attention": summaries.attention_summary(rows)})
         told = f"0.500, perfect maps 0.800, the best weighting of all maps {own:.3f}"
         assert bar(found, "Heatmaps, two objects: best IoU") == (met, told)

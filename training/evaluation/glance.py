@@ -12,11 +12,9 @@ from ..flux.loading import FluxParts
 from ..flux.sampling import encode, initial_noise
 from ..inspection.capture import noised, record_pass
 from ..inspection.heatmaps import Figure, figure_of, overlays, png_bytes
-from ..inspection.recording import default_blocks
+from ..inspection.recording import default_blocks, default_time
 from ..inspection.words import read_prompt
 from .pictures import Key, write_whole
-
-T = 0.2  # noise level of the pass: that of Inspect Image
 
 
 class Glance:
@@ -28,7 +26,8 @@ class Glance:
         self.prompt = read_prompt(parts.text.tokenizer_2, key[0], parts.text.sequence_length)
         self.word = self.prompt.phrase(phrase)
         self.picture = picture
-        self.blocks = default_blocks(len(parts.transformer.transformer_blocks))
+        double = len(parts.transformer.transformer_blocks)
+        self.blocks, self.t = default_blocks(double), default_time(double)
         self.figures: dict[str, Figure] = {}
 
     def look(self, name: str) -> None:
@@ -36,9 +35,9 @@ class Glance:
         parts, (prompt, seed) = self.parts, self.key
         with parts.computing(), torch.no_grad():
             latents = encode(parts.vae, self.picture[None] / 255)
-            x_t = noised(latents, initial_noise(seed, parts.variant.grid).to(latents), T)
+            x_t = noised(latents, initial_noise(seed, parts.variant.grid).to(latents), self.t)
             recording = record_pass(
-                parts.transformer, x_t, T, parts.text.encode([prompt]), parts.variant.default_guidance,
+                parts.transformer, x_t, self.t, parts.text.encode([prompt]), parts.variant.default_guidance,
                 parts.variant.grid, self.blocks,
             )  # fmt: skip
         image = self.picture.permute(1, 2, 0) / 255
@@ -54,5 +53,5 @@ class Glance:
             sets[name] = {"file": file, "mass": round(figure.mass()[0], 6)}
         prompt, seed = self.key
         names = next(iter(self.figures.values())).blocks
-        return {"word": self.word.text, "prompt": prompt, "seed": seed, "t": T, "blocks": names,
+        return {"word": self.word.text, "prompt": prompt, "seed": seed, "t": self.t, "blocks": names,
                 "top": round(top, 6), "sets": sets}  # fmt: skip

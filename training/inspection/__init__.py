@@ -1,7 +1,7 @@
 """Which words paint which pixels: recordings of joint attention, the words behind the tokens, heatmaps."""
 
 from .heatmaps import COLOUR_MAPS, Figure, draw_figure, figure_of, read_figure
-from .recording import Recording, choose_blocks, default_blocks
+from .recording import Recording, choose_blocks, default_blocks, default_time
 from .words import PromptWords, Word, read_prompt
 
 __all__ = [
@@ -12,6 +12,7 @@ __all__ = [
     "Word",
     "choose_blocks",
     "default_blocks",
+    "default_time",
     "draw_figure",
     "figure_of",
     "read_figure",

@@ -24,9 +24,15 @@ LIMIT = 2 * 2**30
 # Where words are found best, by the number of double blocks; single blocks count on. Flux.1: published rankings; 3: the
 # demo model, as `scripts/bench.py attention` measured it.
 _BEST = {
-    SOFTMAX: {19: (11, 12, 14, 17, 18), 3: (0, 2, 3)},
+    SOFTMAX: {19: (11, 12, 14, 17, 18), 3: (0, 2, 3, 5)},
     OUTPUT: {19: (11, 12, 14, 17, 18), 3: (0, 1, 2)},
 }
+_BEST_TIME = {3: 0.05}  # published rankings: the middle
+
+
+def default_time(double: int) -> float:
+    """The noise t at which a Flux with `double` double blocks finds words best in a picture that is there already."""
+    return _BEST_TIME.get(double, 0.5)
 
 
 def default_blocks(double: int, kind: str = SOFTMAX) -> tuple[int, ...]:
