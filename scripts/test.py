@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -33,8 +34,10 @@ AT_A_TIME = ["-n", "3", "--dist", "loadfile", "--no-loadscope-reorder"]
 def main() -> int:
     """Runs ruff, then pytest with this script's arguments; the worse exit status."""
     try:
-        install_requirements(tests=True)
-        if not install_debian(["chromium", *WORDNET_PACKAGES]):
+        with ThreadPoolExecutor() as pool:  # apt-get and pip wait for the network, not for each other
+            debian = pool.submit(install_debian, ["chromium", *WORDNET_PACKAGES])
+            install_requirements(tests=True)
+        if not debian.result():
             say("no apt-get, or not root: the browser tests need Chromium, installed by hand")
         install_wordnet()
         get_host()
