@@ -36,15 +36,15 @@ def attention(args: argparse.Namespace) -> None:
 
     place = Workplace(args, "attention")
     double = place.source.transformer_config()["num_layers"]
-    best = {"best": default_blocks(double), "t": default_time(double)}
-    both = best | {"best_output": default_blocks(double, OUTPUT)}
+    best = {"best": default_blocks(double), "best_output": default_blocks(double, OUTPUT)}
+    erasing = {"blocks": list(range(double)), "t": default_time(double)}
     for kind in SCENES:
         slot = {"what": "scenes", "kind": kind}
-        keep(place, slot, lambda kind=kind: localise(place, kind), scenes=args.scenes, **both)
+        keep(place, slot, lambda kind=kind: localise(place, kind), scenes=args.scenes, **best)
     for phrase in args.concepts.split(",") if args.concepts else ():
         for seed in seeds_of(args.seeds):
             slot = {"what": "erased", "concept": phrase, "seed": seed}
-            keep(place, slot, lambda phrase=phrase, seed=seed: erased(place, phrase, seed), **best)
+            keep(place, slot, lambda phrase=phrase, seed=seed: erased(place, phrase, seed), **erasing)
     keep(place, {"what": "cost"}, lambda: cost_of_recording(args), tokens=args.tokens, repeats=args.repeats)
     conclude(place.rows, "attention")
 
@@ -179,7 +179,7 @@ def localise(place: Workplace, kind: str) -> dict[str, Any]:
     import torch
 
     from training.demo.vocabulary import NOUNS
-    from training.inspection import default_blocks
+    from training.inspection import default_blocks, default_time
     from training.inspection.capture import encode_concepts, record_concepts
     from training.inspection.heatmaps import enlarged
     from training.inspection.localisation import area_baseline, localisation
@@ -228,7 +228,7 @@ def localise(place: Workplace, kind: str) -> dict[str, Any]:
                         measures.add("ceiling", localisation(perfect, mask, others))
     for name, readout in readouts.items():
         measures.rows[name] = readout.measured()
-    return {"objects": len(measures.rows["area"]), "table": measures.table()}
+    return {"t": default_time(eye.double), "objects": len(measures.rows["area"]), "table": measures.table()}
 
 
 @dataclass
@@ -270,12 +270,15 @@ class Readout:
 
 def erased(place: Workplace, phrase: str, seed: int) -> dict[str, Any]:
     """Trains a LoRA and looks at scenes with the noun and another one, without and with it, at the same noise: how much
-    less of the noun's attention lies on its own object, and how the other words' maps correlate with the base's."""
+    less of the noun's attention lies on its own object, and how the other words' maps correlate with the base's.
+
+    In the double blocks, where a LoRA of the defaults is: the maps of the single ones change only by what comes in.
+    """
     import numpy as np
     import torch
 
     from training.demo.vocabulary import NOUNS
-    from training.inspection import default_blocks, default_time
+    from training.inspection import default_time
     from training.inspection.heatmaps import enlarged
     from training.lora.adapter import load_adapter
     from training.lora.format import read_lora
@@ -289,10 +292,10 @@ def erased(place: Workplace, phrase: str, seed: int) -> dict[str, Any]:
     embeds = eye.parts.text.encode([case.prompt for case in cases])
     t = default_time(eye.double)
     x_t = eye.noised(cases, list(range(len(cases))), t)
-    best = list(default_blocks(eye.double))
-    base = eye.record(x_t, t, embeds, best)
+    double = list(range(eye.double))
+    base = eye.record(x_t, t, embeds, double)
     load_adapter(eye.parts.transformer, read_lora(lora)[0])
-    after = eye.record(x_t, t, embeds, best)
+    after = eye.record(x_t, t, embeds, double)
     ratios, correlations = [], []
     for n, case in enumerate(cases):
         size, words = case.picture.shape[:2], eye.words(case.prompt)
