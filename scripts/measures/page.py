@@ -261,10 +261,12 @@ def _merging_page(summary: Summary) -> list[str]:
     counts = sorted({count for table in summary["ways"].values() for count in table})
     lines = [
         f"Concepts in the order in which they join: {', '.join(summary['concepts'])}. Acc_e: mean over those merged,",
-        "the worst in brackets; Acc_ir: nouns that are none of them, seen in preservation prompts or not.", "",
+        "the worst in brackets; Acc_ir: nouns that are none of them, seen in preservation prompts or not. The more are",
+        "merged, the fewer nouns are left for it, so that the base's own share differs.", "",
     ]  # fmt: skip
     for share, title in (("acc_e", "Acc_e"), ("acc_ir", "Acc_ir")):
-        body = []
+        one_way = {count: row for table in summary["ways"].values() for count, row in table.items()}
+        body = [["base", *(f"{100 * one_way[count][share]['before']:.1f}" for count in counts)]]
         for way, table in summary["ways"].items():
             cells = []
             for count in counts:
@@ -277,10 +279,9 @@ def _merging_page(summary: Summary) -> list[str]:
         if "single" in summary:
             whole = {name: summary["single"].get(name, {}).get(share) for name in ("first 10", "all")}
             told = [
-                f"{name}: base {100 * one['before']:.1f}, own LoRAs {100 * one['after']:.1f}"
-                for name, one in whole.items() if one
-            ]  # fmt: skip
-            title += f", % ({'; '.join(told)})"
+                f"{name} {100 * one['after']:.1f} (base {100 * one['before']:.1f})" for name, one in whole.items() if one
+            ]
+            title += f", %; with each concept's own LoRA: {', '.join(told)}"
         lines += [f"### {title}", "", *markdown(["N", *map(str, counts)], body)]
     body = [
         [way, *(str(table[count]["rank"]) if count in table else "–" for count in counts)]
