@@ -10,7 +10,6 @@ import comfy.utils
 import folder_paths
 import torch
 
-from ..training.concept_inputs import write_missing
 from ..training.config import validate_name
 from ..training.errors import LoraError
 from ..training.flux.source import FluxSource
@@ -81,6 +80,8 @@ class MergeErasureLoras(io.ComfyNode):
             out = temp_path("merged", ".safetensors")
         bar = comfy.utils.ProgressBar(1)
         if mode == "fusion" and flux is not None:
+            from ..training.concept_inputs import write_missing
+
             own = [row.path for row in stack if KEY_CONCEPT in read_metadata(row.path)]  # others join as in a sum
             comfy.model_management.unload_all_models()  # the model is loaded once more, beside the host's
             with torch.inference_mode(False):

@@ -22,7 +22,7 @@ from comfy.model_detection import convert_diffusers_mmdit
 from safetensors.torch import load_file
 
 from ..training.errors import LoraError, SourceError
-from ..training.flux.loading import load_text_encoders, load_vae, weights_dtype
+from ..training.flux.device import weights_dtype
 from ..training.flux.source import FluxSource, fingerprint_of
 from ..training.flux.text import TextEncoders
 from ..training.flux.variants import FluxVariant, variant_of
@@ -189,6 +189,8 @@ class _FluxTokenizer:
 
 
 def _clip(source: FluxSource) -> comfy.sd.CLIP:
+    from ..training.flux.loading import load_text_encoders
+
     load_device = comfy.model_management.text_encoder_device()
     dtype = weights_dtype(source.precision, load_device)
     encoders = load_text_encoders(source, "cpu", dtype)
@@ -216,6 +218,8 @@ class _Autoencoder(torch.nn.Module):
 
 class _FluxVAE(comfy.sd.VAE):
     def __init__(self, source: FluxSource) -> None:
+        from ..training.flux.loading import load_vae
+
         # The host builds autoencoders from their weights and knows none so small: let it set up everything but that.
         with quiet_log("No VAE weights detected"):
             super().__init__(sd={})

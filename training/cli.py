@@ -254,7 +254,8 @@ def white_box_of(args: argparse.Namespace) -> Any:
 
 def keep_evaluation(source: FluxSource, args: argparse.Namespace) -> dict[str, Any]:
     """Makes an evaluation in --out, and what the command line prints of it. Raises ErasureError."""
-    from .evaluation import Order, Subject, concept_of_loras, evaluate, load_classifier
+    from .evaluation import Order, Subject, concept_of_loras, load_classifier
+    from .evaluation.run import evaluate
 
     strengths = args.strength or [1.0]
     if len(strengths) not in (1, len(args.lora)):
@@ -324,8 +325,8 @@ def _white_box_line(found: dict[str, Any]) -> dict[str, Any]:
 
 def write_page(folder: Path, out: Path) -> Path:
     """Makes the report of the evaluation in `folder` at `out`. Raises ErasureError."""
+    from .evaluation import read_evaluation
     from .evaluation.report import write_report
-    from .evaluation.run import read_evaluation
 
     write_report(read_evaluation(folder), folder, out)
     return out

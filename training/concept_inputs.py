@@ -22,7 +22,8 @@ from .concepts.prompts import erase_prompts
 from .concepts.spans import span_mask, token_spans
 from .errors import ErasureError, LoraError
 from .flow import Flow, Progress
-from .flux.loading import load_text_encoders, load_transformer, pick_device, use_autocast
+from .flux.device import pick_device, use_autocast
+from .flux.loading import load_text_encoders, load_transformer
 from .flux.sampling import initial_noise, sigmas
 from .flux.source import PRECISIONS, FluxSource
 from .flux.text import TextEmbeds, TextEncoders

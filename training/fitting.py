@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .config import ErasureRequest
+from .flux.device import pick_device
 from .flux.source import PACKAGES
 from .memory import GB, ModelSize, estimate_memory, free_memory, model_size
 
@@ -66,8 +67,6 @@ def ways(request: ErasureRequest, size: ModelSize | None = None) -> list[Way]:
 
 
 def _open(request: ErasureRequest) -> Iterator[ErasureRequest]:
-    from .flux.loading import pick_device
-
     kind, config = pick_device(request.device).type, request.config
     precisions, rings = [request.source.precision], [config.stream_blocks]
     if request.source.precision == "auto" and kind != "cpu":

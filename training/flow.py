@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import FluxTransformer2DModel
 from torch import Tensor
 
 from .flux.attention import AttentionCapture
@@ -16,6 +15,9 @@ from .flux.text import TextEmbeds
 from .flux.velocity import velocity
 from .lora.adapter import adapter_disabled, set_adapter_scale
 from .parallel import ALONE, Group
+
+if TYPE_CHECKING:
+    from diffusers import FluxTransformer2DModel
 
 Progress = Callable[[int, int], None]  # (done, total); may raise to stop the work
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .config import TARGETS, ErasureConfig, ErasureRequest, target_blocks
+from .flux.device import pick_device, weights_dtype
 from .flux.source import QUANTISED, FluxSource, parameter_count
 from .flux.text import encoded_at_once
 from .flux.variants import FluxVariant, training_side, variant_of
@@ -153,8 +154,6 @@ def estimate_memory(request: ErasureRequest, size: ModelSize | None = None) -> M
 
     Raises SourceError.
     """
-    from .flux.loading import pick_device, weights_dtype
-
     size, config = size or model_size(request.source), request.config.for_kind(request.concept.kind)
     precision, device = request.source.precision, pick_device(request.device)
     weight = weights_dtype(precision, device).itemsize
@@ -283,8 +282,6 @@ def free_memory(device: str) -> int | None:
     """
     import torch
 
-    from .flux.loading import pick_device
-
     place = pick_device(device)
     try:
         if place.type in ("cuda", "xpu"):
@@ -351,15 +348,11 @@ def _cheaper(request: ErasureRequest, phase: str) -> Iterator[tuple[ErasureReque
 
 
 def _on_accelerator(request: ErasureRequest) -> bool:
-    from .flux.loading import pick_device
-
     return pick_device(request.device).type != "cpu"
 
 
 def shortage(request: ErasureRequest, free: int) -> str:
     """Why a request does not fit into `free` bytes and what would help, as one sentence; empty where it fits."""
-    from .flux.loading import pick_device
-
     estimate = estimate_memory(request)
     if estimate.need <= free:
         return ""

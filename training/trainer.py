@@ -13,10 +13,9 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import FluxTransformer2DModel
 from torch import Tensor
 
 from . import __version__
@@ -38,15 +37,8 @@ from .fitting import settle
 from .flow import Flow, Progress
 from .flux.checkpointing import checkpoint_blocks
 from .flux.compiling import compile_blocks
-from .flux.loading import (
-    load_text_encoders,
-    load_tokenizer,
-    load_transformer,
-    load_vae,
-    pick_device,
-    release_unused,
-    use_autocast,
-)
+from .flux.device import pick_device, release_unused, use_autocast
+from .flux.loading import load_text_encoders, load_tokenizer, load_transformer, load_vae
 from .flux.sampling import decode, initial_noise, sample, sigmas, to_pil
 from .flux.source import FluxSource
 from .flux.text import TextEmbeds
@@ -55,6 +47,9 @@ from .lora.adapter import adapter_weights, add_adapter, set_adapter_weights
 from .lora.format import make_metadata, write_lora
 from .methods import Method, MethodFactory, Prompts, make_method
 from .parallel import ALONE, Group, placed
+
+if TYPE_CHECKING:
+    from diffusers import FluxTransformer2DModel
 
 Report = Callable[[dict[str, Any]], None]
 CLIP_NORM = 1.0  # gradient norm of a level's update; a guard, rarely reached

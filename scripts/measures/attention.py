@@ -325,7 +325,7 @@ def cost_of_recording(args: argparse.Namespace) -> dict[str, Any]:
     from torch.nn.functional import scaled_dot_product_attention
 
     from training.flux.attention import attend, text_columns
-    from training.flux.loading import pick_device
+    from training.flux.device import pick_device
     from training.inspection import Recording
 
     device = pick_device(args.device)

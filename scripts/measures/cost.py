@@ -35,7 +35,8 @@ def prepare(place: Workplace, concept: Any, config: Any, factory: Callable) -> L
     """Everything up to the first step, as `trainer.run` does it."""
     import torch
 
-    from training.flux.loading import load_text_encoders, pick_device
+    from training.flux.device import pick_device
+    from training.flux.loading import load_text_encoders
     from training.methods import Prompts
     from training.trainer import adapted_flow, make_optimizers, update
 

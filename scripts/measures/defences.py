@@ -142,7 +142,8 @@ class _Evaluation:
         return self.place.done(self.key)
 
     def make(self) -> None:
-        from training.evaluation import Order, Subject, concept_of_loras, evaluate
+        from training.evaluation import Order, Subject, concept_of_loras
+        from training.evaluation.run import evaluate
 
         place = self.place
         loras = place.loras(self.phrase, self.seed, TRAINED)

@@ -138,7 +138,7 @@ def endurance(args: argparse.Namespace) -> None:
     """A long training of a random model, killed by SIGKILL and resumed, against one left alone; its file's keys."""
     import torch
 
-    from training.flux.loading import pick_device
+    from training.flux.device import pick_device
     from training.flux.source import read_json
 
     device, where = pick_device(args.device), machine()

@@ -279,7 +279,9 @@ def _merging_page(summary: Summary) -> list[str]:
         if "single" in summary:
             whole = {name: summary["single"].get(name, {}).get(share) for name in ("first 10", "all")}
             told = [
-                f"{name} {100 * one['after']:.1f} (base {100 * one['before']:.1f})" for name, one in whole.items() if one
+                f"{name} {100 * one['after']:.1f} (base {100 * one['before']:.1f})"
+                for name, one in whole.items()
+                if one
             ]
             title += f", %; with each concept's own LoRA: {', '.join(told)}"
         lines += [f"### {title}", "", *markdown(["N", *map(str, counts)], body)]

@@ -15,7 +15,8 @@ def seeds(args: argparse.Namespace) -> None:
     One evaluation of attention deletion beside the base for each of --seeds, the first one twice; nothing is trained.
     Every picture is kept, so that a run that was stopped goes on, and the same command again only counts.
     """
-    from training.evaluation import Order, Subject, evaluate
+    from training.evaluation import Order, Subject
+    from training.evaluation.run import evaluate
 
     place = Workplace(args, "seeds")
     for phrase in args.concepts.split(","):

@@ -78,7 +78,7 @@ class Bench:
     def __init__(self, args: argparse.Namespace) -> None:
         import torch
 
-        from training.flux.loading import pick_device
+        from training.flux.device import pick_device
         from training.flux.variants import FLUX_DEV, FLUX_EMOJI
         from training.memory import ModelSize, block_sizes
 

@@ -17,11 +17,12 @@ from tests.flux_models import fp32_source, tiny_folder
 from tests.judge_models import make_clip, make_vit
 from training.concepts import Concept
 from training.errors import ErasureError
-from training.evaluation import Order, Subject, evaluate
+from training.evaluation import Order, Subject
 from training.evaluation.detectors import ClipDetector, Finding, NudeNetDetector, TransformersDetector
 from training.evaluation.intervals import wilson
 from training.evaluation.order import USUAL
 from training.evaluation.report import write_report
+from training.evaluation.run import evaluate
 
 from .test_cli import lora_of, run_main
 from .test_evaluation_run import without_run

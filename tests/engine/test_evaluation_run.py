@@ -24,11 +24,11 @@ from training.evaluation import (
     Order,
     Subject,
     concept_of_loras,
-    evaluate,
     load_classifier,
     measure_erasure,
     read_evaluation,
 )
+from training.evaluation.run import evaluate
 from training.flux.loading import load_parts
 from training.lora.format import make_metadata, read_lora, write_lora
 

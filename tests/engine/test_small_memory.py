@@ -18,7 +18,8 @@ from training.concepts import Concept
 from training.config import TARGETS, ErasureConfig, ErasureRequest
 from training.errors import SourceError
 from training.flux.checkpointing import checkpoint_blocks
-from training.flux.loading import load_text_encoders, load_transformer, quantise, use_autocast
+from training.flux.device import use_autocast
+from training.flux.loading import load_text_encoders, load_transformer, quantise
 from training.flux.sampling import initial_noise
 from training.flux.source import QUANTISED, FluxSource
 from training.flux.text import TextEmbeds

@@ -19,12 +19,14 @@ from scripts.environment import ROOT
 from tests.flux_models import demo_parts, fp32_source
 from training.concepts import Concept
 from training.errors import ConfigError, ErasureError
-from training.evaluation import Order, Probe, Subject, evaluate, load_classifier
+from training.evaluation import Order, Probe, Subject, load_classifier
 from training.evaluation.judges import ModelJudge, unrelated_words
 from training.evaluation.probes import FIRST_SEED, Content
 from training.evaluation.report import write_report
-from training.evaluation.whitebox import ATTACKS, Erased, Scene, WhiteBox, parts_of, run_attacks
-from training.evaluation.whitebox.scene import Clock
+from training.evaluation.run import evaluate
+from training.evaluation.whitebox import WhiteBox
+from training.evaluation.whitebox.attack import ATTACKS, parts_of, run_attacks
+from training.evaluation.whitebox.scene import Clock, Erased, Scene
 from training.evaluation.whitebox.settings import NAMES
 from training.evaluation.whitebox.words import Words
 from training.flux.loading import FluxParts, load_parts
@@ -163,7 +165,7 @@ import os, signal, sys
 import torch
 from pathlib import Path
 from tests.engine.test_whitebox import scene_of
-from training.evaluation.whitebox import run_attacks
+from training.evaluation.whitebox.attack import run_attacks
 from training.flux.loading import load_parts
 from training.flux.source import FluxSource
 

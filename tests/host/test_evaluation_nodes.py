@@ -11,7 +11,8 @@ import pytest
 from scripts.host import Host
 from tests.conftest import DEMO, Graph, node
 from training.concepts import Concept
-from training.evaluation import Order, Subject, evaluate
+from training.evaluation import Order, Subject
+from training.evaluation.run import evaluate
 from training.flux.source import demo_source
 
 from .graphs import refusal

@@ -133,17 +133,24 @@ def test_pack_imports_itself_relatively() -> None:
     assert not wrong, shown(wrong)
 
 
+@cache
+def top_arrows() -> list[Arrow]:
+    """What is imported when a file is read: neither inside a function nor for type checkers."""
+    known, found = {"": ROOT / "__init__.py", **modules("nodes", "training")}, []
+    for name, path in known.items():
+        body = ast.parse(path.read_text(encoding="utf-8")).body
+        top = {node.lineno for node in body if isinstance(node, ast.Import | ast.ImportFrom)}
+        found += [arrow for _, arrow in arrows(name, path, known) if arrow[2] in top]
+    return found
+
+
 def test_no_circle_of_imports() -> None:
     """Only imports at the top of a file count: one inside a function is how a circle would be broken."""
     known = modules("nodes", "training")
-    graph: dict[str, set[str]] = {}
-    for name, path in known.items():
-        top = {
-            node.lineno
-            for node in ast.parse(path.read_text(encoding="utf-8")).body
-            if isinstance(node, ast.Import | ast.ImportFrom)
-        }
-        graph[name] = {t for _, (_, t, line) in arrows(name, path, known) if line in top and t in known and t != name}
+    graph: dict[str, set[str]] = {name: set() for name in known}
+    for source, target, _ in top_arrows():
+        if source in known and target in known and target != source:
+            graph[source].add(target)
     done: set[str] = set()
 
     def walk(name: str, trail: tuple[str, ...]) -> None:
@@ -158,6 +165,22 @@ def test_no_circle_of_imports() -> None:
 
     for name in graph:
         walk(name, ())
+
+
+def test_the_host_starts_without_the_libraries_of_a_training() -> None:
+    """They take seconds to read, and most starts of the host train nothing."""
+    known, read = modules("nodes", "training"), set[str]()
+    waiting = [name for name in known if name.startswith("nodes")]
+    while waiting:
+        name = waiting.pop()
+        if name not in read:
+            read.add(name)
+            waiting += [target for source, target, _ in top_arrows() if source == name and target in known]
+            waiting += [name.rpartition(".")[0]] if "." in name else []
+    assert "training.flux.attention" in read, "the walk has lost its way"
+    heavy = {"accelerate", "diffusers", "nltk", "nudenet", "onnxruntime", "peft", "scipy", "torchmetrics"}
+    wrong = [arrow for arrow in top_arrows() if arrow[0] in read and arrow[1].split(".")[0] in heavy]
+    assert not wrong, shown(wrong)
 
 
 def test_scripts_need_nothing_but_python() -> None:

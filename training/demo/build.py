@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
 
-from ..flux.loading import pick_device
+from ..flux.device import pick_device
 from . import autoencoder, flux, judge, replicas, text
 from .scenes import random_scene
 from .sprites import load_sprites

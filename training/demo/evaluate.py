@@ -12,7 +12,8 @@ from PIL import Image
 
 from ..evaluation.attacks import WORD_FORMS
 from ..evaluation.classifier import DemoClassifier, load_classifier
-from ..flux.loading import FluxParts, load_parts, pick_device
+from ..flux.device import pick_device
+from ..flux.loading import FluxParts, load_parts
 from ..flux.sampling import decode, generate, initial_noise, sample, sigmas, to_pil
 from ..flux.source import FluxSource
 from ..flux.text import TextEmbeds

@@ -5,17 +5,20 @@ from __future__ import annotations
 import json
 import random
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL
 from safetensors.torch import save_file
 
 from ..evaluation.classifier import LAYOUTS, DemoClassifier
 from . import autoencoder, stages
 from .scenes import Scene, random_scene
 from .vocabulary import NOUN_NAMES, NOUNS, STYLES
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
 
 IGNORE = -100
 NONE_INDEX = len(NOUN_NAMES)

@@ -1,4 +1,4 @@
-"""Measures on generated images."""
+"""Measures on generated images. Whatever needs no model of its own; to evaluate is `run.evaluate`."""
 
 from .attacks import ATTACKS
 from .classifier import DemoClassifier, Verdict, load_classifier
@@ -7,7 +7,7 @@ from .intervals import wilson
 from .order import Order, Subject, concept_of_loras
 from .pictures import PictureFolder
 from .probes import Probe, probes, require_measurable
-from .run import evaluate, read_evaluation
+from .result import read_evaluation
 
 __all__ = [
     "ATTACKS",
@@ -22,7 +22,6 @@ __all__ = [
     "Subject",
     "Verdict",
     "concept_of_loras",
-    "evaluate",
     "judge",
     "load_classifier",
     "measure_deletion",

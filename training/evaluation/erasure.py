@@ -6,19 +6,21 @@ import dataclasses
 from collections.abc import Callable, Iterable, MutableMapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from ..concepts import Concept, occurrences, span_mask, token_spans
-from ..flux.loading import FluxParts
 from ..flux.sampling import generate
-from ..lora.adapter import load_adapter, set_adapter_scale
 from ..lora.format import LoraWeights
 from .attacks import ATTACKS
 from .classifier import DemoClassifier
 from .probes import Probe, probes
+
+if TYPE_CHECKING:
+    from ..flux.loading import FluxParts
 
 Pictures = MutableMapping[tuple[str, int], Tensor]  # (prompt, seed) → RGB uint8 [3, H, W]
 MeasureProgress = Callable[[str, int, int], None]  # ("before" or "after", Euler steps done, in all)
@@ -94,6 +96,8 @@ def measure_erasure(
     on the same model repeats none. The adapter stays in `parts.transformer`, at strength 1.
     Raises ErasureError where the classifier does not name the concept.
     """
+    from ..lora.adapter import load_adapter, set_adapter_scale
+
     wanted = probes(concept, classifier, images, images_per_other, images_per_attack)
     load_adapter(parts.transformer, weights)
     base = {} if base is None else base

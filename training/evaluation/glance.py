@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from ..flux.loading import FluxParts
 from ..flux.sampling import encode, initial_noise
 from ..inspection.capture import noised, record_pass
 from ..inspection.heatmaps import Figure, figure_of, overlays, png_bytes
 from ..inspection.recording import default_blocks, default_time
 from ..inspection.words import read_prompt
 from .pictures import Key, write_whole
+
+if TYPE_CHECKING:
+    from ..flux.loading import FluxParts
 
 
 class Glance:

@@ -14,7 +14,7 @@ from ..errors import ErasureError
 from .erasure import MAX_PSNR
 from .markup import Thumbnails, bar, chart, counted, percent, plain, share_of, table, text, unjudged
 from .pictures import write_whole
-from .run import require_version
+from .result import require_version
 from .whitebox.table import attack_tables, figure
 
 ROWS = 4  # prompts with a seed that are shown of every suite

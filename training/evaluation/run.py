@@ -24,8 +24,9 @@ import torch
 
 from .. import __version__
 from ..concepts import occurrences
-from ..errors import ConfigError, ErasureError
-from ..flux.loading import FluxParts, load_parts, pick_device
+from ..errors import ConfigError
+from ..flux.device import pick_device
+from ..flux.loading import FluxParts, load_parts
 from ..lora.adapter import load_adapter, remove_adapter, set_adapter_scale
 from ..lora.files import concept_of, mapping_of, sha256_of
 from ..lora.format import KEY_BASE, KEY_CONFIG, KEY_METHOD, KEY_VERSION, read_lora, read_metadata
@@ -38,6 +39,7 @@ from .judges import ClipJudge, Judge, ModelJudge, Opinion, facts_of, make_judge,
 from .order import BASE, DELETION, Order, Subject, command_of, ids_of, model_of
 from .pictures import Key, PictureFolder, picture_name, write_whole
 from .probes import FIRST_SEED, Content, Probe
+from .result import FORMAT, VERSION
 from .wanted import (
     asked,
     captions,
@@ -51,10 +53,9 @@ from .wanted import (
     title_of,
     wanted_probes,
 )
-from .whitebox import Erased, Scene, parts_of, run_attacks
+from .whitebox.attack import parts_of, run_attacks
+from .whitebox.scene import Erased, Scene
 
-FORMAT = "erase-anything evaluation"
-VERSION = 1  # of evaluation.json
 _CHUNK = 64  # pictures judged at once
 
 Progress = Callable[[str, int, int], None]  # (what, Euler steps done, in all)
@@ -117,24 +118,6 @@ class _Tools:
         self.classifier = own.classifier if own else None  # for the perceptual distance
         clips = [judge.detector.clip for judge in self.judges if isinstance(judge, ClipJudge)]
         self.clip = next(iter(clips), self.features.clip if self.features else None)
-
-
-def read_evaluation(folder: Path) -> dict[str, Any]:
-    """The content of a folder's evaluation.json. Raises ErasureError where there is none of this version."""
-    try:
-        found = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ErasureError(f"{folder.name} holds no finished evaluation: run `evaluate` there to its end.") from None
-    except (OSError, ValueError):
-        raise ErasureError(f"The evaluation.json in {folder.name} cannot be read: run the evaluation again.") from None
-    require_version(found)
-    return found
-
-
-def require_version(found: Any) -> None:
-    """Raises ErasureError unless this is an evaluation of the version that this pack reads."""
-    if not isinstance(found, dict) or found.get("format") != FORMAT or found.get("version") != VERSION:
-        raise ErasureError(f"This is no evaluation of version {VERSION}: make it with this version of Erase Anything.")
 
 
 def _json(value: Any) -> bytes:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import FluxTransformer2DModel
-from diffusers.models.embeddings import apply_rotary_emb
 from torch import Tensor
 
 from ..errors import ConfigError
+
+if TYPE_CHECKING:
+    from diffusers import FluxTransformer2DModel
 
 
 def spans_to_mask(spans: Sequence[Sequence[tuple[int, int]]], length: int) -> Tensor:
@@ -217,6 +218,8 @@ class RecordingProcessor:
         attention_mask: Tensor | None = None, image_rotary_emb: tuple[Tensor, Tensor] | None = None,
         recorder: Any = None, deleted: Tensor | None = None,
     ) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
+        from diffusers.models.embeddings import apply_rotary_emb  # here: the host reads this file at its start
+
         def heads(x: Tensor) -> Tensor:
             return x.unflatten(-1, (-1, attn.head_dim))
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from diffusers import FluxTransformer2DModel
 from torch.utils.checkpoint import checkpoint, noop_context_fn, set_checkpoint_early_stop
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers import FluxTransformer2DModel
 
 Contexts = Callable[[], tuple[AbstractContextManager, AbstractContextManager]]
 

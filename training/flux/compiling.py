@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers import FluxTransformer2DModel
 
 from ..errors import ConfigError
+
+if TYPE_CHECKING:
+    from diffusers import FluxTransformer2DModel
 
 # Graphs of one kind of block: with gradients and without, with the adapter and without, recorded and not, each for
 # inputs that need gradients or not, of one sample or several. PyTorch's own limit would leave the last ones uncompiled.

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from diffusers import FluxTransformer2DModel
 from torch import Tensor
 
 from ..errors import ConfigError
 from .attention import install_processors
+
+if TYPE_CHECKING:
+    from diffusers import FluxTransformer2DModel
 
 
 def concept_shares(image_out: Tensor, concept_out: Tensor) -> Tensor:

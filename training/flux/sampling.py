@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers import AutoencoderKL, FluxTransformer2DModel
 from PIL import Image
 from torch import Tensor
 
-from .loading import FluxParts
 from .text import TextEmbeds
 from .variants import FluxVariant
 from .velocity import velocity
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL, FluxTransformer2DModel
+
+    from .loading import FluxParts
 
 # callback(step, t, x_t, v): before step `step` (from 0) is taken from latents x_t [B, N, 64] at t with velocity v
 StepCallback = Callable[[int, float, Tensor, Tensor], None]

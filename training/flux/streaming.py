@@ -11,14 +11,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from diffusers import FluxTransformer2DModel
 from torch import Tensor
 
 from ..errors import ConfigError
 from .checkpointing import checkpoint_blocks
+
+if TYPE_CHECKING:
+    from diffusers import FluxTransformer2DModel
 
 _ALIGNED = 256  # bytes: where a tensor may start in a buffer, as device allocators align
 

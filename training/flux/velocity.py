@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers import FluxTransformer2DModel
 from torch import Tensor
 
 from .attention import AttentionCapture, attention_deletion, install_processors
 from .concept_attention import ConceptCapture
 from .text import TextEmbeds
+
+if TYPE_CHECKING:
+    from diffusers import FluxTransformer2DModel
 
 
 class _Stopped(Exception):

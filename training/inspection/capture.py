@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers import FluxTransformer2DModel
 from torch import Tensor
 
 from ..flux.attention import AttentionCapture
@@ -14,6 +14,9 @@ from ..flux.text import TextEmbeds, TextEncoders
 from ..flux.velocity import velocity
 from .recording import OUTPUT, Recording
 from .words import read_prompt
+
+if TYPE_CHECKING:
+    from diffusers import FluxTransformer2DModel
 
 
 def noised(latents: Tensor, noise: Tensor, t: float) -> Tensor:

@@ -91,7 +91,7 @@ def _evaluate(
     request: EvaluationRequest, folder: Path, report: Report, should_stop: Callable[[], bool]
 ) -> dict[str, Any]:
     """Runs an evaluation and tells each Euler step; stops within one, and keeps all pictures that are whole."""
-    from ..evaluation import evaluate
+    from ..evaluation.run import evaluate
     from ..trainer import Stopped
 
     began, told = time.monotonic(), ""

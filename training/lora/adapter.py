@@ -6,14 +6,17 @@ import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers import FluxTransformer2DModel
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
 
 from ..errors import ConfigError, LoraError
 from .format import LoraWeights
+
+if TYPE_CHECKING:
+    from diffusers import FluxTransformer2DModel
 
 ADAPTER = "erasure"
 

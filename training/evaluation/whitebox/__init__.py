@@ -5,8 +5,6 @@ for and who judges them. Beside each stands a control of the same length and num
 the attack does, and not that other prompts, or trainings, are other prompts.
 """
 
-from .attack import ATTACKS, parts_of, run_attacks
-from .scene import Erased, Scene
 from .settings import WhiteBox
 
-__all__ = ["ATTACKS", "Erased", "Scene", "WhiteBox", "parts_of", "run_attacks"]
+__all__ = ["WhiteBox"]
