@@ -108,16 +108,18 @@ def test_capture_leaves_the_velocity_as_it_is() -> None:
 def test_truncated_pass_stops_and_captures_the_same() -> None:
     latents, t, embeds = tiny_inputs()
     model = tiny_transformer()
-    ran: list[int] = []
-    blocks = [*model.transformer_blocks, *model.single_transformer_blocks]
-    for index, block in enumerate(blocks):
-        block.register_forward_hook(lambda *_, index=index: ran.append(index))
+    ran: list[str] = []
+    for index, block in enumerate([*model.transformer_blocks, *model.single_transformer_blocks]):
+        for part_of_it in ("attn", "ff"):
+            if hasattr(block, part_of_it):
+                name = f"{part_of_it} {index}"
+                getattr(block, part_of_it).register_forward_hook(lambda *_, name=name: ran.append(name))
     whole, part = (AttentionCapture(torch.ones(1, TINY_TEXT), [1, 0]) for _ in range(2))
     velocity(model, latents, t, embeds, 3.5, TINY_GRID, capture=whole)
-    assert ran == [0, 1, 2, 3]
+    assert ran == ["attn 0", "ff 0", "attn 1", "ff 1", "attn 2", "attn 3"]
     ran.clear()
     assert velocity(model, latents, t, embeds, 3.5, TINY_GRID, capture=part, stop_after_block=1) is None
-    assert ran == [0, 1]
+    assert ran == ["attn 0", "ff 0", "attn 1"]  # the last block's layers behind its attention are not needed
     for a, b in zip(whole.columns, part.columns, strict=True):
         torch.testing.assert_close(a, b)
     assert not torch.equal(whole.columns[0], whole.columns[1])  # in the order asked for: block 1, then block 0

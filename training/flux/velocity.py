@@ -39,9 +39,10 @@ def velocity(
 
     latents: x_t packed, [B, N, 64] with N = rows * columns of `grid`; t: float or [B] in [0, 1], 1 is noise; embeds: B
     or 1 prompts; guidance: fed to the guidance embedding where the model has one. capture records attention on the way;
-    stop_after_block (counted as in AttentionCapture) ends the pass there and returns None. deleted: [B, L] text tokens
-    (1: deleted) that no query pays attention to in double blocks (see `attention_deletion`). Returns
-    [B, N, 64] in the dtype of `latents`. Gradients, autocast and the adapter's state are the caller's.
+    stop_after_block (counted as in AttentionCapture) ends the pass when that block's attention is recorded, and returns
+    None. deleted: [B, L] text tokens (1: deleted) that no query pays attention to in double blocks (see
+    `attention_deletion`). Returns [B, N, 64] in the dtype of `latents`. Gradients, autocast and the adapter's state are
+    the caller's.
     """
     batch, device = latents.shape[0], latents.device
     dtype = next(transformer.x_embedder.parameters()).dtype
@@ -87,15 +88,19 @@ def _exact_time(transformer: FluxTransformer2DModel, t: Tensor) -> Iterator[None
 
 @contextmanager
 def _stop_after(transformer: FluxTransformer2DModel, block: int) -> Iterator[None]:
-    # At the start of the next module rather than at the end of the block: a checkpointed block must return to be
-    # replayed.
     chain = [*transformer.transformer_blocks, *transformer.single_transformer_blocks, transformer.norm_out]
     index = block + len(transformer.transformer_blocks) if block < 0 else block
 
     def stop(*_: object) -> None:
         raise _Stopped
 
-    handle = chain[index + 1].register_forward_pre_hook(stop, prepend=True)  # before it is streamed in for nothing
+    replayed = transformer.gradient_checkpointing and torch.is_grad_enabled()
+    if replayed or "forward" in vars(chain[index]):
+        # A checkpointed block must return to be replayed, and a compiled one is one graph: at the start of what comes
+        # next, before that is streamed in for nothing.
+        handle = chain[index + 1].register_forward_pre_hook(stop, prepend=True)
+    else:
+        handle = chain[index].attn.register_forward_hook(stop)  # all that is recorded is done
     try:
         yield
     finally:
