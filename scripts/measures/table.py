@@ -51,6 +51,9 @@ VARIANTS: dict[str, dict[str, Any]] = {
     **{f"lr_preserve {rate:g}": {"lr_preserve": rate} for rate in (1e-4, 5e-4, 1e-3, 2e-3)},
     **{f"lr_erase {rate:g}": {"lr_erase": rate} for rate in (5e-4, 1e-3, 2e-3)},
     **{f"t_min {t:g}": {"t_min": t} for t in (0.0, 0.25, 0.5, 0.75)},
+    **{f"batches of {erase} and {keep}": {"batch_erase": erase, "batch_preserve": keep} for erase, keep in (
+        (1, 1), (2, 4)
+    )},
     "random strength": {"random_strength": True},
     "erase the phrase alone": {"erase_synonyms": False},
     "no shuffled prompts": {"shuffle": False},

@@ -103,6 +103,17 @@ def test_a_sense_is_chosen_by_its_number():
     assert shown["gloss"] and shown["visual"] is True and shown["number"] == 1 and isinstance(shown["words"], list)
 
 
+def test_a_relations_opposite_takes_its_place():
+    """It comes first where the vocabulary knows it, whatever else the seed draws, and only of relations."""
+    for seed in range(5):
+        words = irrelevant_words("Above", seed, kind="relationship")
+        assert words[0] == "below" and len(set(words)) == 3
+    drawn = irrelevant_words("above", kind="relationship", vocabulary=lambda w: w in ("next to", "behind"))
+    assert set(drawn) == {"next to", "behind"}
+    assert irrelevant_words("above", k=1, kind="relationship") == ("below",)
+    assert len(irrelevant_words("holding", kind="relationship")) == 3
+
+
 def test_threads_do_not_read_each_others_lines():
     """Routes and nodes ask at the same time, while NLTK's reader seeks in one open file."""
     words = common_words()["concrete"][:120]

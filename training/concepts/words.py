@@ -24,6 +24,8 @@ RELATIONS = (
     "next to", "above", "below", "behind", "in front of", "on top of", "under", "inside", "far from", "looking at",
     "holding", "carrying", "chasing", "leaning on", "sitting on", "standing near",
 )  # fmt: skip
+_OPPOSITES = (("above", "below"), ("on top of", "under"), ("in front of", "behind"), ("next to", "far from"))
+OPPOSITES = {a: b for pair in _OPPOSITES for a, b in (pair, pair[::-1])}
 
 
 class Tokenizer(Protocol):
@@ -189,7 +191,8 @@ def irrelevant_words(
 
     Distances are WordNet similarities (Wu–Palmer) over the built-in words: the lowest third of the list, the middle
     third and the highest third. Words come in that order; the same seed gives the same words. A phrase that WordNet
-    lacks gets words drawn from the whole list, and so does a `sense` of it that is no noun.
+    lacks gets words drawn from the whole list, and so does a `sense` of it that is no noun. Of a relation that has an
+    opposite in the list this is the first: it takes the relation's place in training, and leaves the most of the rest.
     Fewer than `k` come back where the vocabulary knows fewer.
     Raises WordNetMissing.
     """
@@ -200,7 +203,9 @@ def irrelevant_words(
     near = {w: wordnet.similarity(phrase, w, sense) for w in pool}
     known = sorted((w for w in pool if near[w] is not None), key=lambda w: (near[w], w))
     if kind not in ("entity", "custom") or len(known) < max(3, k):
-        return tuple(draw.sample(pool, min(k, len(pool))))
+        drawn = draw.sample(pool, min(k, len(pool)))
+        opposite = OPPOSITES.get(phrase.lower()) if kind == "relationship" else None
+        return tuple([opposite, *(w for w in drawn if w != opposite)][:k] if opposite in pool else drawn)
     edges = [0, len(known) // 3, 2 * len(known) // 3, len(known)]
     picked: list[str] = []
     for group in range(3):
