@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import platform
-import re
+import shlex
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -45,7 +45,13 @@ def machine() -> dict[str, object]:
 
 def command(arguments: Sequence[str]) -> str:
     """How a result is made again: without the folder that it was written to, and as no one process of several."""
-    return re.sub(r" --out[ =]\S+| --worker\b", "", " ".join(["scripts/bench.py", *arguments]))
+    kept, rest = ["scripts/bench.py"], iter(arguments)
+    for argument in rest:
+        if argument == "--out":
+            next(rest, None)
+        elif argument != "--worker" and not argument.startswith("--out="):
+            kept.append(argument)
+    return shlex.join(kept)
 
 
 def read_result(path: Path) -> dict[str, Any] | None:

@@ -396,6 +396,7 @@ def test_a_gate_has_precision_and_recall():
 def test_a_results_command_names_no_folder_of_this_machine():
     told = command(["erasure", "--out", "/a/b", "--seeds", "1", "--worker", "--out=/c"])
     assert told == "scripts/bench.py erasure --seeds 1"
+    assert command(["ablation", "--variants", "K 1,K 3"]) == "scripts/bench.py ablation --variants 'K 1,K 3'"
 
 
 def test_heatmaps_are_judged_at_the_defaults():
@@ -529,7 +530,7 @@ def test_intervals_hold_what_other_seeds_give():
 def defended() -> list[dict]:
     """Two concepts: a method that breaks the model at its full strength, a timid one, one that never preserves."""
     rows = []
-    kept = {"strong": [0.98, 0.97, 0.7], "timid": [0.98, 0.98, 0.97], "brutal": [0.98, 0.9, 0.5]}
+    kept = {"eraseanything": [0.98, 0.97, 0.7], "esd": [0.98, 0.98, 0.97], "gem": [0.98, 0.9, 0.5]}
     for concept in ("car", "owl"):
         rows += [
             {"what": "curve", "method": method, "concept": concept, "seed": 0, "strengths": [0.0, 0.5, 1.0],
@@ -537,8 +538,8 @@ def defended() -> list[dict]:
             for method, values in kept.items()
         ]  # fmt: skip
         lower = {"strengths": [0.25], "rates": [0.9], "acc_ir": [0.95], "seconds": 30.0, "training_seconds": 80.0}
-        rows.append({"what": "lower curve", "method": "brutal", "concept": concept, "seed": 0, **lower})
-        hits = {"base": 10, summaries.DELETION: 6, "strong": 1, "timid": 4, "brutal": 0}
+        rows.append({"what": "lower curve", "method": "gem", "concept": concept, "seed": 0, **lower})
+        hits = {"base": 10, summaries.DELETION: 6, "eraseanything": 1, "esd": 4, "gem": 0}
         suites = {
             suite: {method: counted(10 - (10 - hit) * (suite != "preserved seen")) for method, hit in hits.items()}
             for suite in ("concept", "synonyms", "attack prefix", "preserved seen")
@@ -546,7 +547,7 @@ def defended() -> list[dict]:
         white_box = [
             {"method": method, "attack": "p4d", "title": "P4D", "before": counted(hits[method]),
              "after": counted(8), "control": counted(control), "base": counted(10)}
-            for method, control in ((summaries.DELETION, 1), ("strong", 7), ("timid", 4), ("brutal", 0))
+            for method, control in ((summaries.DELETION, 1), ("eraseanything", 7), ("esd", 4), ("gem", 0))
         ]  # fmt: skip
         whole = {"suites": suites, "white_box": white_box, "seconds": 900.0}
         rows.append({"what": "evaluation", "concept": concept, "seed": 0, **whole})
@@ -560,25 +561,30 @@ def counted(hits: int, images: int = 10) -> dict:
 def test_defences_are_ranked_by_erasure_where_they_preserve_alike():
     summary = summaries.defences_summary(defended())
     fair = {name: (one["strength"], one["held"]) for name, one in summary["fair"].items()}
-    assert fair == {"strong": (0.5, True), "timid": (1.0, True), "brutal": (0.25, False)}
-    assert summary["fair"]["brutal"]["strengths"] == [0, 0.25, 0.5, 1]
+    assert fair == {"eraseanything": (0.5, True), "esd": (1.0, True), "gem": (0.25, False)}
+    assert summary["fair"]["gem"]["strengths"] == [0, 0.25, 0.5, 1]
     # the one that erases all is the last, as it never preserves what the others do
-    assert list(summary["methods"]) == ["base", "strong", "timid", summaries.DELETION, "brutal"]
-    strong = summary["methods"]["strong"]
+    assert list(summary["methods"]) == ["base", "eraseanything", "esd", summaries.DELETION, "gem"]
+    ours = summary["methods"]["eraseanything"]
     low, high = wilson(6, 60)
-    assert strong["erased"] == {"hits": 6, "images": 60, "share": 0.1, "interval": [round(low, 4), round(high, 4)]}
-    assert strong["kept"]["share"] == 1 and strong["training_seconds"] == 80
+    assert ours["erased"] == {"hits": 6, "images": 60, "share": 0.1, "interval": [round(low, 4), round(high, 4)]}
+    assert ours["kept"]["share"] == 1 and ours["training_seconds"] == 80
     assert summary["methods"][summaries.DELETION]["white_box"]["p4d"]["after"]["images"] == 20
     spent = {"trainings": 480, "curves": 420, "evaluations": 1800}
     assert summary["seconds"] == spent and summary["concepts"] == 2
     found = bars.bars({"defences": summary})
     assert bar(found, "Defences: six") == (False, "2 concepts, 0.75 hours of one core")
     assert bar(found, "White box: P4D") == (True, "80.0 % against 10.0 % of 20")
+    alike = "2. At the strengths at which all methods preserve alike EraseAnything beats "
+    assert bar(found, alike + "esd") == (True, "10.0 %, Acc_ir 100.0 % against 40.0 %, Acc_ir 100.0 %")
+    assert bar(found, alike + "gem")[0] is True and bar(found, alike + "concept_ablation")[0] is None
+    ours["erased"]["interval"] = [0.0, 0.6]
+    assert bar(bars.bars({"defences": summary}), alike + "esd")[0] is False
     rows = [
         {**each, "white_box": [{**e, "control": e["after"]} for e in each.get("white_box", [])]} for each in defended()
     ]
     assert bar(bars.bars({"defences": summaries.defences_summary(rows)}), "White box: P4D")[0] is False
     text = "\n".join(page._defences_page(summary))
-    assert "| 1 | strong | 0.5 | 10.0 (" in text and "| 4 | brutal | 0.25 |" in text and "**lost more**" in text
-    assert "| strong | 100.0, 98.0 | – | 50.0, 97.0 | 0.0, 70.0 |" in text
-    assert "| strong | 10.0 (2.8 to 30.1) | 80.0 (58.4 to 91.9), control 70.0 (48.1 to 85.5) |" in text
+    assert "| 1 | eraseanything | 0.5 | 10.0 (" in text and "| 4 | gem | 0.25 |" in text and "**lost more**" in text
+    assert "| eraseanything | 100.0, 98.0 | – | 50.0, 97.0 | 0.0, 70.0 |" in text
+    assert "| eraseanything | 10.0 (2.8 to 30.1) | 80.0 (58.4 to 91.9), control 70.0 (48.1 to 85.5) |" in text
