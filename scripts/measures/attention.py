@@ -11,6 +11,7 @@ import argparse
 import random
 import time
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from scripts.environment import ROOT
@@ -269,8 +270,14 @@ class Readout:
 
 
 def erased(place: Workplace, phrase: str, seed: int) -> dict[str, Any]:
-    """Trains a LoRA and looks at scenes with the noun and another one, without and with it, at the same noise: how much
-    less of the noun's attention lies on its own object, and how the other words' maps correlate with the base's.
+    """Trains a LoRA and measures what it does to attention, see `faded`."""
+    lora = place.lora(phrase, seed)
+    return {**faded(place, phrase, seed, lora), "training_seconds": place.seconds_of(lora)} if lora else {}
+
+
+def faded(place: Workplace, phrase: str, seed: int, lora: Path) -> dict[str, Any]:
+    """Scenes with the noun and another one, without and with the LoRA at the same noise: how much less of the noun's
+    attention lies on its own object, and how the other words' maps correlate with the base's.
 
     In the double blocks, where a LoRA of the defaults is: the maps of the single ones change only by what comes in.
     """
@@ -283,9 +290,6 @@ def erased(place: Workplace, phrase: str, seed: int) -> dict[str, Any]:
     from training.lora.adapter import load_adapter
     from training.lora.format import read_lora
 
-    lora = place.lora(phrase, seed)
-    if lora is None:
-        return {}
     eye, rng = Eye(place), random.Random(seed)
     noun = next(index for index, known in enumerate(NOUNS) if known.name == phrase)
     cases = [compose(eye.sprites, rng, 2, False, noun)[0] for _ in range(ERASED_SCENES)]
@@ -311,8 +315,8 @@ def erased(place: Workplace, phrase: str, seed: int) -> dict[str, Any]:
     return {
         "scenes": len(cases),
         "falls": {"median": round(float(np.median(ratios)), 2), "worst": round(min(ratios), 2)},
+        "left": round(float(np.mean([1 / ratio for ratio in ratios])), 4),
         "others": {"mean": round(float(np.mean(correlations)), 4), "worst": round(min(correlations), 4)},
-        "training_seconds": place.seconds_of(lora),
     }  # fmt: skip
 
 

@@ -213,12 +213,17 @@ def _fourth(strength: Summary) -> list[Bar]:
         (
             monotone,
             worst is not None and worst <= -0.95,
-            f"worst {worst}" if worst is not None else "a rate never moves",
+            _worst_curve(strength) if worst is not None else "a rate never moves",
         ),
         (over, None if together is None else together <= -0.95, f"{strength['rows']} rows, {together}"),
         (still, strength["same_at_zero"], "images equal bit by bit" if strength["same_at_zero"] else "images differ"),
         (kept, min(preserved) >= preserved[0] - 0.03, f"{percent(preserved[0])} → at worst {percent(min(preserved))}"),
     ]
+
+
+def _worst_curve(strength: Summary) -> str:
+    name, one = max(strength["concepts"].items(), key=lambda item: item[1]["spearman"])
+    return f"worst {one['spearman']}, {name}, training seeds: {one['seeds']}"
 
 
 def _fifth(tables: Summary) -> list[Bar]:

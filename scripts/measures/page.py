@@ -71,10 +71,13 @@ def _drift(table: Summary) -> list[str]:
 
 def _ablation_page(summary: Summary) -> list[str]:
     names = [n for n in dict.fromkeys(n for t in summary.values() for n in t["shares"]) if not n.startswith("part")]
+    names.append("drift")
 
     def cell(table: Summary, name: str, is_default: bool) -> str:
         difference = table["difference"].get(name)
         if is_default or difference is None:
+            if name == "drift":
+                return f"{100 * table['drift']['perceptual']:.1f}" if "drift" in table else "–"
             return _cell(table["shares"].get(name))
         return f"{100 * difference['mean']:+.1f} ± {100 * difference['error']:.1f}"
 
@@ -84,7 +87,8 @@ def _ablation_page(summary: Summary) -> list[str]:
     ]
     return [
         "The first line has the defaults' means and standard deviations, the others the difference to them on the same",
-        "concepts and seeds, in points, with its standard error.", "",
+        "concepts and seeds, in points, with its standard error. Attention: how much of a noun's attention on its own",
+        "object is left, less is better; drift: of untouched prompts, times 100.", "",
         *markdown(["", *(NAMES.get(name, name) for name in names), "rows"], body),
     ]  # fmt: skip
 
@@ -208,7 +212,11 @@ def _strength_page(summary: Summary) -> list[str]:
     ):
         cells = zip(summary[name]["mean"], summary[name]["spread"], strict=True)
         body.append([text, *(f"{100 * mean:.0f} ± {100 * far:.0f}" for mean, far in cells), told])
-    for concept, (rates, correlation) in summary["each"].items():
+    for concept, one in summary["concepts"].items():
+        if one["seeds"] > 1:
+            name = f"{concept}, mean of {one['seeds']} seeds, %"
+            body.append([name, *(f"{100 * rate:.1f}" for rate in one["rates"]), f"{one['spearman']}"])
+    for concept, (rates, correlation) in sorted(summary["each"].items()):
         body.append([f"{concept}, %", *(f"{100 * rate:.1f}" for rate in rates), f"{correlation}"])
     head = ["strength", *(f"{s:g}" for s in summary["strengths"]), "Spearman"]
     told = "Equal rates, at the ends where all or none are left, share a rank, which keeps a correlation from −1."

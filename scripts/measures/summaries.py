@@ -11,6 +11,7 @@ from .rows import Row
 
 KINDS = {"entity": "nouns", "abstraction": "styles", "relationship": "relations"}
 SHARES = ("acc_e", "acc_g", "acc_ir", "acc_ir_seen")
+ATTENTION = "attention"  # of the erased noun, what is left of it on its own object
 AUTHORS = "authors' schedule"
 DELETION = "attention_deletion"
 SPARED = 0.02  # of Acc_ir, which a method may lose where methods are compared at equal preservation
@@ -35,8 +36,9 @@ def spearman(first: Sequence[float], second: Sequence[float]) -> float | None:
 
 
 def shares_of(row: Row) -> dict[str, dict[str, float]]:
-    """All shares of a row that have images: accuracies, attacks, parts (as "part: …")."""
+    """All shares of a row that have images: accuracies, attacks, attention left, parts (as "part: …")."""
     found = {name: row[name] for name in SHARES} | row["attacks"]
+    found |= {ATTENTION: row[ATTENTION]} if ATTENTION in row else {}
     found |= {f"part: {name}": share for name, share in row["parts"].items()}
     return {name: share for name, share in found.items() if share["images"]}
 
@@ -86,7 +88,13 @@ def attacked(table: Summary) -> float:
 
 
 def attacks_in(table: Summary) -> list[str]:
-    return [name for name in table["shares"] if name not in SHARES and not name.startswith("part")]
+    return [name for name in table["shares"] if name not in (*SHARES, ATTENTION) and not name.startswith("part")]
+
+
+def _compared(row: Row) -> dict[str, float]:
+    """What variants are compared by: all shares after erasing, and the drift of untouched prompts."""
+    found = {name: share["after"] for name, share in shares_of(row).items()}
+    return found | ({"drift": row["drift"]["perceptual"]} if row["drift"] else {})
 
 
 def ablation_summary(rows: list[Row]) -> Summary:
@@ -94,16 +102,16 @@ def ablation_summary(rows: list[Row]) -> Summary:
     found: dict[str, list[Row]] = {}
     for row in rows:
         found.setdefault(row["variant"], []).append(row)
-    reference = {(row["concept"], row["seed"]): shares_of(row) for row in found.get("defaults", [])}
+    reference = {(row["concept"], row["seed"]): _compared(row) for row in found.get("defaults", [])}
     summary = {}
     for variant, part in found.items():
         table = summary[variant] = _table(part)
         table["difference"] = {}
-        for name in table["shares"]:
+        for name in dict.fromkeys(name for row in part for name in _compared(row)):
             pairs = [
-                (shares_of(row)[name]["after"], reference[row["concept"], row["seed"]][name]["after"])
+                (_compared(row)[name], reference[row["concept"], row["seed"]][name])
                 for row in part
-                if name in shares_of(row) and name in reference.get((row["concept"], row["seed"]), {})
+                if name in _compared(row) and name in reference.get((row["concept"], row["seed"]), {})
             ]
             if pairs:
                 mean, spread = mean_and_spread([a - b for a, b in pairs])
@@ -196,24 +204,36 @@ def endurance_summary(rows: list[Row]) -> list[Summary]:
 
 
 def strength_summary(rows: list[Row]) -> Summary:
-    """Mean and spread of rates and Acc_ir at each strength, each row's rates, and rank correlations of strength and
-    rate: of the mean over rows, and the worst of any row."""
+    """Mean and spread of rates and Acc_ir at each strength; "each" row's rates with their Spearman; "concepts": mean
+    rates over training seeds with theirs; rank correlations of strength and rate: of the mean over rows, and the worst
+    of any concept."""
     if not rows:
         return {}
-    found = [row["spearman"] for row in rows]
-    means: Summary = {}
-    for name in ("rates", "acc_ir"):
-        columns = [mean_and_spread(values) for values in zip(*(row[name] for row in rows), strict=True)]
-        means[name] = {
-            "mean": [round(mean, 4) for mean, _ in columns],
-            "spread": [round(spread, 4) for _, spread in columns],
+    strengths = rows[0]["strengths"]
+
+    def over(part: list[Row], name: str) -> list[tuple[float, float]]:
+        return [mean_and_spread(values) for values in zip(*(row[name] for row in part), strict=True)]
+
+    means: Summary = {
+        name: {
+            "mean": [round(mean, 4) for mean, _ in over(rows, name)],
+            "spread": [round(spread, 4) for _, spread in over(rows, name)],
         }
+        for name in ("rates", "acc_ir")
+    }
+    concepts: dict[str, Summary] = {}
+    for concept in dict.fromkeys(row["concept"] for row in rows):
+        part = [row for row in rows if row["concept"] == concept]
+        rates = [round(mean, 4) for mean, _ in over(part, "rates")]
+        concepts[concept] = {"seeds": len(part), "rates": rates, "spearman": spearman(strengths, rates)}
+    found = [each["spearman"] for each in concepts.values()]
     return {
-        "strengths": rows[0]["strengths"],
+        "strengths": strengths,
         "rows": len(rows),
         **means,
         "each": {f"{row['concept']}, seed {row['seed']}": [row["rates"], row["spearman"]] for row in rows},
-        "mean_spearman": spearman(rows[0]["strengths"], means["rates"]["mean"]),
+        "concepts": concepts,
+        "mean_spearman": spearman(strengths, means["rates"]["mean"]),
         "worst_spearman": None if None in found else max(found),
         "same_at_zero": all(row["same_at_zero"] for row in rows),
     }

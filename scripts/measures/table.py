@@ -5,11 +5,15 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from scripts.environment import say
 
 from . import bars
+from .attention import faded
 from .page import conclude
 from .workplace import Workplace, course, seeds_of
 
@@ -81,8 +85,16 @@ def chosen(names: str, known: dict[str, Any]) -> list[str]:
     return wanted
 
 
-def _fill(place: Workplace, column: str, variants: dict[str, dict[str, Any] | None]) -> None:
-    """Makes the rows that are missing; the variants of one concept and seed one after the other, on one bank."""
+def _fill(
+    place: Workplace,
+    column: str,
+    variants: dict[str, dict[str, Any] | None],
+    look: Callable[[str, int, Path], dict[str, Any]] | None = None,
+) -> None:
+    """Makes the rows that are missing; the variants of one concept and seed one after the other, on one bank.
+
+    look: further fields of a row, from a concept, a seed and the LoRA's file.
+    """
     args, double = place.args, place.source.transformer_config()["num_layers"]
     missing = 0
     for phrase in args.concepts.split(","):
@@ -108,7 +120,8 @@ def _fill(place: Workplace, column: str, variants: dict[str, dict[str, Any] | No
                 for name, (key, concept, config, precision) in plans.items():
                     if not place.done(key):
                         slot = {column: name, "concept": phrase, "seed": seed}
-                        show(place.measured(slot, key, folder, concept, config, precision=precision), name)
+                        own = look and partial(look, phrase, seed)
+                        show(place.measured(slot, key, folder, concept, config, precision=precision, more=own), name)
     if missing:
         say(f"{missing} concepts and seeds were left to other processes: run this again when they have ended")
 
@@ -130,11 +143,19 @@ def erasure(args: argparse.Namespace) -> None:
 
 
 def ablation(args: argparse.Namespace) -> None:
-    """The same measures with one setting changed at a time around the defaults."""
+    """The same measures, and what is left of a noun's attention, with one setting changed at a time around the
+    defaults."""
     place = Workplace(args, "ablation")
     names = chosen(args.variants, VARIANTS)
     names = ["defaults", *(name for name in names if name != "defaults")]
-    _fill(place, "variant", {name: VARIANTS[name] for name in names})
+
+    def attended(phrase: str, seed: int, lora: Path) -> dict[str, Any]:
+        if place.kind(phrase) != "entity":
+            return {}
+        found = faded(place, phrase, seed, lora)
+        return {"attention": {"before": 1.0, "after": found["left"], "images": found["scenes"]}}
+
+    _fill(place, "variant", {name: VARIANTS[name] for name in names}, attended)
     conclude(place.rows, "ablation")
 
 

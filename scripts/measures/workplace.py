@@ -340,11 +340,13 @@ class Workplace:
         config: Any | None,
         factory: Callable | None = None,
         precision: str = "",
+        more: Callable[[Path], dict[str, Any]] | None = None,
     ) -> Row:
         """Trains (nothing where `config` is None: attention deletion), measures, and keeps the row.
 
         factory, precision: see `train`; a LoRA by one, or on a base in fewer bits, is not kept, as no setting tells of
-        it. What it does is measured on the model as it is, whatever it was trained on.
+        it. What it does is measured on the model as it is, whatever it was trained on. more: measures the LoRA's file
+        too, for more of the row's fields.
         """
         from training.evaluation import measure_deletion, measure_erasure
 
@@ -363,6 +365,7 @@ class Workplace:
         times = {"measure_seconds": time.monotonic() - began, "measure_cpu_seconds": time.process_time() - cpu}
         if trained is not None:
             times |= trained.times
+        further = more(trained.path) if more and trained else {}
         facts = {
             "kind": concept.kind,
             "synonyms": len(concept.synonyms),
@@ -370,7 +373,8 @@ class Workplace:
             "config": None if config is None else config.to_dict(),
             "counts": self.counts,
         }
-        return self.keep(key, slot, {**facts, **score.to_dict(), **{n: round(t, 1) for n, t in times.items()}})
+        rounded = {name: round(took, 1) for name, took in times.items()}
+        return self.keep(key, slot, {**facts, **score.to_dict(), **further, **rounded})
 
     def done(self, key: str) -> bool:
         """Whether there is a row with this key, with --fresh one that today's code has made."""

@@ -132,7 +132,7 @@ def test_pictures_on_disk_are_those_that_were_put_there(tmp_path: Path):
 class DryRun(Workplace):
     """A workplace that writes down what it would train and measure, which takes minutes each."""
 
-    def measured(self, slot: dict, key: str, folder, concept, config, factory=None, precision="") -> dict:
+    def measured(self, slot: dict, key: str, folder, concept, config, factory=None, precision="", more=None) -> dict:
         self.made.append((slot, concept, config))
         facts = row("", "", 0, 0.5, measure_seconds=1.0, engine=self.engine)
         return self.rows.put(key, slot, {n: v for n, v in facts.items() if n not in ("key", *slot)})
@@ -281,6 +281,26 @@ def test_differences_to_the_defaults_are_taken_concept_by_concept():
     assert bar(found, "2. The term rsc")[0] is None
 
 
+def test_variants_are_compared_by_attention_and_drift_too():
+    def seen(variant: str, concept: str, left: float, drift: float) -> dict:
+        attention = {"before": 1.0, "after": left, "images": 24}
+        drifted = {"perceptual": drift, "psnr": 20.0, "images": 9}
+        return {**ablated(variant, concept, 0.1), "attention": attention, "drift": drifted}
+
+    rows = [seen("defaults", "car", 0.2, 0.04), seen("defaults", "owl", 0.1, 0.06)]
+    rows += [seen("without attn", "car", 0.4, 0.04), seen("without attn", "owl", 0.3, 0.04)]
+    summary = summaries.ablation_summary(rows)
+    assert summary["without attn"]["difference"]["attention"] == {"mean": 0.2, "error": 0.0, "pairs": 2}
+    assert summary["without attn"]["difference"]["drift"] == {"mean": -0.01, "error": 0.01, "pairs": 2}
+    found = bars.bars({"ablation": summary})
+    assert bar(found, "2. The term attn") == (True, "without it: attention +20.0 ± 0.0 points")
+    assert summaries.attacks_in(summary["defaults"]) == summaries.attacks_in(summaries._table(rows[:1]))
+    assert "attention" not in summaries.attacks_in(summary["defaults"])
+    table = page._ablation_page(summary)
+    (line,) = [line for line in table if line.startswith("| without attn")]
+    assert "| +20.0 ± 0.0 |" in line and line.endswith("| -1.0 ± 1.0 | 2 |")
+
+
 def test_a_long_training_is_judged_at_full_size_on_a_gpu_only():
     row = {"model": "flux-dev-random", "device": "NVIDIA H200", "precision": "nf4", "pairs": 1000, "steps": 1000,
            "killed_after": 500, "seconds": 900.0, "finite": True, "taken_by_the_host": True, "taken_by_diffusers": True,
@@ -353,6 +373,19 @@ STRENGTH = [
     }
     for c, r, s in (("car", [1.0, 0.5, 0.0], -1.0), ("owl", [1.0, 1.0, 0.0], -0.866))
 ]
+
+
+def test_a_concepts_curve_is_the_mean_over_its_training_seeds():
+    """The bar asks for means over seeds: ties at one seed's end are no reversal, and a reversal stays one."""
+    other = {**STRENGTH[1], "seed": 1, "rates": [1.0, 0.6, 0.1], "spearman": -1.0}
+    summary = summaries.strength_summary([*STRENGTH, other])
+    assert summary["concepts"]["owl"] == {"seeds": 2, "rates": [1.0, 0.8, 0.05], "spearman": -1.0}
+    assert summary["worst_spearman"] == -1.0
+    met, numbers = bar(bars.bars({"strength": summary}), "4. Strength is monotone: Spearman")
+    assert met is True and numbers.startswith("worst -1.0, car, training seeds: 1")
+    back = {**other, "rates": [0.6, 1.0, 1.0]}
+    summary = summaries.strength_summary([*STRENGTH, back])
+    assert bar(bars.bars({"strength": summary}), "4. Strength is monotone: Spearman")[0] is False
 
 
 def merged(way: str, n: int, erased: float, kept: float) -> dict:
@@ -435,7 +468,7 @@ def test_the_page_is_made_of_the_files_that_are_there(tmp_path: Path):
     text = written(erasure=ROWS, strength=STRENGTH, merging=merges, gate=GATE)
     assert "| sum | 50.0 (noun 0 50) |" in text and "| **0.6** | 96.8 % |" in text
     assert "| eraseanything | 7.3 ± 11.0 (car 10.0) |" in text and "| base | 100.0 |" in text
-    assert "Spearman ≤ −0.95 per concept | missed | worst -0.866 |" in text
+    assert "Spearman ≤ −0.95 per concept | missed | worst -0.866, owl, training seeds: 1 |" in text
     assert "`python scripts/bench.py erasure`, 2026-01-01, 2 cores (x86_64), torch 2." in text
     assert "different states" not in text
     text = written(
