@@ -11,6 +11,7 @@ import node_helpers
 import numpy as np
 import torch
 
+from ..training.concepts import forms_of
 from ..training.errors import ConfigError
 from ..training.inspection import (
     COLOUR_MAPS,
@@ -338,7 +339,7 @@ class DeleteAttention(io.ComfyNode):
         if not phrase.strip():
             raise ConfigError("There is no phrase to hide: write the word that the picture should lose.")
         words = read_clip_prompt(clip, prompt)
-        tokens = words.positions(phrase.strip())
+        tokens = sorted({place for form in forms_of(phrase.strip()) for place in words.positions(form)})
         if not tokens:  # nothing to hide in this prompt
             return io.NodeOutput(model)
         return io.NodeOutput(Deleter(chosen, double, tokens, words.length, t_start, t_end).put_on(model))

@@ -110,11 +110,7 @@ class ApplyErasureLora(ChoosesLora):
             stack = [(lora_path(lora, lora_name, strength), 1.0)]
         _check_strength(strength)
         sigmas = sigma_range(model, start, end)
-        warnings = list(filter(None, (warning_of(model, path) for path, _ in stack)))
-        for sentence in warnings:
-            logging.getLogger(__name__).warning(sentence)
-        if warnings:
-            show_text(cls.hidden.unique_id, "\n".join(warnings))
+        _warn(cls.hidden.unique_id, model, [path for path, _ in stack])
         always = (start, end, only_when_asked) == (0.0, 1.0, False)
         for path, weight in stack:
             if always:
@@ -126,6 +122,15 @@ class ApplyErasureLora(ChoosesLora):
             if weight * strength:
                 model = ConditionalLora(weights, places, weight * strength, sigmas, gate).put_on(model)
         return io.NodeOutput(model)
+
+
+def _warn(node: str | None, model: object, paths: Sequence[str]) -> None:
+    """Says on the node and in the log which LoRAs were made for another base than the MODEL."""
+    warnings = list(filter(None, (warning_of(model, path) for path in paths)))
+    for sentence in warnings:
+        logging.getLogger(__name__).warning(sentence)
+    if warnings:
+        show_text(node, "\n".join(warnings))
 
 
 def _teller(node: str | None, name: str, threshold: float) -> Callable[[float], None]:
@@ -174,6 +179,7 @@ class Compare(ChoosesLora):
                 lora_name_input(),
             ],
             outputs=[io.Image.Output("image", display_name="IMAGE")],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -210,6 +216,7 @@ class StrengthSweep(ChoosesLora):
                 lora_name_input(),
             ],
             outputs=[io.Image.Output("image", display_name="IMAGE")],
+            hidden=[io.Hidden.unique_id],
         )  # fmt: skip
 
     @classmethod
@@ -240,6 +247,7 @@ def _rendered(
     if not lines:
         raise ConfigError("There is no prompt to render: write at least one line.")
     native = load_native(flux)
+    _warn(cls.hidden.unique_id, native.model, [path])
     models = [apply_lora(native.model, path, strength) for strength in columns.values()]
     steps = steps or native.variant.default_steps
     progress = comfy.utils.ProgressBar(len(models) * len(lines) * steps)

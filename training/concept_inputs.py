@@ -102,11 +102,11 @@ def collect_inputs(
     )
     length = text.sequence_length
     rows = []
-    for prompt, phrase in wanted:
-        span = span_mask(token_spans(text.tokenizer_2, prompt, phrase, length), length).float()
+    for prompt in wanted:
+        span = span_mask(token_spans(text.tokenizer_2, prompt.text, prompt.phrase, length), length).float()
         rows.append((1 - SPAN_SHARE) / length + SPAN_SHARE * span / span.sum() if span.any() else span + 1 / length)
     kept = ["", *concept.preserve][: PROMPTS["keep"]]
-    prompts = {"concept": [prompt for prompt, _ in wanted], "keep": kept}
+    prompts = {"concept": [prompt.text for prompt in wanted], "keep": kept}
     tokens = {"concept": torch.stack(rows), "keep": torch.full((len(kept), length), 1 / length)}
     factors: dict[str, dict[str, Tensor]] = {}
     for kind, texts in prompts.items():

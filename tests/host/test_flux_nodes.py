@@ -18,7 +18,7 @@ from tests import flux_files
 from tests.flux_models import fp32_source
 from training.flux.loading import load_transformer
 from training.lora.adapter import adapter_weights, add_adapter
-from training.lora.format import write_lora
+from training.lora.format import KEY_BASE, read_lora, write_lora
 
 Graph = dict[str, dict[str, Any]]
 DEMO = "demo (flux-emoji)"
@@ -136,6 +136,20 @@ def test_a_lora_of_another_model(host: Host) -> None:
     foreign = {"transformer_blocks.7.attn.add_q_proj": (torch.ones(2, 256), torch.ones(256, 2), 2.0)}
     write_lora(host.base / "models" / "loras" / "foreign.safetensors", foreign, {})
     assert "made for another Flux" in refusal(host, compare("foreign.safetensors"))
+
+
+@pytest.mark.parametrize("kind", ["Compare", "StrengthSweep"])
+def test_a_lora_of_another_base_is_rendered_and_told(host: Host, lora: str, kind: str) -> None:
+    weights, metadata = read_lora(host.base / "models" / "loras" / lora)
+    name = f"of_another_base_{kind}.safetensors"
+    write_lora(host.base / "models" / "loras" / name, weights, {**metadata, KEY_BASE: "flux-3x3-0123456789abcdef"})
+    graph = compare(name, prompts="a car", seeds=1)
+    graph["compare"]["class_type"] = f"EraseAnything_{kind}"
+    if kind == "StrengthSweep":
+        graph["compare"]["inputs"].pop("strength")
+        graph["compare"]["inputs"]["strengths"] = "0, 1"
+    assert host.run(graph)["outputs"]["compare"]["images"]
+    assert f"{name} was trained on another Flux" in host.log.read_text(encoding="utf-8")
 
 
 def shown(**changes: str) -> Graph:

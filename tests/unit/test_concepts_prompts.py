@@ -16,6 +16,7 @@ from training.concepts import (
     erase_prompts,
     make_concept,
     occurrences,
+    plural,
     preservation_prompts,
     require_span,
     shuffle,
@@ -148,25 +149,54 @@ def test_without_takes_out_the_style_and_what_brings_it_in(prompt: str, phrase: 
 
 def test_erase_prompts_hold_their_phrase_and_differ():
     found = erase_prompts(["car", "auto"], "a photo of a {}", "entity", ["dog"], 24, seed=0)
-    assert len(found) == 24 == len({prompt for prompt, _ in found})
-    assert found[0] == ("a photo of a car", "car")
-    assert all(contains(prompt, phrase) for prompt, phrase in found)
-    counts = Counter(phrase for _, phrase in found)
+    assert len(found) == 24 == len({prompt.text for prompt in found})
+    assert found[0] == ("a photo of a car", "car", "car", "")
+    assert all(contains(prompt.text, prompt.phrase) for prompt in found)
+    counts = Counter(prompt.name for prompt in found)
     assert counts["car"] >= 8 and counts["auto"] >= 8
     assert found == erase_prompts(["car", "auto"], "a photo of a {}", "entity", ["dog"], 24, seed=0)
     assert found != erase_prompts(["car", "auto"], "a photo of a {}", "entity", ["dog"], 24, seed=1)
-    straight = erase_prompts(["car"], "a photo of a {}", "entity", ["dog"], 12, seed=0, shuffled=False)
-    assert all(p.endswith("car") or "background" in p for p, _ in straight)
+    straight = erase_prompts(["car"], "a photo of a {}", "entity", [], 12, seed=0, shuffled=False)
+    assert all(p.text.endswith(p.phrase) or "background" in p.text for p in straight)
+
+
+def test_a_thing_is_asked_for_in_numbers_and_beside_others():
+    """A model that was erased on single things alone still draws "two cars"."""
+    found = erase_prompts(["car", "Lada"], "a photo of a {}", "entity", ["dog", "cat"], 32, seed=0)
+    several = [prompt for prompt in found if prompt.phrase != prompt.name]
+    assert len(several) >= 2 and {(p.name, p.phrase) for p in several} == {("car", "cars")}  # a name has no plural
+    assert all(re.search(r"\bcars\b", p.text) and p.rest == "" for p in several)
+    beside = [prompt for prompt in found if prompt.rest]
+    assert len(beside) >= 4 and {prompt.rest for prompt in beside} == {"a dog", "a cat"}
+    for prompt in beside:
+        assert contains(prompt.text, prompt.name) and contains(prompt.text, prompt.rest.split()[-1])
+    assert {prompt.text.index(prompt.name) < prompt.text.index(prompt.rest[2:]) for prompt in beside} == {True, False}
+    for kind, template in (("abstraction", "a {subject} in the style of {}"), ("custom", "people who {}")):
+        others = erase_prompts(["dot"], template, kind, ["dog", "cat"], 24, seed=0)
+        assert not any(prompt.rest or prompt.phrase != prompt.name for prompt in others)
+
+
+@pytest.mark.parametrize(
+    ("word", "several"),
+    [
+        ("car", "cars"), ("soccer ball", "soccer balls"), ("cherry", "cherries"), ("toy", "toys"), ("fox", "foxes"),
+        ("bus", "buses"), ("glass", "glasses"), ("mouse", "mice"), ("polar wolf", "polar wolves"), ("sheep", "sheep"),
+        ("human", "humans"), ("grapes", None), ("mice", None), ("Nike", None), ("Van Gogh", None), ("猫", None),
+        ("café", None), ("c++", None),
+    ],
+)  # fmt: skip
+def test_plurals(word: str, several: str | None):
+    assert plural(word) == several
 
 
 def test_shuffled_erase_prompts_of_styles_and_relations_say_the_same():
     nouns = ["dog", "tree", "cat"]
     styles = erase_prompts(["Van Gogh"], "a {subject} in the style of {}", "abstraction", nouns, 24, seed=0)
-    assert any(not prompt.endswith("in the style of Van Gogh") and " style" in prompt for prompt, _ in styles)
-    assert all("in the style of Van Gogh" in prompt or prompt == "Van Gogh" for prompt, _ in styles)
+    assert any(not p.text.endswith("in the style of Van Gogh") and " style" in p.text for p in styles)
+    assert all("in the style of Van Gogh" in p.text or p.text == "Van Gogh" for p in styles)
     relations = erase_prompts(["above"], "a {subject} {} a {object}", "relationship", nouns, 10, seed=0)
-    for prompt, _ in relations[1:]:
-        match = re.fullmatch(r"(?:a photo of )?a (\w+) above a (\w+)|above", prompt)
+    for prompt in relations[1:]:
+        match = re.fullmatch(r"(?:a photo of )?a (\w+) above a (\w+)|above", prompt.text)
         assert match and (match[1] is None or match[1] != match[2]), prompt
 
 
@@ -174,7 +204,7 @@ def test_prompts_keep_to_the_vocabulary():
     words = {"a", "of", "photo", "car", "dog", "tree", "red", "on", "background"}
     known = lambda phrase: all(w in words for w in phrase.split())  # noqa: E731
     kept = preservation_prompts(["dog", "tree"], "a photo of a {}", "entity", ["dog", "tree"], 12, 0, known)
-    erased = [p for p, _ in erase_prompts(["car"], "a photo of a {}", "entity", ["dog"], 8, 0, known)]
+    erased = [p.text for p in erase_prompts(["car"], "a photo of a {}", "entity", ["dog"], 8, 0, known)]
     assert len(kept) >= 10 and len(erased) == 8
     assert {w for p in [*kept, *erased] for w in p.split()} <= words
     assert kept[0] == ""

@@ -36,8 +36,13 @@ def test_an_attack_is_the_same_each_time_and_keeps_the_other_words(attack: str) 
         if attack == "shuffle":
             assert Counter(prompt.split()) == Counter(plain.split())
         else:
-            assert prompt.startswith("a photo of ") and prompt.split()[:3] == plain.split()[:3]
-            assert bool(occurrences(prompt, "penguin")) == (attack == "repetition")
+            assert prompt.startswith("a photo of ")
+            assert attack in ("number", "beside") or prompt.split()[:3] == plain.split()[:3]
+            assert bool(occurrences(prompt, "penguin")) == (attack in ("repetition", "beside"))
+    if attack == "number":
+        assert set(found) == {f"a photo of {count} penguins" for count in ("two", "three", "four")}
+    if attack == "beside":
+        assert set(found) == {"a photo of a penguin next to an owl", "a photo of an owl next to a penguin"}
 
 
 def test_attacks_write_words_as_the_demo_model_has_learnt_them() -> None:
@@ -62,6 +67,7 @@ def test_a_prompt_of_one_piece_cannot_be_shuffled() -> None:
         (Content(style="fluent"), verdict("owl", "fluent"), verdict("owl", "noto")),
         (Content(("owl",), "fluent"), verdict("owl", "fluent"), verdict("car", "fluent")),
         (Content(("owl", "car")), verdict(relation=("car", "next to", "owl")), verdict("owl")),
+        (Content(("owl",), among=True), verdict("car", relation=("car", "above", "owl")), verdict("owl")),
         (
             Content(("owl", "car"), relation="above"),
             verdict(relation=("owl", "above", "car")),
@@ -89,7 +95,12 @@ def shares(concept: Concept, **counts: int) -> Counter[str]:
 
 def test_a_thing_is_measured_by_itself_its_synonyms_attacks_and_other_nouns() -> None:
     assert shares(PENGUIN) == {"acc_e": 4, "acc_g": 4, "acc_ir_seen": 4, "acc_ir": 4}
-    assert shares(PENGUIN, images_per_attack=3) - shares(PENGUIN) == dict.fromkeys(ATTACKS, 3)
+    assert shares(PENGUIN, images_per_attack=3) - shares(PENGUIN) == {**dict.fromkeys(ATTACKS, 3), "": 3}
+    pairs = [p for p in probes(PENGUIN, CLASSIFIER, 4, 2, 3) if p.share == "beside" or p.part]
+    assert [(p.part, p.content.nouns) for p in pairs] == [("", ("penguin",)), ("beside it", ("owl",))] * 3
+    assert {(p.prompt, p.seed) for p in pairs if p.part} == {(p.prompt, p.seed) for p in pairs if not p.part}
+    strange = Concept("penguin", irrelevant=("lathe",), preserve=("an owl", "an auto"))  # the classifier cannot see it
+    assert not [p for p in probes(strange, CLASSIFIER, 4, 2, 3) if p.share == "beside" or p.part]
     words = {p.content.nouns for p in probes(PENGUIN, CLASSIFIER, 4, 2) if p.share == "acc_ir_seen"}
     assert words == {("owl",), ("car",)}  # the car was seen by another name
 

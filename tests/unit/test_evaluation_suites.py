@@ -82,7 +82,7 @@ def test_seed_0_asks_for_the_pictures_that_probes_measure_and_others_for_others(
 
 def test_what_a_concept_cannot_give_is_left_out() -> None:
     alone = suites(Concept("soccer ball", "custom", "{}"), images=2)
-    assert set(alone) == {"direct", "misspelling", "affixes", "repetition"}
+    assert set(alone) == {"direct", "misspelling", "affixes", "repetition", "number"}
     for arguments in ({"images": 0}, {"seed": -1}):
         with pytest.raises(ErasureError, match="at least one picture"):
             concept_suites(PENGUIN, **arguments)

@@ -3,17 +3,18 @@
 from .concept import TEMPLATES, Concept, Kind, make_concept
 from .endpoint import EndpointWords, endpoint_words
 from .presets import Preset, presets
-from .prompts import erase_prompts, preservation_prompts, shuffle, substitute, without
+from .prompts import ErasePrompt, erase_prompts, preservation_prompts, shuffle, substitute, without
 from .relevance import THRESHOLD, concept_key, concept_keys, relevance
 from .spans import occurrences, require_span, span_mask, token_spans
 from .wordnet import Sense, WordNetMissing, assemble_wordnet, download_wordnet, senses
-from .words import Vocabulary, irrelevant_words, phrases_of, synonyms_of, vocabulary_of
+from .words import Vocabulary, forms_of, irrelevant_words, phrases_of, plural, synonyms_of, vocabulary_of
 
 __all__ = [
     "TEMPLATES",
     "THRESHOLD",
     "Concept",
     "EndpointWords",
+    "ErasePrompt",
     "Kind",
     "Preset",
     "Sense",
@@ -25,10 +26,12 @@ __all__ = [
     "download_wordnet",
     "endpoint_words",
     "erase_prompts",
+    "forms_of",
     "irrelevant_words",
     "make_concept",
     "occurrences",
     "phrases_of",
+    "plural",
     "preservation_prompts",
     "presets",
     "relevance",

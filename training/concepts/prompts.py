@@ -5,9 +5,10 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 from .spans import occurrences
-from .words import Vocabulary
+from .words import Vocabulary, is_plural, plural
 
 COLORS = ("red", "blue", "green", "yellow", "white", "black", "pink", "purple", "orange", "gray")
 
@@ -22,6 +23,8 @@ ENTITY_PATTERNS = (
     "a {color} {x}",
     "{x}",
 )
+NUMBERS = ("two", "three", "four")
+COUNTED_PATTERNS = (*(f"{number} {{xs}}" for number in NUMBERS), "a photo of two {xs}", "many {xs}", "{xs}")
 PAIR_PATTERNS = ("a {x} next to a {y}", "a {x} above a {y}", "a {x} below a {y}")
 STYLE_PATTERNS = ("{x}", "a {y} in the style of {x}", "a {y} on a {color} background in the style of {x}")
 RELATION_PATTERNS = ("a {y} {x} a {z}", "{x}", "a photo of a {y} {x} a {z}")
@@ -33,9 +36,8 @@ _BRINGS_IN = r"(?:\b(?:an?|the|in|by|of|from|after|with|style|manner)\s+)*$"
 
 
 def article(word: str) -> str:
-    """ "a " or "an " as `word` asks for; nothing before names (capital letter) and plurals."""
-    plural = word.endswith("s") and not word.endswith(("ss", "us", "is"))
-    if not word or word[0].isupper() or plural or not word[0].isascii():
+    """ "a " or "an " as `word` asks for; nothing before names (capital letter), plurals and "two …"."""
+    if not word or word[0].isupper() or is_plural(word) or word.split()[0] in NUMBERS or not word[0].isascii():
         return ""
     return "an " if word[0].lower() in "aeiou" else "a "
 
@@ -113,6 +115,16 @@ def known_colors(vocabulary: Vocabulary | None) -> list[str]:
     return [color for color in COLORS if vocabulary is None or vocabulary(color)]
 
 
+class ErasePrompt(NamedTuple):
+    """One way to ask for the concept: the name of it that is meant, the phrase that stands for that in the text (its
+    plural, say), and a prompt for what else is asked for and should stay ("" where it is no thing of its own)."""
+
+    text: str
+    name: str
+    phrase: str
+    rest: str = ""
+
+
 def erase_prompts(
     phrases: Sequence[str],
     template: str,
@@ -123,34 +135,46 @@ def erase_prompts(
     vocabulary: Vocabulary | None = None,
     shuffled: bool = True,
 ) -> list[tuple[str, str]]:
-    """`count` different ways to ask for the concept, as (prompt, the phrase in it).
+    """`count` different ways to ask for the concept.
 
     `phrases`: the concept's phrase and the synonyms to be erased with it; half of the prompts use the first.
     `others`: unrelated nouns for the other slots. The template as it is comes first, then the built-in patterns of the
-    concept's kind; with `shuffled`, every third prompt has its words in another order.
+    concept's kind; with `shuffled`, every third prompt has its words in another order. Of a thing some prompts ask for
+    several, and some for it beside another thing: a model erased without them still draws "two cars".
     """
     draw = random.Random(f"erase:{seed}:{phrases[0]}")
     patterns = known_patterns(
         {"abstraction": STYLE_PATTERNS, "relationship": RELATION_PATTERNS}.get(kind, ENTITY_PATTERNS), vocabulary
     )
+    counted = known_patterns(COUNTED_PATTERNS, vocabulary) if kind == "entity" else []
+    pairs = known_patterns([*PAIR_PATTERNS, PAIR_PATTERNS[0]], vocabulary) if kind == "entity" and others else []
     colors = known_colors(vocabulary) or [""]  # patterns with a colour are left out where none is known
     nouns = list(others) or ["thing"]
-    found: list[tuple[str, str]] = []
+    found: list[ErasePrompt] = []
     for number in range(40 * count):
         if len(found) == count:
             break
-        phrase = phrases[0] if number % 2 == 0 or len(phrases) == 1 else phrases[1 + (number // 2) % (len(phrases) - 1)]
-        pattern = template if number % 3 == 0 or not patterns else draw.choice(patterns)
-        slots = {"": phrase, "x": phrase, "y": draw.choice(nouns), "z": draw.choice(nouns)}
+        name = phrases[0] if number % 2 == 0 or len(phrases) == 1 else phrases[1 + (number // 2) % (len(phrases) - 1)]
+        slots = {"": name, "x": name, "y": draw.choice(nouns), "z": draw.choice(nouns)}
         slots["color"] = draw.choice(colors)
         if kind == "relationship" and slots["y"] == slots["z"] and len(nouns) > 1:
             continue
         slots |= {"subject": slots["y"], "object": slots["z"]}
+        phrase, rest, several = name, "", plural(name)
+        pattern = template if number % 3 == 0 or not patterns else draw.choice(patterns)
+        if number % 3 == 1 and counted and several and (vocabulary is None or vocabulary(several)) and number % 4 < 2:
+            phrase = slots["xs"] = several
+            pattern = draw.choice(counted)
+        elif number % 3 == 1 and pairs and number % 4 >= 2:
+            rest = fill("a {y}", slots)
+            if draw.random() < 0.5:  # either side
+                slots |= {"x": slots["y"], "y": name}
+            pattern = draw.choice(pairs)
         prompt = fill(pattern, slots)
         if shuffled and number > len(phrases) and number % 3 == 2 and kind != "relationship":
             prompt = shuffle(prompt, phrases, draw, brought_in=kind == "abstraction")
-        if (prompt, phrase) not in found:
-            found.append((prompt, phrase))
+        if (prompt, phrase) not in [(one.text, one.phrase) for one in found]:
+            found.append(ErasePrompt(prompt, name, phrase, rest))
     return found
 
 
@@ -177,6 +201,7 @@ def preservation_prompts(
     draw = random.Random(f"preserve:{seed}:{template}")
     pairs = known_patterns(PAIR_PATTERNS, vocabulary)
     singles = known_patterns(ENTITY_PATTERNS, vocabulary) or ["{x}"]
+    counted = known_patterns(COUNTED_PATTERNS, vocabulary)
     colors = known_colors(vocabulary) or [""]  # patterns with a colour are left out where none is known
     found = [""] if count else []
     empties = known_patterns(EMPTY_PATTERNS, vocabulary)
@@ -188,12 +213,15 @@ def preservation_prompts(
         other = draw.choice(nouns) if nouns else word
         slots = {"": word, "x": noun, "y": other, "z": noun, "color": draw.choice(colors)}
         slots |= {"subject": noun, "object": other}
+        several = slots["xs"] = plural(noun) or ""
         if number % 8 == 7 and empties:
             pattern = draw.choice(empties)
         elif number % 4 == 1 and words:
             pattern = template
         elif number % 8 == 2 and pairs and len(nouns) > 1:
             pattern = draw.choice(pairs)
+        elif number % 8 == 4 and counted and several and (vocabulary is None or vocabulary(several)):
+            pattern = draw.choice(counted)
         else:
             pattern = draw.choice(singles)
         prompt = fill(pattern, slots)

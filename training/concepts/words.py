@@ -128,6 +128,44 @@ def plurals(word: str) -> set[str]:
     return found
 
 
+# What no rule makes, of nouns that people ask pictures of.
+IRREGULAR = {
+    "man": "men", "woman": "women", "child": "children", "person": "people", "foot": "feet", "tooth": "teeth",
+    "goose": "geese", "mouse": "mice", "ox": "oxen", "wolf": "wolves", "knife": "knives", "leaf": "leaves",
+    "half": "halves", "thief": "thieves", "shelf": "shelves", "loaf": "loaves", "calf": "calves", "elf": "elves",
+    "wife": "wives", "life": "lives", "sheep": "sheep", "deer": "deer", "fish": "fish", "potato": "potatoes",
+    "tomato": "tomatoes", "hero": "heroes",
+}  # fmt: skip
+
+
+def is_plural(word: str) -> bool:
+    """Whether the last word of a noun phrase looks like a plural ("grapes", "polar mice"; not "bus", "glass")."""
+    last = word.lower().split()[-1] if word.split() else ""
+    if last in IRREGULAR.values():
+        return last not in IRREGULAR  # one sheep, two sheep
+    return last.endswith("s") and not last.endswith(("ss", "us", "is"))
+
+
+def plural(phrase: str) -> str | None:
+    """The English plural of a noun ("soccer ball": "soccer balls"); None for names (capital letter), other scripts and
+    what is plural already."""
+    word = re.search(r"[a-z]+$", phrase)
+    if word is None or not phrase.islower() or not phrase.isascii() or is_plural(phrase):
+        return None
+    start, last = phrase[: word.start()], word[0]
+    if last in IRREGULAR:
+        return start + IRREGULAR[last]
+    if re.search(r"(s|x|z|ch|sh)$", last):
+        return start + last + "es"
+    return start + (last[:-1] + "ies" if re.search(r"[^aeiou]y$", last) else last + "s")
+
+
+def forms_of(phrase: str) -> tuple[str, ...]:
+    """The phrase, and its plural where it has one."""
+    several = plural(phrase)
+    return (phrase, several) if several and several != phrase else (phrase,)
+
+
 def mentions(text: str, phrase: str) -> bool:
     """Whether `text` has `phrase` as whole words, in any capitals and in either number ("two mice" for "mouse").
 

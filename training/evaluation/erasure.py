@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..concepts import Concept, occurrences, span_mask, token_spans
+from ..concepts import Concept, forms_of, occurrences, span_mask, token_spans
 from ..flux.sampling import generate
 from ..lora.format import LoraWeights
 from .attacks import ATTACKS
@@ -126,7 +126,8 @@ def measure_deletion(
     wanted = probes(concept, classifier, images, images_per_other, images_per_attack)
     base = {} if base is None else base
     paint(parts, wanted, base, batch_size, partial(progress, "before"))
-    touched = [probe for probe in wanted if occurrences(probe.prompt, concept.phrase)]
+    forms = forms_of(concept.phrase)
+    touched = [probe for probe in wanted if any(occurrences(probe.prompt, form) for form in forms)]
     after: Pictures = {}
     paint(parts, touched, after, batch_size, partial(progress, "after"), deleted=concept.phrase)
     for probe in wanted:  # without the phrase nothing is deleted
@@ -168,10 +169,13 @@ def paint(
 
 
 def span_masks(parts: FluxParts, prompts: Sequence[str], phrase: str) -> Tensor:
-    """[n, L]: 1 at the phrase's tokens in each prompt."""
-    length = parts.text.sequence_length
-    spans = [token_spans(parts.text.tokenizer_2, prompt, phrase, length) for prompt in prompts]
-    return torch.stack([span_mask(found, length) for found in spans]).float()
+    """[n, L]: 1 at the phrase's tokens, and its plural's, in each prompt."""
+    length, tokenizer = parts.text.sequence_length, parts.text.tokenizer_2
+    masks = [
+        [span_mask(token_spans(tokenizer, prompt, form, length), length) for form in forms_of(phrase)]
+        for prompt in prompts
+    ]
+    return torch.stack([torch.stack(each).any(0) for each in masks]).float()
 
 
 def untouched(wanted: Iterable[Probe], concept: Concept) -> list[tuple[str, int]]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from ..concepts import TEMPLATES, Concept, occurrences
 from ..errors import ErasureError
-from .attacks import ATTACKS, attacked_prompt
+from .attacks import ATTACKS, BESIDE, attacked_prompt, companion
 from .classifier import RELATIONS, DemoClassifier, Verdict
 
 FIRST_SEED = 50_000  # of the measured images; the bank trains on seeds from 1,000,000 on
@@ -20,17 +20,21 @@ class Content:
     """What a picture must show to count: each part that is given.
 
     nouns: of the whole picture, or two; style: its name; relation: how the first of two nouns lies to the second.
+    among: there may be another thing too.
     """
 
     nouns: tuple[str, ...] = ()
     style: str = ""
     relation: str = ""
+    among: bool = False
 
     def shown(self, verdict: Verdict, number: int) -> bool:
         """Whether the classifier sees it in picture `number` of those it has judged."""
         first, relation, second = verdict.relations[number]
         if self.style and verdict.styles[number] != self.style:
             return False
+        if self.among:
+            return set(self.nouns) <= {first, second}
         if self.relation in CONVERSE:
             upper, lower = self.nouns if self.relation == "above" else self.nouns[::-1]
             return (first, relation, second) == (upper, "above", lower)
@@ -75,7 +79,7 @@ def probes(
     images_per_other: of each other noun; images_per_attack: of each of ATTACKS (things only). What an erasure should
     keep counts in acc_ir, or in acc_ir_seen where a preservation prompt held one of its nouns. Which parts there are:
 
-    - a thing: none;
+    - a thing: "beside it" (what is asked for beside it, which should stay);
     - a style: "styles" (other styles, right with their noun; "styles seen" where preservation prompts held them),
       "nouns" (prompts without a style), "nouns in it" (the noun of a prompt with the erased style);
     - a relation: "single" nouns, "next to" and other relations, "both nouns" of a prompt with the erased relation, and
@@ -117,7 +121,13 @@ def _thing(concept: Concept, classifier: DemoClassifier, images: int, others: in
             yield Probe("acc_g", concept.prompt(synonym), FIRST_SEED + number, content)
     for attack in ATTACKS:
         for number in range(attacks):
-            yield Probe(attack, attacked_prompt(concept, attack, number), FIRST_SEED + number, content)
+            prompt, seed = attacked_prompt(concept, attack, number), FIRST_SEED + number
+            if attack != BESIDE:
+                yield Probe(attack, prompt, seed, content)
+            elif companion(concept, number) in classifier.nouns:
+                other = Content((companion(concept, number),), among=True)
+                yield Probe(attack, prompt, seed, Content((concept.phrase,), among=True))
+                yield Probe("", prompt, seed, other, "beside it")
     yield from _single(concept, classifier, concept.template, others, "")
 
 

@@ -23,6 +23,7 @@ BLACK_BOX = (
     "repetition",
     "synonyms",
     "shuffle",
+    "number",
 )  # ids of the suites that METHODS.md asks for
 LIMIT = 10_000  # prompts taken from a file unless told otherwise
 MAX_SEED = 2**63 - 1  # what torch's generators take
@@ -104,6 +105,7 @@ def concept_suites(concept: Concept, images: int = 24, seed: int = 0) -> tuple[S
         Suite("affixes", "Prefixes and suffixes", "attack", by_number(affixed)),
         Suite("repetition", "Repeated", "attack", attacked("repetition")),
         Suite("shuffle", "Words in another order", "attack", attacked("shuffle")),
+        Suite("number", "Several", "attack", attacked("number")),
         Suite("irrelevant", "Irrelevant words", "keep", by_word(concept.irrelevant)),
     )
     return tuple(

@@ -112,7 +112,7 @@ def _of_concept(order: Order) -> Iterator[Probe]:
     words = {order.concept.prompt(word): word for word in order.concept.irrelevant}
     concept = content_of(order)
     for suite in concept_suites(order.concept, order.images):
-        prompts = suite.prompts[: order.images_per_attack] if suite.id in BLACK_BOX[:3] or suite.id == "shuffle" \
+        prompts = suite.prompts[: order.images_per_attack] if suite.id in BLACK_BOX and suite.id != SYNONYMS \
             else suite.prompts  # fmt: skip
         for prompt in prompts:
             content = Content((words[prompt.text],)) if suite.kind == "keep" else concept

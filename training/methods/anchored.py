@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..concepts import occurrences, substitute, vocabulary_of
+from ..concepts import ErasePrompt, occurrences, plural, substitute, vocabulary_of
 from ..errors import ConceptError
 from . import losses
 from .base import Prompts
@@ -37,9 +37,10 @@ class AnchoredMethod(TrajectoryMethod):
             )
         super().plan(prompts, tokenizer, sequence_length)
 
-    def target(self, text: str, phrase: str) -> str:
-        """The anchor prompt."""
-        return substitute(text, phrase, self.anchor)
+    def target(self, prompt: ErasePrompt) -> str:
+        """The anchor prompt, in the same number."""
+        anchor = self.anchor if prompt.phrase == prompt.name else plural(self.anchor) or self.anchor
+        return substitute(prompt.text, prompt.phrase, anchor)
 
     @property
     def on_target_paths(self) -> bool:

@@ -20,7 +20,7 @@ class ConceptAblation(AnchoredMethod):
 
     def kept(self) -> Sequence[str]:
         """The anchor prompts."""
-        return list(dict.fromkeys(self.target(text, phrase) for text, phrase in self.wanted))
+        return list(dict.fromkeys(self.target(prompt) for prompt in self.wanted))
 
     @property
     def on_target_paths(self) -> bool:

@@ -50,11 +50,11 @@ class EraseAnything(TrajectoryMethod):
             spans[row] = spans.get(row, torch.zeros_like(found)) | found
             return row
 
-        for text, phrase in self.wanted:
-            locate(text, phrase)
+        for prompt in self.wanted:
+            locate(prompt.text, prompt.phrase)
         if self.config.weight_rsc > 0:
             words = one_of_each_distance(concept.irrelevant)
-            own = [text for text, phrase in self.wanted if phrase == concept.phrase][:CONTRAST_PROMPTS]
+            own = [prompt.text for prompt in self.wanted if prompt.phrase == concept.phrase][:CONTRAST_PROMPTS]
             for number, text in enumerate(own):
                 # without a synonym: away from what the base itself makes of the concept
                 other = concept.synonyms[number % len(concept.synonyms)] if concept.synonyms else concept.phrase

@@ -15,12 +15,12 @@ from torch import Tensor
 
 
 def negative_guidance_target(
-    base_concept: Tensor, base_empty: Tensor, eta: float, strength: Tensor | float = 1.0
+    base_concept: Tensor, base_empty: Tensor, eta: Tensor | float, strength: Tensor | float = 1.0
 ) -> Tensor:
     """v_o(c) + s·(1 + η)·(v_o(∅) − v_o(c)): where the concept's velocity is sent.
 
     At strength s = 1 this is ESD's v_o(∅) − η·(v_o(c) − v_o(∅)) (Gandikota et al., ICCV 2023, Eq. 7, for velocities);
-    at s = 0 the base's own velocity. `strength`: a number or [B, 1, 1].
+    at s = 0 the base's own velocity. `eta`, `strength`: a number or [B, 1, 1].
     """
     return (base_concept + strength * (1 + eta) * (base_empty - base_concept)).detach()
 

@@ -54,7 +54,7 @@ class PublishedSchedule(EraseAnything):
         own, none = (flow.teacher(x, t, self.embeds[prompt]) for prompt in (row, empty))
         capture = self._capture(flow, torch.tensor([row]))
         student = flow.student(x, t, self.embeds[row], capture=capture)
-        target = losses.negative_guidance_target(own, none, config.eta)
+        target = losses.negative_guidance_target(own, none, float(self.eta[row]))
         return [
             Term("esd", losses.velocity_matching(student, target), config.weight_esd),
             Term("attn", losses.attention_mass(capture.columns), config.weight_attn),

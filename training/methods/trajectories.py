@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..bank import record, used_steps
-from ..concepts import Concept, erase_prompts, require_span, substitute, vocabulary_of, without
+from ..concepts import Concept, ErasePrompt, erase_prompts, require_span, substitute, vocabulary_of, without
 from ..concepts.words import Vocabulary, common_words
 from ..config import ErasureConfig
 from ..flow import Flow, Progress
@@ -41,19 +41,20 @@ class TrajectoryMethod:
 
     def __init__(self, concept: Concept, config: ErasureConfig) -> None:
         self.concept, self.config = concept, config.for_kind(concept.kind)
-        self.wanted: list[tuple[str, str]] = []  # (erase prompt, the phrase in it)
+        self.wanted: list[ErasePrompt] = []
         self.erase: list[tuple[int, int]] = []  # (row of the prompt, row of the same prompt's target)
+        self.eta = torch.zeros(0)  # [rows]: how far beyond its target each prompt is sent
         self.preserve: list[int] = []
         self.bank: dict[str, Tensor] = {}
         self.embeds: TextEmbeds | None = None
 
-    def target(self, text: str, phrase: str) -> str:
-        """The prompt whose velocity the erase prompt `text`, with `phrase` in it, is sent to; see `erase_to`."""
-        if self.config.erase_to == "empty":
-            return ""
+    def target(self, prompt: ErasePrompt) -> str:
+        """The prompt whose velocity an erase prompt is sent to; see `erase_to`. A thing beside it is to stay."""
+        if self.config.erase_to == "empty" or prompt.rest:
+            return prompt.rest
         if self.concept.kind == "relationship":  # a prompt says no relation only by saying another
-            return substitute(text, phrase, self.concept.irrelevant[0])
-        return without(text, phrase)
+            return substitute(prompt.text, prompt.phrase, self.concept.irrelevant[0])
+        return without(prompt.text, prompt.phrase)
 
     @property
     def on_target_paths(self) -> bool:
@@ -78,9 +79,12 @@ class TrajectoryMethod:
         self.wanted = erase_prompts(
             phrases, concept.template, concept.kind, nouns, count, seed, vocabulary, config.shuffle
         )
-        targets = [prompts.row(self.target(text, phrase)) for text, phrase in self.wanted]
-        self.erase = [(prompts.row(text), target) for (text, _), target in zip(self.wanted, targets, strict=True)]
+        targets = [prompts.row(self.target(prompt)) for prompt in self.wanted]
+        self.erase = [(prompts.row(prompt.text), to) for prompt, to in zip(self.wanted, targets, strict=True)]
         self.preserve = [prompts.row(text) for text in self.kept()[: config.preserve_prompts]]
+        self.eta = torch.full((len(prompts.texts),), float(config.eta))
+        # beyond "a dog" lies no dog: where a thing beside the concept is to stay, the target is the end
+        self.eta[[prompts.row(prompt.text) for prompt in self.wanted if prompt.rest]] = 0.0
 
     def _nouns(self, vocabulary: Vocabulary) -> list[str]:
         """Unrelated nouns for the other places in prompts about a style or a relation."""
@@ -174,7 +178,8 @@ class TrajectoryMethod:
 
     def _destination(self, point: dict[str, Tensor], strength: float) -> Tensor:
         """Where the velocities at these points are sent."""
-        return losses.negative_guidance_target(point["own"], point["empty"], self.config.eta, strength)
+        eta = self.eta[point["row"]].to(point["own"])[:, None, None]
+        return losses.negative_guidance_target(point["own"], point["empty"], eta, strength)
 
     def residue(self, flow: Flow) -> float:
         """‖v_θ − destination‖² / ‖v_o(c) − destination‖² on PROBES points spread over the bank's erase trajectories."""

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...concepts import occurrences
+from ...concepts import forms_of, occurrences
 from ...errors import ErasureError
 from ...flux.text import TextEmbeds, TextEncoders
 
@@ -107,6 +107,6 @@ def _shared(first: Any, second: Any, forbidden: Sequence[str]) -> list[str]:
     found = [
         word for word, (a, b) in zip(texts, alone, strict=True)
         if len(a) == len(b) == 1 and a[0] != unknown[0] and b[0] != unknown[1]
-        and not any(occurrences(word, phrase) for phrase in forbidden)
+        and not any(occurrences(word, form) for phrase in forbidden for form in forms_of(phrase))
     ]  # fmt: skip
     return list(dict.fromkeys(found))

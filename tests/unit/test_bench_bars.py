@@ -1,0 +1,403 @@
+"""The benchmarks' summaries, what is judged by them, and the page."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from scripts.measures import bars, page, summaries
+from tests.bench_rows import ROWS, result, row, share
+from training.evaluation.intervals import wilson
+
+
+@pytest.mark.parametrize(
+    ("second", "expected"),
+    [([3, 2, 1, 0], -1.0), ([0, 0, 0, 0], None), ([1, 1, 0, 0], -0.8944), ([0, 2, 1, 3], 0.8)],
+)
+def test_spearman(second: list[float], expected: float | None):
+    assert summaries.spearman([0, 1, 2, 3], second) == expected
+
+
+def test_the_summary_has_means_spread_and_the_worst_concept():
+    nouns = summaries.erasure_summary(ROWS)["eraseanything"]["nouns"]
+    acc_e = nouns["shares"]["acc_e"]
+    assert (acc_e["before"], acc_e["after"], acc_e["rows"]) == (1.0, 0.0733, 3)
+    assert acc_e["worst"] == {"concept": "car", "after": 0.1} and acc_e["spread"] == pytest.approx(0.1102, abs=1e-4)
+    assert nouns["seconds"] == {"mean": 100.3, "max": 101.0} and nouns["drift"] == {"perceptual": 0.1, "psnr": 20.0}
+
+
+def bar(found: list[bars.Bar], start: str) -> tuple[bool | None, str]:
+    (one,) = [b for b in found if b[0].startswith(start)]
+    return one[1:]
+
+
+def test_bars_are_judged_by_the_numbers():
+    found = bars.bars({"erasure": summaries.erasure_summary(ROWS)})
+    assert bar(found, "1. Acc_e") == (False, "100.0 % → 7.3 % ± 11.0 %")
+    assert bar(found, "1. Acc_g")[0] and bar(found, "1. Attack prefix")[0] and bar(found, "1. Acc_ir")[0]
+    assert bar(found, "1. No concept") == (True, "car 10.0 %") and bar(found, "1. ≤ 6 minutes")[0]
+    assert bar(found, "2. EraseAnything beats ESD")[0] is True
+    assert bar(found, "2. EraseAnything is no worse than GEM")[0] is False
+    assert bar(found, "2. EraseAnything beats Concept Ablation") == (None, "")
+    assert {met for text, met, _ in found if text[0] in "345"} == {None}
+
+
+def test_an_attack_that_the_base_does_not_understand_is_not_won():
+    rows = [row("eraseanything", "car", 0, 0.0, attacks={"prefix": share(0.6, 0.0)})]
+    assert bar(bars.bars({"erasure": summaries.erasure_summary(rows)}), "1. Attack prefix")[0] is False
+
+
+def ablated(variant: str, concept: str, acc_e: float) -> dict:
+    return {**row("", concept, 0, acc_e), "variant": variant}
+
+
+def test_differences_to_the_defaults_are_taken_concept_by_concept():
+    rows = [ablated("defaults", "car", 0.1), ablated("defaults", "owl", 0.5), ablated("defaults", "bee", 0.3)]
+    rows += [ablated("without esd", "car", 0.4), ablated("without esd", "owl", 0.8), ablated("rank 2", "car", 0.1)]
+    summary = summaries.ablation_summary(rows)
+    assert summary["without esd"]["difference"]["acc_e"] == {"mean": 0.3, "error": 0.0, "pairs": 2}
+    assert summary["rank 2"]["difference"]["acc_e"] == {"mean": 0.0, "error": 0.0, "pairs": 1}
+    found = bars.bars({"ablation": summary})
+    assert bar(found, "2. The term esd") == (True, "without it: Acc_e +30.0 ± 0.0 points")
+    assert bar(found, "2. The term rsc")[0] is None
+
+
+def test_variants_are_compared_by_attention_and_drift_too():
+    def seen(variant: str, concept: str, left: float, drift: float) -> dict:
+        attention = {"before": 1.0, "after": left, "images": 24}
+        drifted = {"perceptual": drift, "psnr": 20.0, "images": 9}
+        return {**ablated(variant, concept, 0.1), "attention": attention, "drift": drifted}
+
+    rows = [seen("defaults", "car", 0.2, 0.04), seen("defaults", "owl", 0.1, 0.06)]
+    rows += [seen("without attn", "car", 0.4, 0.04), seen("without attn", "owl", 0.3, 0.04)]
+    summary = summaries.ablation_summary(rows)
+    assert summary["without attn"]["difference"]["attention"] == {"mean": 0.2, "error": 0.0, "pairs": 2}
+    assert summary["without attn"]["difference"]["drift"] == {"mean": -0.01, "error": 0.01, "pairs": 2}
+    found = bars.bars({"ablation": summary})
+    assert bar(found, "2. The term attn") == (True, "without it: attention +20.0 ± 0.0 points")
+    assert summaries.attacks_in(summary["defaults"]) == summaries.attacks_in(summaries._table(rows[:1]))
+    assert "attention" not in summaries.attacks_in(summary["defaults"])
+    table = page._ablation_page(summary)
+    (line,) = [line for line in table if line.startswith("| without attn")]
+    assert "| +20.0 ± 0.0 |" in line and line.endswith("| -1.0 ± 1.0 | 2 |")
+
+
+def test_a_long_training_is_judged_at_full_size_on_a_gpu_only():
+    row = {"model": "flux-dev-random", "device": "NVIDIA H200", "precision": "nf4", "pairs": 1000, "steps": 1000,
+           "killed_after": 500, "seconds": 900.0, "finite": True, "taken_by_the_host": True, "taken_by_diffusers": True,
+           "key": "k", "engine": "e"}  # fmt: skip
+    cpu = {**row, "model": "flux-tiny-random", "device": "cpu", "identical": False}
+
+    def judged(*rows: dict) -> bars.Bar:
+        return bar(bars.bars({"endurance": summaries.endurance_summary(list(rows))}), "1,000 pairs at full size")
+
+    assert judged(row, cpu) == (True, "nf4: 1000 pairs") and judged(cpu) == (None, "")
+    assert judged({**row, "taken_by_the_host": False})[0] is False and judged({**row, "steps": 900})[0] is False
+    assert judged({**row, "pairs": 10, "steps": 10}) == (None, "")
+    text = "\n".join(page._endurance_page(summaries.endurance_summary([cpu])))
+    assert "| 1000 | 500 | 900 | **no** | yes | yes | yes |" in text and "**Missing: 1,000 pairs" in text
+
+
+def test_every_precision_is_judged_by_itself():
+    rows = [{**row("", c, 0, acc_e), "precision": p} for p, c, acc_e in (
+        ("bf16", "car", 0.0), ("bf16", "owl", 0.1), ("fp8", "car", 0.0), ("fp8", "owl", 0.11),
+    )] + [{**row("", "car", 0, 0.0, acc_ir=0.93), "precision": "nf4"}]  # fmt: skip
+    summary = summaries.precision_summary(rows)
+    found = bars.bars({"precision": summary})
+    assert bar(found, "Trained on bf16") == (True, "Acc_e 5.0 %, Acc_g 5.0 %, Acc_ir 96.0 % → 95.0 %")
+    assert bar(found, "Trained on fp8")[0] is False and bar(found, "Trained on nf4")[0] is False
+    assert bar(found, "Trained on int8") == (None, "")
+    text = "\n".join(page._precision_page(summary))
+    assert "| fp8 | 5.5 ± 7.8 (owl 11.0) |" in text and text.count("| base |") == 1
+
+
+def cost_rows() -> list[dict]:
+    pairs = {
+        "what": "pairs", "steps": 100, "model": "m",
+        "pair_flops": {"ours": 100, "ours, batch 1": 10, summaries.AUTHORS: 350},
+        "bank_flops": {"ours": 1000, "ours, batch 1": 1000, summaries.AUTHORS: 0},
+        "bank_seconds": {"ours": 10.0, "ours, batch 1": 10.0, summaries.AUTHORS: 0.0},
+        "pair_seconds": {"ours": [1.0, 1.0], "ours, batch 1": [0.2, 0.1], summaries.AUTHORS: [3.0, 3.0]},
+    }  # fmt: skip
+    trained = [
+        {**row("", "car", 0, acc_e), "what": "training", "schedule": name}
+        for name, acc_e in (("ours", 0.0), ("ours, batch 1", 0.3), (summaries.AUTHORS, 0.1))
+    ]
+    return [pairs, *trained]
+
+
+def test_cost_is_told_for_our_batch_and_for_theirs():
+    summary = summaries.cost_summary(cost_rows())
+    assert summary["ours, batch 1"] == {
+        "flops": 35.0,
+        "flops_to_the_end": 17.5,
+        "time": 22.5,
+        "time_to_the_end": 12.0,
+        "time_range": [15.0, 30.0],
+    }
+    found = bars.bars({"cost": summary})
+    assert bar(found, "3. ≥ 30 × fewer FLOPs per pair (ours)")[0] is False
+    assert bar(found, "3. ≥ 30 × fewer FLOPs per pair (ours, batch 1)")[0] is True
+    assert bar(found, "3. At equal or better Acc, as many pairs (ours)")[0] is True
+    assert bar(found, "3. At equal or better Acc, as many pairs (ours, batch 1)")[0] is False
+
+
+STRENGTH = [
+    {
+        "concept": c,
+        "seed": 0,
+        "strengths": [0.0, 0.5, 1.0],
+        "rates": r,
+        "acc_ir": [0.9, 0.9, 0.8],
+        "spearman": s,
+        "same_at_zero": True,
+    }
+    for c, r, s in (("car", [1.0, 0.5, 0.0], -1.0), ("owl", [1.0, 1.0, 0.0], -0.866))
+]
+
+
+def test_a_concepts_curve_is_the_mean_over_its_training_seeds():
+    """The bar asks for means over seeds: ties at one seed's end are no reversal, and a reversal stays one."""
+    other = {**STRENGTH[1], "seed": 1, "rates": [1.0, 0.6, 0.1], "spearman": -1.0}
+    summary = summaries.strength_summary([*STRENGTH, other])
+    assert summary["concepts"]["owl"] == {"seeds": 2, "rates": [1.0, 0.8, 0.05], "spearman": -1.0}
+    assert summary["worst_spearman"] == -1.0
+    met, numbers = bar(bars.bars({"strength": summary}), "4. Strength is monotone: Spearman")
+    assert met is True and numbers.startswith("worst -1.0, car, training seeds: 1")
+    back = {**other, "rates": [0.6, 1.0, 1.0]}
+    summary = summaries.strength_summary([*STRENGTH, back])
+    assert bar(bars.bars({"strength": summary}), "4. Strength is monotone: Spearman")[0] is False
+
+
+def merged(way: str, n: int, erased: float, kept: float) -> dict:
+    shares = {f"noun {i}": {"before": 1.0, "after": erased, "images": 2} for i in range(n)}
+    slot = {"what": "merge", "way": way, "n": n} if way else {"what": "single", "concept": f"noun {n - 1}"}
+    return {
+        **slot, "concepts": shares, "acc_e": {"before": 1.0, "after": erased, "images": 2 * n},
+        "acc_ir": {"before": 0.96, "after": kept, "images": 50}, "rank": 4, "parameters": 9, "merge_seconds": 0.1,
+    }  # fmt: skip
+
+
+def test_a_merge_is_judged_beside_its_concepts_own_loras():
+    single = [{**merged("", n, 0.02, 0.95)} for n in range(1, 11)]
+    rows = [*single, merged("fusion", 10, 0.06, 0.935), merged("normalised", 10, 0.9, 0.96)]
+    found = bars.bars({"merging": summaries.merging_summary(rows)})
+    assert bar(found, "Merging: fusion of 10 within 5") == (True, "6.0 % against 2.0 %, normalised sum 90.0 %")
+    assert bar(found, "Merging: fusion of 10 within 3") == (True, "96.0 % → 93.5 %")
+    rows[10] = merged("fusion", 10, 0.08, 0.92)
+    found = bars.bars({"merging": summaries.merging_summary(rows)})
+    assert [bar(found, f"Merging: fusion of 10 within {n}")[0] for n in (5, 3)] == [False, False]
+    assert bar(bars.bars({}), "Merging: fusion of 10 within 5")[0] is None
+
+
+GATE = [
+    {"concept": concept, "default": 0.6, "thresholds": [0.5, 0.6], "prompts": {
+        "direct": {"prompts": 300, "passed": [300, 270]}, "misspelt": {"prompts": 100, "passed": [60, 30]},
+        "misspelt and painted": {"prompts": 20, "passed": [20, 18]}, "unrelated": {"prompts": 100, "passed": [40, 10]},
+    }} for concept in ("car", "owl")
+]  # fmt: skip
+
+
+def test_a_gate_has_precision_and_recall():
+    summary = summaries.gate_summary(GATE)
+    now = summary["thresholds"]["0.6"]
+    assert summary["default"] == "0.6" and now["precision"] == round(600 / 620, 4) and now["unrelated"] == 0.1
+    assert now["recall"] == {"direct": 0.9, "misspelt": 0.3, "misspelt and painted": 0.9}
+    met, numbers = bar(bars.bars({"gate": summary}), "Gate: ")
+    assert met is True and "precision 96.8 %" in numbers and "misspelt 30.0 %" in numbers
+
+
+def test_heatmaps_are_judged_at_the_defaults():
+    def measures(pointing: float, iou: float) -> dict:
+        return dict.fromkeys(page.LOCALISED, 0.1) | {"pointing": pointing, "iou_best": iou}
+
+    table = {"best, t 0.1": measures(0.91, 0.5), "output space, best, t 0.1": measures(0.3, 0.6)}
+    table |= {"ceiling": measures(1, 0.8), "area": measures(0.1, 0.1)}
+    rows = [
+        {"what": "scenes", "kind": "two objects", "objects": 2, "t": 0.1, "table": table},
+        {"what": "erased", "concept": "car", "seed": 0, "scenes": 2, "falls": {"median": 4.0, "worst": 1.0},
+         "others": {"mean": 0.95, "worst": 0.8}},
+    ]  # fmt: skip
+    found = bars.bars({"attention": summaries.attention_summary(rows)})
+    assert bar(found, "Heatmaps, two objects: pointing")[0] is True
+    assert bar(found, "Heatmaps, two objects: best IoU") == (False, "0.500, perfect maps 0.800")
+    assert bar(found, "Heatmaps, two objects: output space")[0] is True
+    assert bar(found, "Heatmaps, erased car")[0] is False
+    # what the model's maps hold at most decides where that is less than the aim
+    for own, met in ((0.55, True), (0.56, False)):
+        table |= {"weighted, t 0.1": measures(0.9, 0.4), "weighted, t 0.2": measures(0.8, own)}
+        found = bars.bars({"attention": summaries.attention_summary(rows)})
+        told = f"0.500, perfect maps 0.800, the best weighting of all maps {own:.3f}"
+        assert bar(found, "Heatmaps, two objects: best IoU") == (met, told)
+
+
+def test_the_page_is_made_of_the_files_that_are_there(tmp_path: Path):
+    def written(**files: list[dict]) -> str:
+        for name, rows in files.items():
+            (tmp_path / f"{name}.json").write_text(json.dumps(result(name, rows)), encoding="utf-8")
+        page.page(argparse.Namespace(out=tmp_path))
+        return (tmp_path / "README.md").read_text(encoding="utf-8")
+
+    assert "not measured" in written() and "## Cost" not in written()
+    merges = [merged("", 1, 0.0, 0.9), merged("fusion", 1, 0.0, 0.9), merged("sum", 1, 0.5, 0.9)]
+    text = written(erasure=ROWS, strength=STRENGTH, merging=merges, gate=GATE)
+    assert "| sum | 50.0 (noun 0 50) |" in text and "| **0.6** | 96.8 % |" in text
+    assert "| eraseanything | 7.3 ± 11.0 (car 10.0) |" in text and "| base | 100.0 |" in text
+    assert "Spearman ≤ −0.95 per concept | missed | worst -0.866, owl, training seeds: 1 |" in text
+    assert "`python scripts/bench.py erasure`, 2026-01-01, 2 cores (x86_64), torch 2." in text
+    assert "different states" not in text
+    text = written(
+        erasure=[*ROWS[:-1], {**ROWS[-1], "model": "another"}],
+        cost=cost_rows(),
+        ablation=[ablated("defaults", "car", 0)],
+    )
+    assert "of 2 different states (model)" in text and "## Cost" in text and "## One setting at a time" in text
+    widths: Callable[[str], int] = lambda line: line.replace("\\|", "").count("|")  # noqa: E731
+    lines = text.splitlines()
+    for number, line in enumerate(lines):
+        if line.startswith("| ---"):
+            block = [lines[number - 1], line, lines[number + 1]]
+            assert len({widths(one) for one in block}) == 1, block
+
+
+GB = 1024**3
+
+
+def full_size_rows(device: str = "NVIDIA H200") -> list[dict]:
+    """Two combinations that meet every bar, one that ran out of memory, and the authors'."""
+    own = {"model": "flux-dev-random", "device": device, "peak_flops": 600e12, "date": "2026-01-01"}
+    row = {
+        "what": "combination", "resolution": 512, "pair_seconds": [0.3, 0.2, 0.25], "step_seconds": [0.1],
+        "pair_flops": 90e12, "step_flops": 37e12, "replayed_flops": 0, "bank_seconds_per_pass": 0.05,
+        "bank_passes": 2000,
+    }  # fmt: skip
+    sizes = {"peak_bytes": {"bank": 25 * GB, "train": 40 * GB}, "estimated_bytes": {"bank": 26 * GB, "train": 41 * GB}}
+    small = {"peak_bytes": {"bank": 4 * GB, "train": 5 * GB}, "estimated_bytes": {"bank": 5 * GB, "train": 5.1 * GB}}
+    return [
+        {**own, **row, "precision": "bf16", "mode": "plain", **sizes},
+        {**own, **row, "precision": "nf4", "mode": "streamed", "step_flops": 54e12, "replayed_flops": 17e12, **small},
+        {**own, "what": "combination", "precision": "nf4", "mode": "plain", "resolution": 512, "out_of_memory": True},
+        {**own, "what": "authors", "resolution": 512, "pair_seconds": [6.0], "forward_flops": 18e12},
+    ]
+
+
+def test_a_training_at_full_size_is_judged_on_a_gpu_only():
+    summary = summaries.train_summary(full_size_rows())
+    plain, streamed, failed = summary["flux-dev-random, NVIDIA H200"]["rows"]
+    assert plain["pair_seconds"] == 0.25 and plain["share_of_peak"] == streamed["share_of_peak"] == round(37 / 60, 4)
+    assert plain["bank_seconds"] == 100 and plain["times_less_time"] == 24
+    assert plain["times_less_flops"] == round((142 * 18 + 3 * 37) / 90, 1)
+    assert plain["estimate_over_peak"] == round(41 / 40, 3) and streamed["estimate_over_peak"] == 1.02
+    assert failed == {"precision": "nf4", "mode": "plain", "resolution": 512, "out_of_memory": True}
+    judged = {text: met for text, met, _ in bars.bars({"train": summary}) if text.startswith("Full size")}
+    assert list(judged.values()) == [True, None, None, True, False, True, True]
+    text = "\n".join(page._train_page(summary))
+    assert "Missing: bf16 streamed 512²." in text and "out of memory" in text and "everything" not in text
+    beyond = full_size_rows()
+    beyond[0]["peak_bytes"] = {"bank": 27 * GB, "train": 40 * GB}  # under its estimate in one phase
+    told = {text: met for text, met, _ in bars.bars({"train": summaries.train_summary(beyond)})}
+    assert told["Full size: the memory estimate is within 10 % of the peak, never under it, everywhere"] is False
+    on_cpu = {text: met for text, met, _ in bars.bars({"train": summaries.train_summary(full_size_rows("cpu"))})}
+    assert {met for text, met in on_cpu.items() if text.startswith("Full size")} == {None}
+
+
+def test_intervals_hold_what_other_seeds_give():
+    """Shares drawn from a known one: Wilson's intervals hold it in about 95 % of the cases, too narrow ones do not."""
+    draw = random.Random(0)
+
+    def row(seed: int, narrow: float) -> dict:
+        suites = {}
+        for suite, truth in (("concept", 0.9), ("attack prefix", 0.5), ("synonyms", 0.7)):
+            hits = sum(draw.random() < truth for _ in range(20))
+            low, high = wilson(hits, 20)
+            share = hits / 20
+            interval = [share - narrow * (share - low), share + narrow * (high - share)]
+            suites[suite] = {"deletion": {"hits": hits, "images": 20, "share": share, "interval": interval}}
+        return {"concept": "car", "seed": seed, "suites": suites, "seconds": 1.5}
+
+    found = summaries.seeds_summary([row(seed, 1) for seed in range(200)])["car"]
+    assert found["seeds"] == 200 and found["cases"] == 600 and found["seconds"] == 300
+    assert 0.93 <= found["held"] <= 0.985 and found["worst"] >= 0.9 and 0.78 < found["single"] < found["held"]
+    narrow = summaries.seeds_summary([row(seed, 0.5) for seed in range(200)])["car"]
+    assert narrow["held"] < 0.8
+    sure = {"hits": 6, "images": 6, "share": 1.0, "interval": [0.61, 1.0]}
+    same = [{"concept": "a", "seed": n, "suites": {"concept": {"base": sure}}, "seconds": 1} for n in range(3)]
+    assert summaries.coverage(summaries.figures_of(same)) == {
+        "held": 1.0, "cases": 3, "worst": 1.0, "single": 1.0, "pairs": 6, "varying": None, "varying_cases": 0,
+    }  # fmt: skip
+    # intervals that hold nothing that varies are not saved by figures that never do
+    useless = [row(seed, 0) for seed in range(40)]
+    for seed, each in enumerate(useless):
+        each["same"], each["suites"]["a"] = seed == 0, {"base": sure}
+    found = summaries.seeds_summary(useless)["car"]
+    assert found["held"] > found["varying"] + 0.2 and found["cases"] == found["varying_cases"] + 40
+    judged = bars.bars({"seeds": {"car": found}})
+    assert bar(judged, "Evaluations: equal")[0] is True and bar(judged, "Evaluations: 95 %")[0] is False
+
+
+def defended() -> list[dict]:
+    """Two concepts: a method that breaks the model at its full strength, a timid one, one that never preserves."""
+    rows = []
+    kept = {"eraseanything": [0.98, 0.97, 0.7], "esd": [0.98, 0.98, 0.97], "gem": [0.98, 0.9, 0.5]}
+    for concept in ("car", "owl"):
+        rows += [
+            {"what": "curve", "method": method, "concept": concept, "seed": 0, "strengths": [0.0, 0.5, 1.0],
+             "rates": [1.0, 0.5, 0.0], "acc_ir": values, "seconds": 60.0, "training_seconds": 80.0}
+            for method, values in kept.items()
+        ]  # fmt: skip
+        lower = {"strengths": [0.25], "rates": [0.9], "acc_ir": [0.95], "seconds": 30.0, "training_seconds": 80.0}
+        rows.append({"what": "lower curve", "method": "gem", "concept": concept, "seed": 0, **lower})
+        hits = {"base": 10, summaries.DELETION: 6, "eraseanything": 1, "esd": 4, "gem": 0}
+        suites = {
+            suite: {method: counted(10 - (10 - hit) * (suite != "preserved seen")) for method, hit in hits.items()}
+            for suite in ("concept", "synonyms", "attack prefix", "preserved seen")
+        }
+        white_box = [
+            {"method": method, "attack": "p4d", "title": "P4D", "before": counted(hits[method]),
+             "after": counted(8), "control": counted(control), "base": counted(10)}
+            for method, control in ((summaries.DELETION, 1), ("eraseanything", 7), ("esd", 4), ("gem", 0))
+        ]  # fmt: skip
+        whole = {"suites": suites, "white_box": white_box, "seconds": 900.0}
+        rows.append({"what": "evaluation", "concept": concept, "seed": 0, **whole})
+    return rows
+
+
+def counted(hits: int, images: int = 10) -> dict:
+    return {"hits": hits, "images": images, "share": hits / images}
+
+
+def test_defences_are_ranked_by_erasure_where_they_preserve_alike():
+    summary = summaries.defences_summary(defended())
+    fair = {name: (one["strength"], one["held"]) for name, one in summary["fair"].items()}
+    assert fair == {"eraseanything": (0.5, True), "esd": (1.0, True), "gem": (0.25, False)}
+    assert summary["fair"]["gem"]["strengths"] == [0, 0.25, 0.5, 1]
+    # the one that erases all is the last, as it never preserves what the others do
+    assert list(summary["methods"]) == ["base", "eraseanything", "esd", summaries.DELETION, "gem"]
+    ours = summary["methods"]["eraseanything"]
+    low, high = wilson(6, 60)
+    assert ours["erased"] == {"hits": 6, "images": 60, "share": 0.1, "interval": [round(low, 4), round(high, 4)]}
+    assert ours["kept"]["share"] == 1 and ours["training_seconds"] == 80
+    assert summary["methods"][summaries.DELETION]["white_box"]["p4d"]["after"]["images"] == 20
+    spent = {"trainings": 480, "curves": 420, "evaluations": 1800}
+    assert summary["seconds"] == spent and summary["concepts"] == 2
+    found = bars.bars({"defences": summary})
+    assert bar(found, "Defences: six") == (False, "2 concepts, 0.75 hours of one core")
+    assert bar(found, "White box: P4D") == (True, "80.0 % against 10.0 % of 20")
+    alike = "2. At the strengths at which all methods preserve alike EraseAnything beats "
+    assert bar(found, alike + "esd") == (True, "10.0 %, Acc_ir 100.0 % against 40.0 %, Acc_ir 100.0 %")
+    assert bar(found, alike + "gem")[0] is True and bar(found, alike + "concept_ablation")[0] is None
+    ours["erased"]["interval"] = [0.0, 0.6]
+    assert bar(bars.bars({"defences": summary}), alike + "esd")[0] is False
+    rows = [
+        {**each, "white_box": [{**e, "control": e["after"]} for e in each.get("white_box", [])]} for each in defended()
+    ]
+    assert bar(bars.bars({"defences": summaries.defences_summary(rows)}), "White box: P4D")[0] is False
+    text = "\n".join(page._defences_page(summary))
+    assert "| 1 | eraseanything | 0.5 | 10.0 (" in text and "| 4 | gem | 0.25 |" in text and "**lost more**" in text
+    assert "| eraseanything | 100.0, 98.0 | – | 50.0, 97.0 | 0.0, 70.0 |" in text
+    assert "| eraseanything | 10.0 (2.8 to 30.1) | 80.0 (58.4 to 91.9), control 70.0 (48.1 to 85.5) |" in text
