@@ -24,7 +24,9 @@ ENTITY_PATTERNS = (
     "{x}",
 )
 NUMBERS = ("two", "three", "four")
-COUNTED_PATTERNS = (*(f"{number} {{xs}}" for number in NUMBERS), "a photo of two {xs}", "many {xs}", "{xs}")
+COUNTED_PATTERNS = (
+    *(f"{start}{number} {{xs}}" for start in ("", "a photo of ") for number in NUMBERS), "many {xs}", "a group of {xs}"
+)  # fmt: skip
 PAIR_PATTERNS = ("a {x} next to a {y}", "a {x} above a {y}", "a {x} below a {y}")
 STYLE_PATTERNS = ("{x}", "a {y} in the style of {x}", "a {y} on a {color} background in the style of {x}")
 RELATION_PATTERNS = ("a {y} {x} a {z}", "{x}", "a photo of a {y} {x} a {z}")
@@ -162,10 +164,11 @@ def erase_prompts(
         slots |= {"subject": slots["y"], "object": slots["z"]}
         phrase, rest, several = name, "", plural(name)
         pattern = template if number % 3 == 0 or not patterns else draw.choice(patterns)
-        if number % 3 == 1 and counted and several and (vocabulary is None or vocabulary(several)) and number % 4 < 2:
+        special = number // 3 % 3 if number % 3 == 1 else None
+        if special in (0, 2) and counted and several and (vocabulary is None or vocabulary(several)):
             phrase = slots["xs"] = several
             pattern = draw.choice(counted)
-        elif number % 3 == 1 and pairs and number % 4 >= 2:
+        elif special == 1 and pairs:
             rest = fill("a {y}", slots)
             if draw.random() < 0.5:  # either side
                 slots |= {"x": slots["y"], "y": name}
@@ -201,7 +204,7 @@ def preservation_prompts(
     draw = random.Random(f"preserve:{seed}:{template}")
     pairs = known_patterns(PAIR_PATTERNS, vocabulary)
     singles = known_patterns(ENTITY_PATTERNS, vocabulary) or ["{x}"]
-    counted = known_patterns(COUNTED_PATTERNS, vocabulary)
+    counted = known_patterns(COUNTED_PATTERNS, vocabulary) if kind == "entity" else []
     colors = known_colors(vocabulary) or [""]  # patterns with a colour are left out where none is known
     found = [""] if count else []
     empties = known_patterns(EMPTY_PATTERNS, vocabulary)

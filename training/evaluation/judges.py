@@ -153,7 +153,7 @@ def _of_verdict(verdict: Verdict, number: int) -> Opinion:
 def _words(verdict: Verdict, number: int, content: Content) -> str:
     """What the classifier sees of it, in the words of what was asked for; "none" where it recognises nothing."""
     first, relation, second = verdict.relations[number]
-    if len(content.nouns) == 2:
+    if content.among or len(content.nouns) == 2:
         return f"{first} {relation} {second}" if relation else verdict.nouns[number]
     noun = verdict.nouns[number]
     return f"{noun} in the style {verdict.styles[number]}" if content.style else noun
