@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from .summaries import AUTHORS, DELETION, SHARES, Summary, attacked, attacks_in
+from .summaries import AUTHORS, DELETION, EARLY, SHARES, Summary, attacked, attacks_in
 
 TERMS = ("esd", "attn", "lora", "rsc")
 NAMES = {"acc_e": "Acc_e", "acc_g": "Acc_g", "acc_ir": "Acc_ir", "acc_ir_seen": "Acc_ir, seen"}
@@ -89,19 +89,30 @@ def _second(erasure: Summary, ablation: Summary) -> list[Bar]:
         met = (a < b if strict else a <= b) and ir_a >= ir_b
         found.append((text, met, f"{percent(a)} against {percent(b)}, Acc_ir {percent(ir_a)} against {percent(ir_b)}"))
     for term in TERMS:
+        told = {
+            when: _worse(ablation[f"{prefix}without {term}"]["difference"])
+            for when, prefix, reference in (("", "", "defaults"), (f" after {EARLY}", f"{EARLY}, ", EARLY))
+            if reference in ablation and f"{prefix}without {term}" in ablation
+        }
         text = f"2. The term {term} earns its place"
-        if "defaults" not in ablation or f"without {term}" not in ablation:
+        if not told:
             found.append((text, None, "off by default, or not measured"))
             continue
-        difference = ablation[f"without {term}"]["difference"]
-        worse = [
-            f"{NAMES.get(name, name)} {100 * d['mean']:+.1f} ± {100 * d['error']:.1f} points"
-            for name, d in difference.items()
-            if not name.startswith("part")
-            and (-d["mean"] if name.startswith("acc_ir") else d["mean"]) > max(2 * d["error"], 1e-9)
+        numbers = [
+            f"without it{when}: {worse or 'nothing worse by two standard errors'}" for when, worse in told.items()
         ]
-        found.append((text, bool(worse), f"without it: {', '.join(worse) or 'nothing worse by two standard errors'}"))
+        found.append((text, any(told.values()), "; ".join(numbers)))
     return found
+
+
+def _worse(difference: Summary) -> str:
+    """What is worse by more than two standard errors."""
+    return ", ".join(
+        f"{NAMES.get(name, name)} {100 * d['mean']:+.1f} ± {100 * d['error']:.1f} points"
+        for name, d in difference.items()
+        if not name.startswith("part")
+        and (-d["mean"] if name.startswith("acc_ir") else d["mean"]) > max(2 * d["error"], 1e-9)
+    )
 
 
 def _third(cost: Summary) -> list[Bar]:

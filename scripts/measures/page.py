@@ -12,6 +12,7 @@ from typing import Any
 from .bars import COMPILED, NAMES, bars, percent
 from .rows import Row, Rows, read_result
 from .summaries import (
+    EARLY,
     KINDS,
     SHARES,
     SPARED,
@@ -82,13 +83,15 @@ def _ablation_page(summary: Summary) -> list[str]:
         return f"{100 * difference['mean']:+.1f} ± {100 * difference['error']:.1f}"
 
     body = [
-        [variant, *(cell(table, name, variant == "defaults") for name in names), str(table["rows"])]
+        [variant, *(cell(table, name, variant in ("defaults", EARLY)) for name in names), str(table["rows"])]
         for variant, table in summary.items()
     ]
     return [
         "The first line has the defaults' means and standard deviations, the others the difference to them on the same",
         "concepts and seeds, in points, with its standard error. Attention: how much of a noun's attention on its own",
-        "object is left, less is better; drift: of untouched prompts, times 100.", "",
+        f"object is left, less is better; drift: of untouched prompts, times 100. {EARLY}: trainings that are not over,",
+        "as after all steps hardly anything is left of a concept, whatever is left out; their line has means too, and",
+        "their variants are compared with it.", "",
         *markdown(["", *(NAMES.get(name, name) for name in names), "rows"], body),
     ]  # fmt: skip
 
@@ -338,7 +341,7 @@ def _defences_page(summary: Summary) -> list[str]:
         f"{summary['concepts']} concepts is within {100 * SPARED:g} points of the base's, so that none wins by",
         "breaking the model or loses by being timid; one that never is, however low, ranks behind. Their order is by",
         "the share of pictures that still show the concept among all that ask for it: by its name, a synonym, or in",
-        "one of five other spellings. Acc_ir is over all other nouns; presets: the pack's other everyday concepts. In",
+        "another way of asking. Acc_ir is over all other nouns; presets: the pack's other everyday concepts. In",
         "brackets 95 % intervals; s: of a training.", "",
         *markdown(head, body),
         "With the weights in hand: how often the concept is back under each attack, and under its control, which is as",

@@ -14,6 +14,7 @@ SHARES = ("acc_e", "acc_g", "acc_ir", "acc_ir_seen")
 ATTENTION = "attention"  # of the erased noun, what is left of it on its own object
 AUTHORS = "authors' schedule"
 DELETION = "attention_deletion"
+EARLY = "60 steps"  # variants whose names begin so are compared with it
 SPARED = 0.02  # of Acc_ir, which a method may lose where methods are compared at equal preservation
 Summary = dict[str, Any]
 
@@ -98,13 +99,18 @@ def _compared(row: Row) -> dict[str, float]:
 
 
 def ablation_summary(rows: list[Row]) -> Summary:
-    """variant → `_table` with "difference": to the defaults on the same concepts and seeds, mean and standard error."""
+    """variant → `_table` with "difference": mean and standard error to the defaults, or to EARLY where a name begins
+    so, on the same concepts and seeds."""
     found: dict[str, list[Row]] = {}
     for row in rows:
         found.setdefault(row["variant"], []).append(row)
-    reference = {(row["concept"], row["seed"]): _compared(row) for row in found.get("defaults", [])}
+    references = {
+        name: {(row["concept"], row["seed"]): _compared(row) for row in found.get(name, [])}
+        for name in ("defaults", EARLY)
+    }
     summary = {}
     for variant, part in found.items():
+        reference = references[EARLY if variant.startswith(f"{EARLY},") else "defaults"]
         table = summary[variant] = _table(part)
         table["difference"] = {}
         for name in dict.fromkeys(name for row in part for name in _compared(row)):

@@ -15,6 +15,7 @@ from scripts.environment import say
 from . import bars
 from .attention import faded
 from .page import conclude
+from .summaries import EARLY
 from .workplace import Workplace, course, seeds_of
 
 # Settings of each method beside the pack's defaults; None: attention deletion, which trains nothing.
@@ -40,6 +41,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "without lora": {"weight_lora": 0.0},
     "without rsc": {"weight_rsc": 0.0},
     "multi-objective": {"bilevel": False},
+    # after all the steps nearly nothing is left of a concept, with a term or without: here it shows who is on the way
+    EARLY: {"steps": 60},
+    **{f"{EARLY}, without {term}": {"steps": 60, f"weight_{term}": 0.0} for term in bars.TERMS},
+    f"{EARLY}, multi-objective": {"steps": 60, "bilevel": False},
     **{f"targets {name}": {"targets": name} for name in (
         "text_qk", "text_qkv", "text_kv", "both_qk", "all", "single_qk", "every_qk"
     )},
