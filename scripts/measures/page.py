@@ -89,9 +89,9 @@ def _ablation_page(summary: Summary) -> list[str]:
     return [
         "The first line has the defaults' means and standard deviations, the others the difference to them on the same",
         "concepts and seeds, in points, with its standard error. Attention: how much of a noun's attention on its own",
-        f"object is left, less is better; drift: of untouched prompts, times 100. {EARLY}: trainings that are not over,",
-        "as after all steps hardly anything is left of a concept, whatever is left out; their line has means too, and",
-        "their variants are compared with it.", "",
+        f"object is left, less is better; drift: of untouched prompts, times 100. {EARLY}: trainings that are not",
+        "over, as after all steps hardly anything is left of a concept, whatever is left out; their line has means",
+        "too, and their variants are compared with it.", "",
         *markdown(["", *(NAMES.get(name, name) for name in names), "rows"], body),
     ]  # fmt: skip
 

@@ -82,7 +82,7 @@ def test_a_flux_without_a_classifier_is_judged_by_clip(bare: Path, clip: Path, t
     suites = {suite["id"]: suite for suite in found["suites"]}
     assert set(suites) == {
         "concept", "synonyms", "preserved unseen", "presets",
-        *(f"attack {name}" for name in ("misspelling", "affixes", "repetition", "shuffle")),
+        *(f"attack {name}" for name in ("misspelling", "affixes", "repetition", "shuffle", "number")),
     }  # fmt: skip
     assert suites["presets"]["better"] == suites["preserved unseen"]["better"] == "higher"
     assert len(rows_of(found, "presets")) == 29  # thirty, of which the car is one

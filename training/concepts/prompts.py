@@ -136,7 +136,7 @@ def erase_prompts(
     seed: int,
     vocabulary: Vocabulary | None = None,
     shuffled: bool = True,
-) -> list[tuple[str, str]]:
+) -> list[ErasePrompt]:
     """`count` different ways to ask for the concept.
 
     `phrases`: the concept's phrase and the synonyms to be erased with it; half of the prompts use the first.
