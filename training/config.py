@@ -144,7 +144,7 @@ class ErasureConfig:
     batch_erase: int = setting(4, "Samples in an erase step. Fewer where memory runs out.", 1, 256)
     batch_preserve: int = setting(8, "Samples in a preserve step. Fewer where memory runs out.", 1, 256)
     erase_prompts: int = setting(
-        32, "Different prompts with the concept in the bank. More where it still shows in other wordings.", 1, 1000
+        24, "Different prompts with the concept in the bank. More where it still shows in other wordings.", 1, 1000
     )
     preserve_prompts: int = setting(
         64,

@@ -162,7 +162,7 @@ def test_erase_prompts_hold_their_phrase_and_differ():
 
 def test_a_thing_is_asked_for_in_numbers_and_beside_others():
     """A model that was erased on single things alone still draws "two cars"."""
-    found = erase_prompts(["car", "Lada"], "a photo of a {}", "entity", ["dog", "cat"], 32, seed=0)
+    found = erase_prompts(["car", "Lada"], "a photo of a {}", "entity", ["dog", "cat"], 48, seed=0)
     several = [prompt for prompt in found if prompt.phrase != prompt.name]
     assert len(several) >= 2 and {(p.name, p.phrase) for p in several} == {("car", "cars")}  # a name has no plural
     assert all(re.search(r"\bcars\b", p.text) and p.rest == "" for p in several)

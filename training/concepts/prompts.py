@@ -33,6 +33,10 @@ RELATION_PATTERNS = ("a {y} {x} a {z}", "{x}", "a photo of a {y} {x} a {z}")
 EMPTY_PATTERNS = ("", "a photo", "a drawing", "a {color} background")
 
 
+# Ways to ask for a thing, in turn: alone in most prompts, since that is what most people write.
+WAYS = ("alone", "alone", "shuffled", "several", "alone", "shuffled", "beside", "several", "shuffled")
+
+
 # Words that only bring in a style and go with its name: "in the style of", "by", "after the manner of".
 _BRINGS_IN = r"(?:\b(?:an?|the|in|by|of|from|after|with|style|manner)\s+)*$"
 
@@ -142,7 +146,7 @@ def erase_prompts(
     `phrases`: the concept's phrase and the synonyms to be erased with it; half of the prompts use the first.
     `others`: unrelated nouns for the other slots. The template as it is comes first, then the built-in patterns of the
     concept's kind; with `shuffled`, every third prompt has its words in another order. Of a thing some prompts ask for
-    several, and some for it beside another thing: a model erased without them still draws "two cars".
+    several, and some for it beside another thing (see WAYS): a model erased without them still draws "two cars".
     """
     draw = random.Random(f"erase:{seed}:{phrases[0]}")
     patterns = known_patterns(
@@ -153,6 +157,7 @@ def erase_prompts(
     colors = known_colors(vocabulary) or [""]  # patterns with a colour are left out where none is known
     nouns = list(others) or ["thing"]
     found: list[ErasePrompt] = []
+    turn = failed = 0
     for number in range(40 * count):
         if len(found) == count:
             break
@@ -162,22 +167,26 @@ def erase_prompts(
         if kind == "relationship" and slots["y"] == slots["z"] and len(nouns) > 1:
             continue
         slots |= {"subject": slots["y"], "object": slots["z"]}
+        # on to the next way once there is a prompt of this one: the template gives each name a single prompt only
+        way = WAYS[turn % len(WAYS)]
+        pattern = draw.choice(patterns) if patterns and (number % 3 or way == "shuffled") else template
         phrase, rest, several = name, "", plural(name)
-        pattern = template if number % 3 == 0 or not patterns else draw.choice(patterns)
-        special = number // 3 % 3 if number % 3 == 1 else None
-        if special in (0, 2) and counted and several and (vocabulary is None or vocabulary(several)):
+        if way == "several" and counted and several and (vocabulary is None or vocabulary(several)):
             phrase = slots["xs"] = several
             pattern = draw.choice(counted)
-        elif special == 1 and pairs:
+        elif way == "beside" and pairs:
             rest = fill("a {y}", slots)
             if draw.random() < 0.5:  # either side
                 slots |= {"x": slots["y"], "y": name}
             pattern = draw.choice(pairs)
         prompt = fill(pattern, slots)
-        if shuffled and number > len(phrases) and number % 3 == 2 and kind != "relationship":
+        if way == "shuffled" and shuffled and kind != "relationship":
             prompt = shuffle(prompt, phrases, draw, brought_in=kind == "abstraction")
-        if (prompt, phrase) not in [(one.text, one.phrase) for one in found]:
+        new = (prompt, phrase) not in [(one.text, one.phrase) for one in found]
+        if new:
             found.append(ErasePrompt(prompt, name, phrase, rest))
+        failed = 0 if new else failed + 1
+        turn += new or failed % 10 == 0
     return found
 
 
