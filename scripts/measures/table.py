@@ -154,8 +154,12 @@ def ablation(args: argparse.Namespace) -> None:
     names = chosen(args.variants, VARIANTS)
     names = ["defaults", *(name for name in names if name != "defaults")]
 
+    drawn = importlib.util.find_spec("resvg_py") is not None
+    if not drawn:
+        say("attention: not measured (its scenes need the package resvg_py)")
+
     def attended(phrase: str, seed: int, lora: Path) -> dict[str, Any]:
-        if place.kind(phrase) != "entity":
+        if not drawn or place.kind(phrase) != "entity":
             return {}
         found = faded(place, phrase, seed, lora)
         return {"attention": {"before": 1.0, "after": found["left"], "images": found["scenes"]}}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -87,7 +88,10 @@ def test_defences_are_evaluated_together_at_the_strength_that_is_fair(run, tmp_p
 def test_one_setting_at_a_time(run):
     rows = run("ablation", "--variants", "rank 4")
     assert [(row["variant"], row["config"]["rank"]) for row in rows] == [("defaults", 2), ("rank 4", 4)]
-    assert all(0 < row["attention"]["after"] < 2 and row["attention"]["images"] for row in rows)
+    if importlib.util.find_spec("resvg_py"):  # draws the scenes that attention is looked at in
+        assert all(0 < row["attention"]["after"] < 2 and row["attention"]["images"] for row in rows)
+    else:
+        assert all("attention" not in row for row in rows)
 
 
 def test_each_precision_fills_a_bank_of_its_own(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import random
 import shutil
 import signal
@@ -13,6 +14,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from scripts.environment import ROOT
@@ -73,7 +75,9 @@ def test_a_run_killed_at_a_random_moment_goes_on_to_the_same_end(flux: Path, tmp
     killed = tmp_path / "killed"
     moment = random.SystemRandom().randrange(1, made - 8)
     command = [sys.executable, "-m", "training.cli", *arguments, "--out", str(killed)]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    # as many threads as here: sums of another number of parts differ in their last bits
+    environment = {**os.environ, "OMP_NUM_THREADS": str(torch.get_num_threads())}
+    process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     while len(list(killed.glob("pictures/*/*.png"))) < moment:
         assert process.poll() is None
         time.sleep(0.002)
