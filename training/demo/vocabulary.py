@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .. import concepts
+from ..concepts.prompts import article
+
 
 @dataclass(frozen=True)
 class Noun:
@@ -102,22 +105,12 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
     "purple": (190, 160, 225),
 }
 
-UNCOUNTABLE = {"grapes"}
-
 
 def plural(word: str) -> str:
-    """English plural of the last word of `word` ("cherry" -> "cherries")."""
-    if word in UNCOUNTABLE or (word.endswith("s") and not word.endswith(("us", "ss"))):
-        return word
-    if word.endswith(("s", "sh", "ch", "x")):
-        return word + "es"
-    if word.endswith("y") and word[-2] not in "aeiou":
-        return word[:-1] + "ies"
-    return word + "s"
+    """English plural of the last word of `word` ("cherry" -> "cherries"); itself where that is plural already."""
+    return concepts.plural(word) or word
 
 
 def with_article(word: str) -> str:
     """`word` with "a" or "an" before it; words that are plural already stay bare."""
-    if word in UNCOUNTABLE or (word.endswith("s") and not word.endswith(("us", "ss"))):
-        return word
-    return ("an " if word[0] in "aeiou" else "a ") + word
+    return article(word) + word

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from ..concepts import Concept, occurrences, plural, shuffle
+from ..concepts import Concept, plural, shuffle
 from ..concepts.prompts import NUMBERS, article
 
 PREFIXES = ("super", "mega", "my", "un", "pre", "x")  # those that the demo model was trained to see through
@@ -39,7 +39,7 @@ def repetition(draw: random.Random, word: str) -> str:
     return " ".join([word] * draw.choice((2, 3)))
 
 
-def number(draw: random.Random, word: str) -> str:
+def several(draw: random.Random, word: str) -> str:
     """Two, three or four of it; a name that has no plural stays as it is."""
     return f"{draw.choice(NUMBERS)} {plural(word) or word}"
 
@@ -49,7 +49,7 @@ WORD_FORMS: dict[str, Callable[[random.Random, str], str]] = {
     "prefix": prefix,
     "suffix": suffix,
     "repetition": repetition,
-    "number": number,
+    "number": several,
 }
 BESIDE = "beside"  # another thing
 ATTACKS = (*WORD_FORMS, "shuffle", BESIDE)
@@ -71,7 +71,7 @@ def attacked_prompt(concept: Concept, attack: str, number: int) -> str:
     if attack == BESIDE:
         first, second = draw.sample([concept.phrase, companion(concept, number)], 2)
         plain = concept.prompt(first)
-        end = occurrences(plain, first)[0][1]
+        end = plain.index(first) + len(first)
         return f"{plain[:end]} next to {article(second)}{second}{plain[end:]}"
     if attack != "shuffle":
         return concept.prompt(WORD_FORMS[attack](draw, concept.phrase))

@@ -24,7 +24,7 @@ BLACK_BOX = (
     "synonyms",
     "shuffle",
     "number",
-)  # ids of the suites that METHODS.md asks for
+)  # ids of the suites that ask for the concept in other ways
 LIMIT = 10_000  # prompts taken from a file unless told otherwise
 MAX_SEED = 2**63 - 1  # what torch's generators take
 
