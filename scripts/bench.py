@@ -44,7 +44,8 @@ def parser() -> argparse.ArgumentParser:
 
     def command(work, again: bool = True) -> argparse.ArgumentParser:
         """What every measurement takes; again: a rerun does what is missing, so that it can be told to do more."""
-        one = commands.add_parser(work.__name__, help=work.__doc__.splitlines()[0])
+        summary = " ".join(work.__doc__.split("\n\n")[0].split()).replace("%", "%%")
+        one = commands.add_parser(work.__name__, help=summary, description=summary)
         one.add_argument("--device", default="auto")
         one.add_argument("--out", type=Path, default=RESULTS, help="folder of the result files")
         one.add_argument("--name", default="", help="of the result file, where it is not the command's")
@@ -107,7 +108,7 @@ def parser() -> argparse.ArgumentParser:
     long.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a training setting")
     repeats = add(seeds, ("car",), "40", 6)
     repeats.set_defaults(images_per_other=0)
-    written = commands.add_parser("page", help=page.__doc__)
+    written = commands.add_parser("page", help=page.__doc__, description=page.__doc__)
     written.add_argument("--out", type=Path, default=RESULTS)
     written.set_defaults(run=page)
     return top

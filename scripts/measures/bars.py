@@ -91,7 +91,7 @@ def _second(erasure: Summary, ablation: Summary) -> list[Bar]:
     for term in TERMS:
         told = {
             when: _worse(ablation[f"{prefix}without {term}"]["difference"])
-            for when, prefix, reference in (("", "", "defaults"), (f" after {EARLY}", f"{EARLY}, ", EARLY))
+            for when, prefix, reference in (("", "", "defaults"), (f" after {EARLY}", f"{EARLY} ", EARLY))
             if reference in ablation and f"{prefix}without {term}" in ablation
         }
         text = f"2. The term {term} earns its place"

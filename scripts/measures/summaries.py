@@ -110,7 +110,7 @@ def ablation_summary(rows: list[Row]) -> Summary:
     }
     summary = {}
     for variant, part in found.items():
-        reference = references[EARLY if variant.startswith(f"{EARLY},") else "defaults"]
+        reference = references[EARLY if variant.startswith(f"{EARLY} ") else "defaults"]
         table = summary[variant] = _table(part)
         table["difference"] = {}
         for name in dict.fromkeys(name for row in part for name in _compared(row)):

@@ -43,8 +43,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "multi-objective": {"bilevel": False},
     # after all the steps nearly nothing is left of a concept, with a term or without: here it shows who is on the way
     EARLY: {"steps": 60},
-    **{f"{EARLY}, without {term}": {"steps": 60, f"weight_{term}": 0.0} for term in bars.TERMS},
-    f"{EARLY}, multi-objective": {"steps": 60, "bilevel": False},
+    **{f"{EARLY} without {term}": {"steps": 60, f"weight_{term}": 0.0} for term in bars.TERMS},
+    f"{EARLY} multi-objective": {"steps": 60, "bilevel": False},
     **{f"targets {name}": {"targets": name} for name in (
         "text_qk", "text_qkv", "text_kv", "both_qk", "all", "single_qk", "every_qk"
     )},

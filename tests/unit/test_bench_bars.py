@@ -70,9 +70,9 @@ def test_differences_to_the_defaults_are_taken_concept_by_concept():
 def test_terms_are_judged_before_the_end_too():
     rows = [ablated(name, concept, 0.0) for name in ("defaults", "without attn") for concept in ("car", "owl")]
     rows += [ablated("60 steps", concept, 0.5) for concept in ("car", "owl")]
-    rows += [ablated("60 steps, without attn", concept, 0.8) for concept in ("car", "owl")]
+    rows += [ablated("60 steps without attn", concept, 0.8) for concept in ("car", "owl")]
     summary = summaries.ablation_summary(rows)
-    assert summary["60 steps, without attn"]["difference"]["acc_e"] == {"mean": 0.3, "error": 0.0, "pairs": 2}
+    assert summary["60 steps without attn"]["difference"]["acc_e"] == {"mean": 0.3, "error": 0.0, "pairs": 2}
     assert summary["60 steps"]["difference"]["acc_e"]["mean"] == 0.5
     met, numbers = bar(bars.bars({"ablation": summary}), "2. The term attn")
     assert met is True and numbers.startswith(

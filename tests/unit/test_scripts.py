@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from scripts import environment, host
+from scripts.environment import ROOT
+
+
+@pytest.mark.parametrize(
+    "script", ["bench", "bench_jobs", "bench_merge", "demo", "kill_evaluation", "kill_jobs", "pictures"]
+)
+def test_help_is_printed(script: str):
+    told = subprocess.run([sys.executable, ROOT / "scripts" / f"{script}.py", "--help"], capture_output=True, text=True)
+    assert told.returncode == 0, told.stderr
+    assert told.stdout.startswith("usage:")
 
 
 def test_the_pack_is_linked_again_and_again(tmp_path):
     for _ in range(2):
         place = host.link_pack(tmp_path)
         assert place.parent == tmp_path / "custom_nodes"
-        assert (place / "__init__.py").samefile(environment.ROOT / "__init__.py")
+        assert (place / "__init__.py").samefile(ROOT / "__init__.py")
 
 
 def test_the_pack_is_copied_where_links_are_not_possible(tmp_path, monkeypatch):
@@ -25,7 +37,7 @@ def test_the_pack_is_copied_where_links_are_not_possible(tmp_path, monkeypatch):
     for _ in range(2):
         place = host.link_pack(tmp_path)
         assert not place.is_symlink()
-        assert (place / "nodes" / "train.py").read_bytes() == (environment.ROOT / "nodes" / "train.py").read_bytes()
+        assert (place / "nodes" / "train.py").read_bytes() == (ROOT / "nodes" / "train.py").read_bytes()
         assert not (place / ".git").exists()
         assert not (place / ".venv").exists()
 
