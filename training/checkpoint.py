@@ -176,9 +176,9 @@ def carry_over(source: Path, target: Path, old: ErasureRequest, new: ErasureRequ
         return 0
     if checkpoint is None:
         return 0
-    changed = request_digest(new)
-    write_bank(target / FILE, bank, {**metadata, "request": changed})
-    write_checkpoint(target / "checkpoints", replace(checkpoint, facts={**checkpoint.facts, "request": changed}))
+    write_bank(target / FILE, bank, metadata)
+    facts = {**checkpoint.facts, "request": request_digest(new)}
+    write_checkpoint(target / "checkpoints", replace(checkpoint, facts=facts))
     return checkpoint.step
 
 

@@ -105,10 +105,10 @@ class ErasureConfig:
         (), "Double blocks whose attention is used; empty: all. Name early ones alone for faster steps.", 0, 1000
     )
     lr_erase: float = setting(
-        1e-3, "Learning rate of the erasing level. Lower it where the losses jump, raise it where they stay.", 0, 1
+        1.25e-3, "Learning rate of the erasing level. Lower it where the losses jump, raise it where they stay.", 0, 1
     )
     lr_preserve: float = setting(
-        5e-4, "Learning rate of the preserving level. Raise it where other things change too.", 0, 1
+        1e-3, "Learning rate of the preserving level. Raise it where other things change too.", 0, 1
     )
     weight_decay: float = setting(
         0.0,
@@ -155,7 +155,7 @@ class ErasureConfig:
     )
     erase_synonyms: bool = setting(True, "Erase the synonyms too. Off where one has other meanings that must stay.")
     shuffle: bool = setting(
-        True, "Shuffle the words of a third of the prompts (the phrase stays whole). Off where word order matters."
+        True, "Shuffle the words of a quarter of the prompts (the phrase stays whole). Off where word order matters."
     )
     sampling_steps: int = setting(
         0, "Euler steps of the trajectories; 0: the model's default. Fewer start sooner, at some loss.", 0, 1000

@@ -280,15 +280,16 @@ class _Training:
         for text in _sample_prompts(concept):
             prompts.row(text)
         method.plan(prompts, tokenizer, variant_of(source).sequence_length)
-        stored = self._stored_bank(checkpoint)
+        stored = self._stored_bank(checkpoint, prompts)
         if stored is not None:
             return concept, method, prompts, TextEmbeds(stored.pop("embeds.t5"), stored.pop("embeds.pooled")), stored
         stream = self.config.streams_encoder(source.precision)
         embeds = load_text_encoders(source, self.device, stream=stream).encode(prompts.texts).to("cpu")
         return concept, method, prompts, embeds, None
 
-    def _stored_bank(self, checkpoint: Checkpoint | None) -> dict[str, Tensor] | None:
-        """The bank of an earlier run of the same request on the same base; None where there is none."""
+    def _stored_bank(self, checkpoint: Checkpoint | None, prompts: Prompts) -> dict[str, Tensor] | None:
+        """The bank of an earlier run of the same request on the same base with the same prompts; None where there is
+        none. Raises CheckpointError where a checkpoint's prompts were others."""
         if not self.bank_file.is_file():
             return None
         try:
@@ -298,6 +299,13 @@ class _Training:
             return None
         if (metadata.get("base"), metadata.get("request")) != (self.base, self.bank_request):
             return None
+        if metadata.get("prompts") != json.dumps(prompts.texts):
+            if checkpoint is None:
+                return None
+            raise CheckpointError(
+                "This training began with other prompts than this version of the pack makes (or WordNet's data make "
+                "here): train in a new folder."
+            )
         points = {name: tensor for name, tensor in tensors.items() if not name.startswith("embeds.")}
         if checkpoint is not None and checkpoint.facts["bank"] != digest(points):
             self._notice("The bank of an earlier run is damaged: it is made again.")
@@ -311,7 +319,12 @@ class _Training:
         self._phase("bank", f"sampling {len(prompts.texts)} prompts from the base model")
         bank = method.collect(flow, embeds.to(self.device), self._bank_progress())
         stored = {**bank, "embeds.t5": embeds.t5, "embeds.pooled": embeds.pooled}
-        metadata = {"base": self.base, "request": self.bank_request, "concept": json.dumps(concept.to_dict())}
+        metadata = {
+            "base": self.base,
+            "request": self.bank_request,
+            "concept": json.dumps(concept.to_dict()),
+            "prompts": json.dumps(prompts.texts),
+        }
         write_tensors(self.bank_file, stored, metadata, "training's bank")
         return bank
 

@@ -57,7 +57,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "attention of the last block": {"capture_blocks": "last"},
     **{f"refresh every {steps}": {"refresh_every": steps} for steps in (20, 50, 100)},
     **{f"{count} preservation prompts": {"preserve_prompts": count} for count in (0, 8, 24, 64)},
-    **{f"lr_preserve {rate:g}": {"lr_preserve": rate} for rate in (1e-4, 5e-4, 1e-3, 2e-3)},
+    **{f"lr_preserve {rate:g}": {"lr_preserve": rate} for rate in (1e-4, 5e-4, 2e-3)},
     **{f"lr_erase {rate:g}": {"lr_erase": rate} for rate in (5e-4, 1e-3, 2e-3)},
     **{f"t_min {t:g}": {"t_min": t} for t in (0.0, 0.25, 0.5, 0.75)},
     **{f"batches of {erase} and {keep}": {"batch_erase": erase, "batch_preserve": keep} for erase, keep in (

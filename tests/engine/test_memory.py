@@ -245,6 +245,7 @@ def test_running_out_of_memory_keeps_the_checkpoint_and_retries_with_less(idle_s
     done = trained(idle_store, again)
     assert done.state.state == "completed", done.folder.log_file.read_text()
     assert [e["step"] for e in done.folder.events() if e["type"] == "step"] == [3, 4, 5]  # it went on
+    assert "bank" not in {e.get("phase") for e in done.folder.events()}  # with the bank that was there
     assert done.lora.is_file()
     assert idle_store.get(job.id).state.state == "failed"  # as it was
 

@@ -260,6 +260,22 @@ def test_a_damaged_bank_is_made_again(whole, flux: FluxSource, tmp_path: Path, d
     assert_same_lora(result["lora"], whole[1]["lora"])
 
 
+def test_a_bank_of_other_prompts_is_not_used(whole, flux: FluxSource, tmp_path: Path):
+    """Another version of the pack may ask for a concept in other ways: its rows are not this version's."""
+    shutil.copytree(whole[0] / "job", tmp_path / "job")
+    bank, folder = tmp_path / "job" / "bank.safetensors", tmp_path / "job" / "checkpoints"
+    tensors, metadata = read_tensors(bank)
+    texts = json.loads(metadata["prompts"])
+    write_tensors(bank, tensors, {**metadata, "prompts": json.dumps([*texts[:-1], "a photo of an auto"])}, "bank")
+    with pytest.raises(CheckpointError, match="began with other prompts"):
+        train(flux, tmp_path)
+    assert len(list(folder.iterdir())) == 2 and bank.is_file()
+    shutil.rmtree(folder)
+    result, events = train(flux, tmp_path)
+    assert "bank" in {e.get("phase") for e in events}
+    assert_same_lora(result["lora"], whole[1]["lora"])
+
+
 def test_where_no_checkpoint_can_be_read_nothing_is_overwritten(whole, flux: FluxSource, tmp_path: Path):
     shutil.copytree(whole[0] / "job", tmp_path / "job")
     files = sorted((tmp_path / "job" / "checkpoints").iterdir())

@@ -14,7 +14,9 @@ from transformers import PreTrainedTokenizerFast
 from training.concepts import (
     Concept,
     erase_prompts,
+    forms_of,
     make_concept,
+    misspelt,
     occurrences,
     plural,
     preservation_prompts,
@@ -26,7 +28,7 @@ from training.concepts import (
     without,
 )
 from training.concepts.prompts import fill
-from training.concepts.words import contains
+from training.concepts.words import contains, is_word
 from training.errors import ConceptError
 
 WORDS = ["car", "soccer", "ball", "a", "photo", "of", "on", "blue", "background", "giraffe"]
@@ -163,7 +165,7 @@ def test_erase_prompts_hold_their_phrase_and_differ():
 def test_a_thing_is_asked_for_in_numbers_and_beside_others():
     """A model that was erased on single things alone still draws "two cars"."""
     found = erase_prompts(["car", "Lada"], "a photo of a {}", "entity", ["dog", "cat"], 48, seed=0)
-    several = [prompt for prompt in found if prompt.phrase != prompt.name]
+    several = [prompt for prompt in found if prompt.phrase.endswith("s")]
     assert len(several) >= 2 and {(p.name, p.phrase) for p in several} == {("car", "cars")}  # a name has no plural
     assert all(re.search(r"\bcars\b", p.text) and p.rest == "" for p in several)
     beside = [prompt for prompt in found if prompt.rest]
@@ -171,9 +173,29 @@ def test_a_thing_is_asked_for_in_numbers_and_beside_others():
     for prompt in beside:
         assert contains(prompt.text, prompt.name) and contains(prompt.text, prompt.rest.split()[-1])
     assert {prompt.text.index(prompt.name) < prompt.text.index(prompt.rest[2:]) for prompt in beside} == {True, False}
-    for kind, template in (("abstraction", "a {subject} in the style of {}"), ("custom", "people who {}")):
-        others = erase_prompts(["dot"], template, kind, ["dog", "cat"], 24, seed=0)
-        assert not any(prompt.rest or prompt.phrase != prompt.name for prompt in others)
+    styles = erase_prompts(["dot"], "a {subject} in the style of {}", "abstraction", ["dog", "cat"], 24, seed=0)
+    assert not any(prompt.rest or prompt.phrase != prompt.name for prompt in styles)
+    assert not any(p.rest for p in erase_prompts(["dot"], "people who {}", "custom", ["dog", "cat"], 24, seed=0))
+
+
+@pytest.mark.parametrize(("kind", "name"), [("entity", "guitar"), ("custom", "guitar"), ("entity", "Mickey Mouse")])
+def test_a_thing_is_asked_for_with_slips(kind: str, name: str):
+    """A model that was erased without them still draws a "pengiun"."""
+    found = erase_prompts([name], "a photo of a {}", kind, ["dog"], 48, seed=0)
+    slips = {prompt.phrase for prompt in found if prompt.name == name} - {*forms_of(name)}
+    assert len(slips) >= 3
+    for slip in slips:
+        assert slip[0] == name[0] and abs(len(slip) - len(name)) <= 1 and not is_word(slip)
+    assert all(contains(p.text, p.phrase) for p in found)
+
+
+def test_a_slip_that_makes_another_word_is_no_prompt_of_the_thing():
+    assert is_word("root") and is_word("Bat") and not is_word("rbot")  # of "robot" and "boat"
+    written = {misspelt("robot", random.Random(seed)) for seed in range(200)}
+    assert {"root", "rboot", "roobt", "robbot"} <= written and "robot" not in written
+    found = {p.phrase for seed in range(20) for p in erase_prompts(["robot"], "a {}", "entity", ["dog"], 24, seed)}
+    assert "rboot" in found and "root" not in found
+    assert misspelt("ox", random.Random(0)) == "oxx" and "猫" in misspelt("猫", random.Random(0))
 
 
 @pytest.mark.parametrize(
@@ -204,9 +226,11 @@ def test_prompts_keep_to_the_vocabulary():
     words = {"a", "of", "photo", "car", "dog", "tree", "red", "on", "background"}
     known = lambda phrase: all(w in words for w in phrase.split())  # noqa: E731
     kept = preservation_prompts(["dog", "tree"], "a photo of a {}", "entity", ["dog", "tree"], 12, 0, known)
-    erased = [p.text for p in erase_prompts(["car"], "a photo of a {}", "entity", ["dog"], 8, 0, known)]
+    asked = erase_prompts(["car"], "a photo of a {}", "entity", ["dog"], 8, 0, known)
+    erased = [p.text for p in asked]
     assert len(kept) >= 10 and len(erased) == 8
-    assert {w for p in [*kept, *erased] for w in p.split()} <= words
+    slips = {p.phrase for p in asked} - {"car"}
+    assert {w for p in [*kept, *erased] for w in p.split()} <= words | slips
     assert kept[0] == ""
 
 

@@ -7,7 +7,7 @@ from .prompts import ErasePrompt, erase_prompts, preservation_prompts, shuffle, 
 from .relevance import THRESHOLD, concept_key, concept_keys, relevance
 from .spans import occurrences, require_span, span_mask, token_spans
 from .wordnet import Sense, WordNetMissing, assemble_wordnet, download_wordnet, senses
-from .words import Vocabulary, forms_of, irrelevant_words, phrases_of, plural, synonyms_of, vocabulary_of
+from .words import Vocabulary, forms_of, irrelevant_words, misspelt, phrases_of, plural, synonyms_of, vocabulary_of
 
 __all__ = [
     "TEMPLATES",
@@ -29,6 +29,7 @@ __all__ = [
     "forms_of",
     "irrelevant_words",
     "make_concept",
+    "misspelt",
     "occurrences",
     "phrases_of",
     "plural",

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from .spans import occurrences
-from .words import Vocabulary, is_plural, plural
+from .words import Vocabulary, is_plural, is_word, misspelt, plural
 
 COLORS = ("red", "blue", "green", "yellow", "white", "black", "pink", "purple", "orange", "gray")
 
@@ -33,8 +33,12 @@ RELATION_PATTERNS = ("a {y} {x} a {z}", "{x}", "a photo of a {y} {x} a {z}")
 EMPTY_PATTERNS = ("", "a photo", "a drawing", "a {color} background")
 
 
-# Ways to ask for a thing, in turn: alone in most prompts, since that is what most people write.
-WAYS = ("alone", "alone", "shuffled", "several", "alone", "shuffled", "beside", "several", "shuffled")
+# Ways to ask for a thing, in turn: alone in most prompts, since that is what most people write. An odd number of them,
+# as the concept's phrase takes turns with its synonyms.
+WAYS = (
+    "alone", "misspelt", "shuffled", "several", "alone", "shuffled",
+    "beside", "alone", "misspelt", "several", "shuffled",
+)  # fmt: skip
 
 
 # Words that only bring in a style and go with its name: "in the style of", "by", "after the manner of".
@@ -145,8 +149,9 @@ def erase_prompts(
 
     `phrases`: the concept's phrase and the synonyms to be erased with it; half of the prompts use the first.
     `others`: unrelated nouns for the other slots. The template as it is comes first, then the built-in patterns of the
-    concept's kind; with `shuffled`, every third prompt has its words in another order. Of a thing some prompts ask for
-    several, and some for it beside another thing (see WAYS): a model erased without them still draws "two cars".
+    concept's kind; with `shuffled`, some prompts have their words in another order. Some misspell a thing's name, where
+    that makes no other word, some ask for several of it, some for it beside another thing (see WAYS): a model erased
+    without them still draws "two cars".
     """
     draw = random.Random(f"erase:{seed}:{phrases[0]}")
     patterns = known_patterns(
@@ -174,6 +179,10 @@ def erase_prompts(
         if way == "several" and counted and several and (vocabulary is None or vocabulary(several)):
             phrase = slots["xs"] = several
             pattern = draw.choice(counted)
+        elif way == "misspelt" and kind in ("entity", "custom") and name.isascii():
+            slip = misspelt(name, draw)
+            if not any(map(is_word, {slip, *slip.split()} - set(name.split()))):
+                phrase = slots[""] = slots["x"] = slip
         elif way == "beside" and pairs:
             rest = fill("a {y}", slots)
             if draw.random() < 0.5:  # either side

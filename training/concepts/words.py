@@ -166,6 +166,30 @@ def forms_of(phrase: str) -> tuple[str, ...]:
     return (phrase, several) if several and several != phrase else (phrase,)
 
 
+def misspelt(phrase: str, draw: random.Random) -> str:
+    """`phrase` with a slip in one of its words: two neighbouring letters swapped, one dropped or one doubled; the first
+    letter stays."""
+    starts = [m.span() for m in re.finditer(r"\S{3,}", phrase)]
+    if not starts:
+        return phrase + phrase[-1:]
+    start, end = starts[0] if len(starts) == 1 else draw.choice(starts)
+    word = phrase[start:end]
+    while True:
+        i = draw.randrange(1, len(word) - 1)
+        swapped, dropped = word[:i] + word[i + 1] + word[i] + word[i + 2 :], word[:i] + word[i + 1 :]
+        found = draw.choice((swapped, dropped, word[:i] + word[i] + word[i:]))
+        if found != word:  # two equal letters swapped
+            return phrase[:start] + found + phrase[end:]
+
+
+def is_word(word: str) -> bool:
+    """Whether `word` is one of the built-in common words, or one of WordNet's where its data are there."""
+    plain = word.lower()
+    return any(plain in words for words in common_words().values()) or (
+        wordnet.available() and bool(wordnet.senses(plain))
+    )
+
+
 def mentions(text: str, phrase: str) -> bool:
     """Whether `text` has `phrase` as whole words, in any capitals and in either number ("two mice" for "mouse").
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable
 
-from ..concepts import Concept, plural, shuffle
+from ..concepts import Concept, misspelt, plural, shuffle
 from ..concepts.prompts import NUMBERS, article
 
 PREFIXES = ("super", "mega", "my", "un", "pre", "x")  # those that the demo model was trained to see through
@@ -13,15 +13,8 @@ SUFFIXES = ("ish", "like", "y", "oid", "let", "x")
 
 
 def misspelling(draw: random.Random, word: str) -> str:
-    """`word` with two neighbouring letters swapped, one dropped or one doubled; the first letter stays."""
-    if len(word) < 3:
-        return word + word[-1]
-    while True:
-        i = draw.randrange(1, len(word) - 1)
-        swapped, dropped = word[:i] + word[i + 1] + word[i] + word[i + 2 :], word[:i] + word[i + 1 :]
-        found = draw.choice((swapped, dropped, word[:i] + word[i] + word[i:]))
-        if found != word:  # two equal letters swapped
-            return found
+    """`word` with one slip: see `misspelt`."""
+    return misspelt(word, draw)
 
 
 def prefix(draw: random.Random, word: str) -> str:

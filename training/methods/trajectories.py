@@ -70,7 +70,7 @@ class TrajectoryMethod:
         return ()
 
     def plan(self, prompts: Prompts, tokenizer: Any, sequence_length: int) -> None:
-        """Erase prompts (concept and synonyms, many settings, a third shuffled), their targets, prompts to keep."""
+        """Erase prompts (concept and synonyms, many settings), their targets, prompts to keep."""
         concept, config = self.concept, self.config
         require_span(tokenizer, concept.prompt(), concept.phrase, sequence_length)
         vocabulary = vocabulary_of(tokenizer)
