@@ -7,6 +7,13 @@ from collections.abc import Callable
 from .summaries import AUTHORS, DELETION, EARLY, SHARES, Summary, attacked, attacks_in
 
 TERMS = ("esd", "attn", "lora", "rsc")
+# methods, what EraseAnything does beside each, whether a draw is too little
+RIVALS = (
+    ("esd", "beats ESD", True),
+    ("concept_ablation", "beats Concept Ablation", True),
+    ("gem", "is no worse than GEM", False),
+    ("multi_objective", "in two levels beats itself in one", True),
+)
 NAMES = {"acc_e": "Acc_e", "acc_g": "Acc_g", "acc_ir": "Acc_ir", "acc_ir_seen": "Acc_ir, seen"}
 REACHED = 0.9  # of a ceiling
 PRECISIONS = ("bf16", "fp8", "int8", "nf4")  # of the base in training
@@ -24,7 +31,7 @@ def bars(results: dict[str, Summary]) -> list[Bar]:
     erasure, ablation = results.get("erasure") or {}, results.get("ablation") or {}
     return [
         *_first(erasure.get("eraseanything", {}).get("nouns")),
-        *_second(erasure, ablation),
+        *_second(erasure, ablation, results.get("defences") or {}),
         *_third(results.get("cost") or {}),
         *_precisions(results.get("precision") or {}),
         *_full_size(results.get("train") or {}),
@@ -70,24 +77,8 @@ def _first(table: Summary | None) -> list[Bar]:
     return found
 
 
-def _second(erasure: Summary, ablation: Summary) -> list[Bar]:
-    found: list[Bar] = []
-    ours = erasure.get("eraseanything", {}).get("nouns")
-    for other, text, strict in (
-        ("esd", "beats ESD", True),
-        ("concept_ablation", "beats Concept Ablation", True),
-        ("gem", "is no worse than GEM", False),
-        ("multi_objective", "bi-level beats multi-objective", True),
-    ):
-        theirs = erasure.get(other, {}).get("nouns")
-        text = f"2. EraseAnything {text} on Acc_g and attacks at equal or better Acc_ir"
-        if not ours or not theirs or "acc_ir" not in ours["shares"] or not attacks_in(ours):
-            found.append((text, None, ""))
-            continue
-        a, b = attacked(ours), attacked(theirs)
-        ir_a, ir_b = (table["shares"]["acc_ir"]["after"] for table in (ours, theirs))
-        met = (a < b if strict else a <= b) and ir_a >= ir_b
-        found.append((text, met, f"{percent(a)} against {percent(b)}, Acc_ir {percent(ir_a)} against {percent(ir_b)}"))
+def _second(erasure: Summary, ablation: Summary, defences: Summary) -> list[Bar]:
+    found = [_rival(erasure, defences, *rival) for rival in RIVALS]
     for term in TERMS:
         told = {
             when: _worse(ablation[f"{prefix}without {term}"]["difference"])
@@ -103,6 +94,32 @@ def _second(erasure: Summary, ablation: Summary) -> list[Bar]:
         ]
         found.append((text, any(told.values()), "; ".join(numbers)))
     return found
+
+
+def _rival(erasure: Summary, defences: Summary, name: str, beats: str, strict: bool) -> Bar:
+    """Met at the defaults, or where both preserve alike: one that breaks the model at its defaults is no comparison."""
+    text = f"2. EraseAnything {beats} on Acc_g and attacks at equal or better Acc_ir"
+    met: list[bool] = []
+    told: list[str] = []
+    ours, theirs = (erasure.get(method, {}).get("nouns") for method in ("eraseanything", name))
+    if ours and theirs and "acc_ir" in ours["shares"] and attacks_in(ours):
+        a, b = attacked(ours), attacked(theirs)
+        ir_a, ir_b = (table["shares"]["acc_ir"]["after"] for table in (ours, theirs))
+        met.append((a < b if strict else a <= b) and ir_a >= ir_b)
+        told.append(f"{percent(a)} against {percent(b)}, Acc_ir {percent(ir_a)} against {percent(ir_b)}")
+    methods = defences.get("methods", {})
+    if "eraseanything" in methods and name in methods:
+        one, other = methods["eraseanything"], methods[name]
+        less = one["erased"]["interval"][1] < other["erased"]["interval"][0] if strict else (
+            one["erased"]["share"] <= other["erased"]["share"]
+        )  # fmt: skip
+        # one that preserves as much at no strength is no rival
+        met.append(one["held"] and (less or not other["held"]))
+        shares = (
+            f"{percent(each['erased']['share'])}, Acc_ir {percent(each['kept']['share'])}" for each in (one, other)
+        )
+        told.append("by any name at strengths at which all preserve alike " + " against ".join(shares))
+    return text, any(met) if met else None, "; ".join(told)
 
 
 def _worse(difference: Summary) -> str:
@@ -292,29 +309,11 @@ CORES = 2  # that the evaluation of all defences may take three hours of
 def _defended(defences: Summary) -> list[Bar]:
     text = f"Defences: six concepts, every suite and white-box attack in ≤ 3 hours on {CORES} cores"
     above = "White box: {} finds what attention deletion hides more often than its control"
-    first = (
-        "2. At the strengths at which all methods preserve alike EraseAnything beats {}, by name, synonym and attacks"
-    )
-    rivals = ("esd", "concept_ablation", "gem")
     if not defences:
-        return [
-            (text, None, ""),
-            *((first.format(name), None, "") for name in rivals),
-            (above.format("an attack"), None, ""),
-        ]
+        return [(text, None, ""), (above.format("an attack"), None, "")]
     hours = sum(defences["seconds"].values()) / 3600
     told = f"{defences['concepts']} concepts, {hours:.2f} hours of one core"
     found: list[Bar] = [(text, defences["concepts"] >= 6 and hours <= 3 * CORES, told)]
-    ours = defences["methods"].get("eraseanything")
-    for name in rivals:
-        other = defences["methods"].get(name)
-        if not ours or not other:
-            found.append((first.format(name), None, ""))
-            continue
-        less = ours["erased"]["interval"][1] < other["erased"]["interval"][0]
-        shares = (f"{percent(one['erased']['share'])}, Acc_ir {percent(one['kept']['share'])}" for one in (ours, other))
-        # one that preserves as much at no strength is no rival
-        found.append((first.format(name), ours["held"] and (less or not other["held"]), " against ".join(shares)))
     for one in defences["methods"][DELETION]["white_box"].values():
         after, control = one["after"], one["control"]
         shares = f"{percent(after['share'])} against {percent(control['share'])} of {after['images']}"

@@ -19,7 +19,7 @@ from .summaries import DELETION, fair_strengths
 from .table import METHODS
 from .workplace import Workplace, course, seeds_of
 
-TRAINED = {name: METHODS[name] for name in ("eraseanything", "esd", "concept_ablation", "gem")}
+TRAINED = {name: overrides for name, overrides in METHODS.items() if overrides is not None}
 STRENGTHS = (0.0, 0.5, 0.75, 1.0, 1.25, 1.5)
 LOWER = (0.125, 0.25, 0.375)  # of methods that preserve at none of them
 # of each white-box attack; --attack-set changes it
