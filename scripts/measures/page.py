@@ -423,8 +423,9 @@ INTRO = """# Benchmarks
 Made by `python scripts/bench.py page` from the JSON files beside it; every figure can be made again by the command
 above its table, which does only what is missing. Shares are percentages of generated images at fixed seeds in which the
 demo model's classifier sees what was asked for, as mean ± standard deviation over concepts and training seeds. Acc_e:
-the erased concept, with the worst concept in brackets; Acc_g: its synonyms; attacks: other ways to write it; all better
-when lower. Acc_ir: what should stay, where no preservation prompt held its nouns, and "seen" where one did; better when
+the erased concept, with the worst concept in brackets; Acc_g: its synonyms; attacks: other ways to write it, of which
+training knows misspellings, shuffles, numbers and pairs (drawn anew) but no affixes and no repetition; all better when
+lower. Acc_ir: what should stay, where no preservation prompt held its nouns, and "seen" where one did; better when
 higher. Drift: mean distance of untouched prompts' images in the classifier's features (0 to 2); PSNR the same in dB.
 """.splitlines()
 
