@@ -16,6 +16,7 @@ RIVALS = (
 )
 NAMES = {"acc_e": "Acc_e", "acc_g": "Acc_g", "acc_ir": "Acc_ir", "acc_ir_seen": "Acc_ir, seen"}
 REACHED = 0.9  # of a ceiling
+BESIDE = "beside"  # the attack in which the base itself often forgets one of two things
 PRECISIONS = ("bf16", "fp8", "int8", "nf4")  # of the base in training
 COMPILED = "compiled"  # of the ways of a full-size training; with weights in bf16 alone
 
@@ -56,7 +57,11 @@ def _kept(table: Summary) -> tuple[bool | None, str]:
 def _first(table: Summary | None) -> list[Bar]:
     asked = [("acc_e", "1. Acc_e ≤ 5 %", 0.05), ("acc_g", "1. Acc_g ≤ 8 %", 0.08)]
     attacks = attacks_in(table) if table else []
-    asked += [(name, f"1. Attack {name} ≤ 12 %, base ≥ 90 %", 0.12) for name in attacks or ["by any other spelling"]]
+    understood = {name: ", base ≥ 90 %" for name in attacks if name != BESIDE}
+    asked += [
+        (name, f"1. Attack {name} ≤ 12 %{understood.get(name, '')}", 0.12)
+        for name in attacks or ["by any other spelling"]
+    ]
     rest = ("1. Acc_ir within 2 points of the base", "1. No concept's Acc_e above 15 %", "1. ≤ 6 minutes per concept")
     if table is None:
         return [(text, None, "") for text in [*(text for _, text, _ in asked), *rest]]
@@ -66,7 +71,7 @@ def _first(table: Summary | None) -> list[Bar]:
         if share is None:
             found.append((text, None, ""))
         else:
-            met = share["after"] <= limit and (name in SHARES or share["before"] >= 0.9)
+            met = share["after"] <= limit and (name not in understood or share["before"] >= 0.9)
             found.append(
                 (text, met, f"{percent(share['before'])} → {percent(share['after'])} ± {percent(share['spread'])}")
             )

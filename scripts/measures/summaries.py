@@ -14,7 +14,7 @@ SHARES = ("acc_e", "acc_g", "acc_ir", "acc_ir_seen")
 ATTENTION = "attention"  # of the erased noun, what is left of it on its own object
 AUTHORS = "authors' schedule"
 DELETION = "attention_deletion"
-EARLY = "60 steps"  # variants whose names begin so are compared with it
+EARLY = "100 steps"  # variants whose names begin so are compared with it
 SPARED = 0.02  # of Acc_ir, which a method may lose where methods are compared at equal preservation
 Summary = dict[str, Any]
 

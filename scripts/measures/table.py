@@ -28,6 +28,8 @@ METHODS: dict[str, dict[str, Any] | None] = {
     "attention_deletion": None,
 }
 
+KEEPING = (10, 100)  # as one sum the terms need weights that two levels, each with an optimiser of its own, do without
+
 # One factor at a time around the defaults. "irrelevant" is no setting: it is how many irrelevant words a concept has.
 VARIANTS: dict[str, dict[str, Any]] = {
     "defaults": {},
@@ -41,10 +43,15 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "without lora": {"weight_lora": 0.0},
     "without rsc": {"weight_rsc": 0.0},
     "multi-objective": {"bilevel": False},
+    **{f"multi-objective with weight_lora {w}": {"bilevel": False, "weight_lora": float(w)} for w in KEEPING},
     # after all the steps nearly nothing is left of a concept, with a term or without: here it shows who is on the way
-    EARLY: {"steps": 60},
-    **{f"{EARLY} without {term}": {"steps": 60, f"weight_{term}": 0.0} for term in bars.TERMS},
-    f"{EARLY} multi-objective": {"steps": 60, "bilevel": False},
+    EARLY: {"steps": 100},
+    **{f"{EARLY} without {term}": {"steps": 100, f"weight_{term}": 0.0} for term in bars.TERMS},
+    f"{EARLY} multi-objective": {"steps": 100, "bilevel": False},
+    **{
+        f"{EARLY} multi-objective with weight_lora {w}": {"steps": 100, "bilevel": False, "weight_lora": float(w)}
+        for w in KEEPING
+    },
     **{f"targets {name}": {"targets": name} for name in (
         "text_qk", "text_qkv", "text_kv", "both_qk", "all", "single_qk", "every_qk"
     )},

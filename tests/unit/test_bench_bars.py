@@ -48,8 +48,10 @@ def test_bars_are_judged_by_the_numbers():
 
 
 def test_an_attack_that_the_base_does_not_understand_is_not_won():
-    rows = [row("eraseanything", "car", 0, 0.0, attacks={"prefix": share(0.6, 0.0)})]
-    assert bar(bars.bars({"erasure": summaries.erasure_summary(rows)}), "1. Attack prefix")[0] is False
+    rows = [row("eraseanything", "car", 0, 0.0, attacks={"prefix": share(0.6, 0.0), "beside": share(0.6, 0.0)})]
+    found = bars.bars({"erasure": summaries.erasure_summary(rows)})
+    assert bar(found, "1. Attack prefix ≤ 12 %, base ≥ 90 %")[0] is False
+    assert bar(found, "1. Attack beside ≤ 12 %")[0] is True  # of two things the base draws one only, now and then
 
 
 def ablated(variant: str, concept: str, acc_e: float) -> dict:
@@ -69,14 +71,14 @@ def test_differences_to_the_defaults_are_taken_concept_by_concept():
 
 def test_terms_are_judged_before_the_end_too():
     rows = [ablated(name, concept, 0.0) for name in ("defaults", "without attn") for concept in ("car", "owl")]
-    rows += [ablated("60 steps", concept, 0.5) for concept in ("car", "owl")]
-    rows += [ablated("60 steps without attn", concept, 0.8) for concept in ("car", "owl")]
+    rows += [ablated("100 steps", concept, 0.5) for concept in ("car", "owl")]
+    rows += [ablated("100 steps without attn", concept, 0.8) for concept in ("car", "owl")]
     summary = summaries.ablation_summary(rows)
-    assert summary["60 steps without attn"]["difference"]["acc_e"] == {"mean": 0.3, "error": 0.0, "pairs": 2}
-    assert summary["60 steps"]["difference"]["acc_e"]["mean"] == 0.5
+    assert summary["100 steps without attn"]["difference"]["acc_e"] == {"mean": 0.3, "error": 0.0, "pairs": 2}
+    assert summary["100 steps"]["difference"]["acc_e"]["mean"] == 0.5
     met, numbers = bar(bars.bars({"ablation": summary}), "2. The term attn")
     assert met is True and numbers.startswith(
-        "without it: nothing worse by two standard errors; without it after 60 st"
+        "without it: nothing worse by two standard errors; without it after 100 steps: "
     )
     assert "Acc_e +30.0 ± 0.0 points" in numbers
 
