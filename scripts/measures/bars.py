@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 from .summaries import AUTHORS, DELETION, EARLY, SHARES, Summary, attacked, attacks_in
 
-TERMS = ("esd", "attn", "lora", "rsc")
+TERMS = ("esd", "attn", "lora")
+OFF = {"rsc": 0.01}  # the term that is off by default: the weight it is measured with
 # methods, what EraseAnything does beside each, whether a draw is too little
 RIVALS = (
     ("esd", "beats ESD", True),
@@ -85,20 +86,32 @@ def _first(table: Summary | None) -> list[Bar]:
 def _second(erasure: Summary, ablation: Summary, defences: Summary) -> list[Bar]:
     found = [_rival(erasure, defences, *rival) for rival in RIVALS]
     for term in TERMS:
-        told = {
-            when: _worse(ablation[f"{prefix}without {term}"]["difference"])
-            for when, prefix, reference in (("", "", "defaults"), (f" after {EARLY}", f"{EARLY} ", EARLY))
-            if reference in ablation and f"{prefix}without {term}" in ablation
-        }
+        told = {when: _beyond(each, 1) for when, each in _differences(ablation, f"without {term}").items()}
         text = f"2. The term {term} earns its place"
         if not told:
-            found.append((text, None, "off by default, or not measured"))
+            found.append((text, None, ""))
             continue
         numbers = [
             f"without it{when}: {worse or 'nothing worse by two standard errors'}" for when, worse in told.items()
         ]
         found.append((text, any(told.values()), "; ".join(numbers)))
+    for term in OFF:
+        told = {when: _beyond(each, -1) for when, each in _differences(ablation, f"with {term}").items()}
+        numbers = [
+            f"with it{when}: {better or 'nothing better by two standard errors'}" for when, better in told.items()
+        ]
+        met = not any(told.values()) if told else None
+        found.append((f"2. The term {term} is off by default, as it does not earn its place", met, "; ".join(numbers)))
     return found
+
+
+def _differences(ablation: Summary, variant: str) -> dict[str, Summary]:
+    """When → the variant's difference to the defaults of that time, where both were measured."""
+    return {
+        when: ablation[f"{prefix}{variant}"]["difference"]
+        for when, prefix, reference in (("", "", "defaults"), (f" after {EARLY}", f"{EARLY} ", EARLY))
+        if reference in ablation and f"{prefix}{variant}" in ablation
+    }
 
 
 def _rival(erasure: Summary, defences: Summary, name: str, beats: str, strict: bool) -> Bar:
@@ -127,13 +140,13 @@ def _rival(erasure: Summary, defences: Summary, name: str, beats: str, strict: b
     return text, any(met) if met else None, "; ".join(told)
 
 
-def _worse(difference: Summary) -> str:
-    """What is worse by more than two standard errors."""
+def _beyond(difference: Summary, sign: int) -> str:
+    """What is worse (`sign` 1) or better (-1) by more than two standard errors."""
     return ", ".join(
         f"{NAMES.get(name, name)} {100 * d['mean']:+.1f} ± {100 * d['error']:.1f} points"
         for name, d in difference.items()
         if not name.startswith("part")
-        and (-d["mean"] if name.startswith("acc_ir") else d["mean"]) > max(2 * d["error"], 1e-9)
+        and sign * (-d["mean"] if name.startswith("acc_ir") else d["mean"]) > max(2 * d["error"], 1e-9)
     )
 
 

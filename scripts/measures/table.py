@@ -28,25 +28,23 @@ METHODS: dict[str, dict[str, Any] | None] = {
     "attention_deletion": None,
 }
 
+RSC = {f"weight_{term}": weight for term, weight in bars.OFF.items()}
 KEEPING = (10, 100)  # as one sum the terms need weights that two levels, each with an optimiser of its own, do without
 
 # One factor at a time around the defaults. "irrelevant" is no setting: it is how many irrelevant words a concept has.
 VARIANTS: dict[str, dict[str, Any]] = {
     "defaults": {},
-    # the paper's Table 4
-    "esd + attn": {"weight_lora": 0.0, "weight_rsc": 0.0},
-    "esd + lora": {"weight_attn": 0.0, "weight_rsc": 0.0},
-    "esd + rsc": {"weight_attn": 0.0, "weight_lora": 0.0},
-    "attn + rsc": {"weight_esd": 0.0, "weight_lora": 0.0},
-    "without esd": {"weight_esd": 0.0},
-    "without attn": {"weight_attn": 0.0},
-    "without lora": {"weight_lora": 0.0},
-    "without rsc": {"weight_rsc": 0.0},
+    # the paper's Table 4: also esd + attn is "without lora", esd + lora "without attn", all four "with rsc"
+    "esd + rsc": {"weight_attn": 0.0, "weight_lora": 0.0, **RSC},
+    "attn + rsc": {"weight_esd": 0.0, "weight_lora": 0.0, **RSC},
+    **{f"without {term}": {f"weight_{term}": 0.0} for term in bars.TERMS},
+    "with rsc": RSC,
     "multi-objective": {"bilevel": False},
     **{f"multi-objective with weight_lora {w}": {"bilevel": False, "weight_lora": float(w)} for w in KEEPING},
     # after all the steps nearly nothing is left of a concept, with a term or without: here it shows who is on the way
     EARLY: {"steps": 100},
     **{f"{EARLY} without {term}": {"steps": 100, f"weight_{term}": 0.0} for term in bars.TERMS},
+    f"{EARLY} with rsc": {"steps": 100, **RSC},
     f"{EARLY} multi-objective": {"steps": 100, "bilevel": False},
     **{
         f"{EARLY} multi-objective with weight_lora {w}": {"steps": 100, "bilevel": False, "weight_lora": float(w)}

@@ -46,6 +46,7 @@ CONFIG = ErasureConfig(
     batch_preserve=2,
     sampling_steps=3,
     t_min=0.0,
+    weight_rsc=0.01,
     resolution=64,
     checkpoint_every=2,
     sample_every=3,

@@ -67,6 +67,11 @@ def test_differences_to_the_defaults_are_taken_concept_by_concept():
     found = bars.bars({"ablation": summary})
     assert bar(found, "2. The term esd") == (True, "without it: Acc_e +30.0 ± 0.0 points")
     assert bar(found, "2. The term rsc")[0] is None
+    summary = summaries.ablation_summary([*rows, ablated("with rsc", "car", 0.1), ablated("with rsc", "owl", 0.6)])
+    told = "with it: nothing better by two standard errors"
+    assert bar(bars.bars({"ablation": summary}), "2. The term rsc is off by default") == (True, told)
+    summary = summaries.ablation_summary([*rows, ablated("with rsc", "car", 0.0), ablated("with rsc", "owl", 0.4)])
+    assert bar(bars.bars({"ablation": summary}), "2. The term rsc is off by default")[0] is False
 
 
 def test_terms_are_judged_before_the_end_too():

@@ -39,8 +39,8 @@ class AnchoredMethod(TrajectoryMethod):
 
     def target(self, prompt: ErasePrompt) -> str:
         """The anchor prompt, in the same number."""
-        anchor = self.anchor if prompt.phrase == prompt.name else plural(self.anchor) or self.anchor
-        return substitute(prompt.text, prompt.phrase, anchor)
+        several = prompt.phrase != prompt.name and prompt.phrase == plural(prompt.name)  # else it is a misspelling
+        return substitute(prompt.text, prompt.phrase, plural(self.anchor) or self.anchor if several else self.anchor)
 
     @property
     def on_target_paths(self) -> bool:

@@ -1,8 +1,9 @@
 """EraseAnything (Gao et al., ICML 2025): erase and preserve as two alternating levels on the text stream's q and k.
 
-Lower level: L_esd + L_attn. Upper level: velocity matching on prompts without the concept (L_lora) + the reverse
-self-contrastive loss on attention maps (L_rsc). The teacher is the base itself (adapter off) and comes from a bank.
-With `ErasureConfig.bilevel` off it is the paper's plain multi-objective variant: one update on the sum of all terms.
+Lower level: L_esd + L_attn. Upper level: velocity matching on prompts without the concept (L_lora) and, where its
+weight is not 0, the reverse self-contrastive loss on attention maps (L_rsc). The teacher is the base itself (adapter
+off) and comes from a bank. With `ErasureConfig.bilevel` off it is the paper's plain multi-objective variant: one update
+on the sum of all terms.
 """
 
 from __future__ import annotations

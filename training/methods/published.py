@@ -20,7 +20,8 @@ class PublishedSchedule(EraseAnything):
     at one point of it (2), then L_esd + L_attn (1 with gradient). Preserve: the teacher samples the synonym's and the
     three irrelevant words' prompts to the end (4 × 28), then L_lora, flow matching on a picture so made (1 with
     gradient), and L_rsc on a whole pass (1 with gradient). The count is that of their code; formulas, teacher and token
-    spans are the pack's, which favours this schedule. Batch sizes, refresh and random strength are not used.
+    spans are the pack's, which favours this schedule. Batch sizes, refresh and random strength are not used;
+    `weight_rsc` must not be 0.
     """
 
     def collect(self, flow: Flow, embeds: TextEmbeds, progress: Progress) -> dict[str, Tensor]:
