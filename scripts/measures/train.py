@@ -17,6 +17,7 @@ from .bars import COMPILED
 from .cost import count_flops
 from .page import conclude
 from .rows import Rows, key_of, machine
+from .table import RSC
 from .workplace import engine_digest
 
 # Geometry under diffusers' names, and what of a variant of Flux it is.
@@ -278,7 +279,7 @@ class Bench:
 
         combination = Combination("bf16", resolution, "plain")
         source = self.request(combination).source
-        config = dataclasses.replace(self.config(combination), sampling_steps=AUTHORS_STEPS)
+        config = dataclasses.replace(self.config(combination), sampling_steps=AUTHORS_STEPS, **RSC)
         method, embeds = self.method(PublishedSchedule, config)
         method.use({}, embeds)
         flow, parameters = put_adapter(transformer, source, self.variant, config, self.device)

@@ -71,17 +71,17 @@ def test_defences_are_evaluated_together_at_the_strength_that_is_fair(run, tmp_p
     budget = {"attacks": '["ring-a-bell"]', "images": 2, "steps": 1, "tries": 1, "judged": 1, "targets": 1}
     asked = [word for name, value in budget.items() for word in ("--attack-set", f"{name}={value}")]
     rows = run("defences", "--workers", "1", *asked)
-    curves, whole = rows[:4], rows[4]
-    methods = ["eraseanything", "esd", "concept_ablation", "gem"]
+    curves, whole = rows[:5], rows[5]
+    methods = ["eraseanything", "multi_objective", "esd", "concept_ablation", "gem"]
     assert [row["method"] for row in curves] == methods and curves[0]["strengths"] == [0, 0.5, 0.75, 1, 1.25, 1.5]
-    assert len(list(tmp_path.glob("cache/bench/*/loras/*.safetensors"))) == 4
+    assert len(list(tmp_path.glob("cache/bench/*/loras/*.safetensors"))) == 5
     subjects = ["base", "attention_deletion", *methods]
     assert list(whole["suites"]["concept"]) == subjects and whole["suites"]["attack suffix"]["gem"]["images"] == 1
     assert [(each["method"], each["attack"]) for each in whole["white_box"]] == [
         (name, "ring-a-bell") for name in subjects[1:]
     ]
     assert whole["strengths"] == dict.fromkeys(methods, 1.5)  # nothing was to be kept
-    assert rows[5]["what"] == "run" and rows[5]["seconds"] > whole["seconds"] > 0
+    assert rows[6]["what"] == "run" and rows[6]["seconds"] > whole["seconds"] > 0
     assert run("defences", "--workers", "1", *asked) == rows
 
 

@@ -23,6 +23,7 @@ from training.parallel import Group, placed, require_shares
 SETTINGS = {
     "steps": 4, "rank": 2, "erase_prompts": 4, "batch_erase": 4, "batch_preserve": 2, "sampling_steps": 3, "t_min": 0,
     "resolution": 64, "checkpoint_every": 2, "sample_every": 4, "sample_count": 1, "random_strength": "true",
+    "weight_rsc": 0.01,
 }  # fmt: skip
 LAUNCH = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
           "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]  # fmt: skip
