@@ -17,7 +17,6 @@ RIVALS = (
 )
 NAMES = {"acc_e": "Acc_e", "acc_g": "Acc_g", "acc_ir": "Acc_ir", "acc_ir_seen": "Acc_ir, seen"}
 REACHED = 0.9  # of a ceiling
-BESIDE = "beside"  # the attack in which the base itself often forgets one of two things
 PRECISIONS = ("bf16", "fp8", "int8", "nf4")  # of the base in training
 COMPILED = "compiled"  # of the ways of a full-size training; with weights in bf16 alone
 
@@ -56,8 +55,11 @@ def _kept(table: Summary) -> tuple[bool | None, str]:
 
 
 def _first(table: Summary | None) -> list[Bar]:
+    from training.evaluation.attacks import BESIDE
+
     asked = [("acc_e", "1. Acc_e ≤ 5 %", 0.05), ("acc_g", "1. Acc_g ≤ 8 %", 0.08)]
     attacks = attacks_in(table) if table else []
+    # of two things beside one another the base itself often forgets one
     understood = {name: ", base ≥ 90 %" for name in attacks if name != BESIDE}
     asked += [
         (name, f"1. Attack {name} ≤ 12 %{understood.get(name, '')}", 0.12)

@@ -30,6 +30,7 @@ from .summaries import (
     strength_summary,
     train_summary,
 )
+from .workplace import engine_digest
 
 
 def markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> list[str]:
@@ -461,6 +462,10 @@ def _made(result: dict[str, Any]) -> list[str]:
                 f"**These rows are of {len(different)} different states ({what}): make them again before quoting.**",
                 "",
             ]
+    engine = engine_digest()
+    older = sum(row["engine"] != engine for row in rows if "engine" in row)
+    if older:
+        lines += [f"**{older} of {len(rows)} rows are of another state of the engine than this page's.**", ""]
     return lines
 
 
