@@ -387,23 +387,16 @@ class JobStore:
     def pause(self, job_id: str) -> Job:
         """Stops a job so that resume() goes on from there. A running one stops within one step and frees its memory."""
         job = self.get(job_id)
-        if job.state.state == "queued":
-            return self._settle(job, "queued", "paused", "Paused before it started.")
-        if job.state.state in ACTIVE:
-            if job.stopping is None:
-                job.folder.ask_to_stop("pause")
-            return self.get(job_id)
-        raise JobError(f"The job is {job.state.state}: only a queued or running job can be paused.")
+        if job.state.state not in ("queued", *ACTIVE):
+            raise JobError(f"The job is {job.state.state}: only a queued or running job can be paused.")
+        return self._stop(job, "pause", ("queued",), "paused", "Paused before it started.")
 
     def cancel(self, job_id: str) -> Job:
         """Stops a job for good; its folder and last checkpoint stay, so resume() could still go on."""
-        job = self.get(job_id)
-        if job.state.state in ACTIVE:
-            job.folder.ask_to_stop("cancel")
-            return self.get(job_id)
-        if job.state.state in ("queued", "paused", "interrupted", "failed"):
-            return self._settle(job, job.state.state, "cancelled", "Cancelled.")
-        raise JobError(f"The job is {job.state.state} already.")
+        job, quiet = self.get(job_id), ("queued", "paused", "interrupted", "failed")
+        if job.state.state not in (*quiet, *ACTIVE):
+            raise JobError(f"The job is {job.state.state} already.")
+        return self._stop(job, "cancel", quiet, "cancelled", "Cancelled.")
 
     def resume(self, job_id: str) -> Job:
         """Queues a job again that was paused, cancelled, interrupted or failed; it goes on from its last checkpoint."""
@@ -471,11 +464,19 @@ class JobStore:
             job.folder.change("queued", pid=None, process_created=None, attempt=attempt)
         return self.get(job.id)
 
-    def _settle(self, job: Job, expected: str, new: str, message: str) -> Job:
-        """A change that needs no worker; `expected` guards against a scheduler that was faster."""
-        with job.folder.locked():
-            if job.folder.state().state == expected:
-                job.folder.change(new, message)
+    def _stop(self, job: Job, wish: str, quiet: tuple[str, ...], new: str, message: str) -> Job:
+        """Asks a job's worker to stop; without one, in a state of `quiet`, the job is `new` at once."""
+        if job.state.state in quiet:
+            try:
+                with job.folder.locked():
+                    if job.folder.state().state in quiet:
+                        job.folder.change(new, message)
+            except JobError:  # somebody has the folder: its worker, if one was started since we looked
+                if self.get(job.id).state.state not in ACTIVE:
+                    raise
+            job = self.get(job.id)
+        if job.state.state in ACTIVE and (wish == "cancel" or job.stopping is None):
+            job.folder.ask_to_stop(wish)
         return self.get(job.id)
 
     def delete(self, job_id: str, lora: bool = False) -> dict[str, Any]:

@@ -139,6 +139,18 @@ def test_a_queued_job_can_be_paused_and_cancelled(store, request_for):
     assert store.submit(request_for()).state.state == "queued"
 
 
+@pytest.mark.parametrize("wish", ["pause", "cancel"])
+def test_a_wish_reaches_a_job_that_is_started_at_that_moment(store, request_for, wish):
+    job = store.submit(request_for())
+    with job.folder.locked():  # as the scheduler holds it while it starts a worker
+        asking = threading.Thread(target=getattr(store, wish), args=(job.id,))
+        asking.start()
+        time.sleep(0.3)
+        job.folder.change("starting", "Starting the worker.")
+    asking.join()
+    assert store.get(job.id).stopping == wish
+
+
 def test_a_killed_worker_is_noticed_and_resumed(store, scheduler, request_for):
     job = store.submit(request_for(manner=" at 0.05", steps=30))
     pid = wait_for(store, job, at_step(4)).state.pid
