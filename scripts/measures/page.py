@@ -16,6 +16,7 @@ from .summaries import (
     KINDS,
     SHARES,
     SPARED,
+    UNNAMED,
     Summary,
     ablation_summary,
     attention_summary,
@@ -62,6 +63,11 @@ def _erasure_page(summary: Summary) -> list[str]:
         ]
         head = ["", *(NAMES.get(n, n.removeprefix("part: ")) for n in names), "drift", "PSNR", "s", "rows"]
         lines += [f"### {kind.capitalize()}", "", *markdown(head, [[*base, "0", "∞", "", ""], *body])]
+        if UNNAMED in tables:
+            lines += [
+                f"The base gives a picture a style where none is asked for; \"{UNNAMED}\" says how often it is the",
+                "erased one, for the same nouns and seeds.", "",
+            ]  # fmt: skip
     return lines
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from .rows import Row
 
+UNNAMED = "none, the style not named"  # what an erased style falls to that is neither shown nor pushed away
 KINDS = {"entity": "nouns", "abstraction": "styles", "relationship": "relations"}
 SHARES = ("acc_e", "acc_g", "acc_ir", "acc_ir_seen")
 ATTENTION = "attention"  # of the erased noun, what is left of it on its own object

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib.util
 from collections.abc import Callable
 from functools import partial
@@ -15,7 +16,7 @@ from scripts.environment import say
 from . import bars
 from .attention import faded
 from .page import conclude
-from .summaries import EARLY
+from .summaries import EARLY, UNNAMED
 from .workplace import Workplace, course, seeds_of
 
 # Settings of each method beside the pack's defaults; None: attention deletion, which trains nothing.
@@ -149,7 +150,31 @@ def erasure(args: argparse.Namespace) -> None:
     """Acc_e, Acc_g, attacks, Acc_ir and drift for concepts × seeds × methods, attention deletion among them."""
     place = Workplace(args, "erasure")
     _fill(place, "method", {name: METHODS[name] for name in chosen(args.methods, METHODS)})
+    for phrase in args.concepts.split(","):
+        if place.kind(phrase) == "abstraction":
+            unnamed(place, phrase)
     conclude(place.rows, "erasure")
+
+
+def unnamed(place: Workplace, phrase: str) -> None:
+    """Keeps a row for a style that says how often the base paints it by itself: its Acc_e "after" is of the same nouns
+    and seeds with the style left out of the prompt."""
+    from training.concepts import TEMPLATES, Concept
+    from training.evaluation import judge, paint, probes
+
+    concept, plain = place.concept(phrase, 0), Concept(phrase, template=TEMPLATES["entity"])
+    key = place.key(phrase, 0, UNNAMED, concept)
+    if place.done(key):
+        return
+    wanted = probes(concept, place.classifier, **place.counts)
+    noun_of = {(probe.prompt, probe.seed): probe.content.nouns[0] for probe in wanted if probe.content.nouns}
+    styled = [probe for probe in wanted if probe.share == "acc_e"]
+    bare = [dataclasses.replace(p, prompt=plain.prompt(noun_of[p.prompt, p.seed])) for p in styled]
+    paint(place.parts(), [*styled, *bare], place.base)
+    after = {(a.prompt, a.seed): place.base[b.prompt, b.seed] for a, b in zip(styled, bare, strict=True)}
+    score = judge(place.classifier, concept, styled, place.base, after)
+    slot = {"method": UNNAMED, "concept": phrase, "seed": 0}
+    place.keep(key, slot, {"kind": concept.kind, "counts": place.counts, **score.to_dict()})
 
 
 def ablation(args: argparse.Namespace) -> None:

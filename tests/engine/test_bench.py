@@ -55,6 +55,12 @@ def test_methods_are_trained_and_measured_once(run, tmp_path: Path):
     assert again == rows
 
 
+def test_what_a_style_falls_to_is_measured_where_it_is_not_named(run):
+    *_, row = run("erasure", "--methods", "attention_deletion", "--concepts", "car,fluent")
+    assert (row["method"], row["concept"], row["kind"]) == (summaries.UNNAMED, "fluent", "abstraction")
+    assert row["acc_e"]["images"] == 2 and row["acc_ir"]["images"] == 0 and row["drift"] is None
+
+
 def test_a_lora_that_is_kept_is_not_trained_again(run, tmp_path: Path):
     (first,) = run("erasure", "--methods", "esd")
     (lora,) = tmp_path.glob("cache/bench/*/loras/*.safetensors")
