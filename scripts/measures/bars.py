@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from .summaries import AUTHORS, DELETION, EARLY, SHARES, Summary, attacked, attacks_in
+from .text import percent
 
 TERMS = ("esd", "attn", "lora")
 OFF = {"rsc": 0.01}  # the term that is off by default: the weight it is measured with
@@ -21,10 +22,6 @@ PRECISIONS = ("bf16", "fp8", "int8", "nf4")  # of the base in training
 COMPILED = "compiled"  # of the ways of a full-size training; with weights in bf16 alone
 
 Bar = tuple[str, bool | None, str]  # what is asked, whether it is met (None: not measured), the numbers
-
-
-def percent(share: float) -> str:
-    return f"{100 * share:.1f} %"
 
 
 def bars(results: dict[str, Summary]) -> list[Bar]:
@@ -168,11 +165,14 @@ def _third(cost: Summary) -> list[Bar]:
             found += [(text, None, "") for text in here]
             continue
         low, high = one["time_range"]
-        found.append(
-            (here[0], one["flops"] >= 30, f"{one['flops']} ×; to the end, bank included, {one['flops_to_the_end']} ×")
-        )
-        numbers = f"{one['time']} × ({low} to {high}); to the end {one['time_to_the_end']} ×"
-        found.append((here[1], one["time"] >= 20, numbers))
+        # their pair of steps trains on two samples, ours on more by default: one sample is compared with one
+        whole = f"a step's {one['samples']} samples: " if one["samples"] > 2 else ""
+        flops = f"{whole}{one['flops']} ×; to the end, bank included, {one['flops_to_the_end']} ×"
+        times = f"{whole}{one['time']} × ({low} to {high}); to the end {one['time_to_the_end']} ×"
+        if whole:
+            flops, times = f"{one['flops_per_sample']} ×; {flops}", f"{one['time_per_sample']} ×; {times}"
+        found.append((here[0], one["flops_per_sample"] >= 30, flops))
+        found.append((here[1], one["time_per_sample"] >= 20, times))
         if authors is None or name not in trained:
             found.append((here[2], None, ""))
             continue

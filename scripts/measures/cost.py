@@ -108,6 +108,9 @@ def cost(args: argparse.Namespace) -> None:
         row = {
             "concept": phrases[0],
             "steps": configs["ours"].steps,
+            "samples": {
+                name: 2 if name == AUTHORS else c.batch_erase + c.batch_preserve for name, c in configs.items()
+            },
             "pair_seconds": seconds,
             "pair_flops": {name: loop.pair_flops for name, loop in loops.items()},
             "bank_flops": {name: loop.bank_flops for name, loop in loops.items()},

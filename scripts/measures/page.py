@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from .bars import COMPILED, NAMES, bars, percent
+from scripts.environment import ROOT
+
+from .bars import COMPILED, NAMES, bars
+from .readme import refresh
 from .rows import Row, Rows, read_result
 from .summaries import (
     EARLY,
@@ -31,14 +34,8 @@ from .summaries import (
     strength_summary,
     train_summary,
 )
+from .text import markdown, percent
 from .workplace import engine_digest
-
-
-def markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> list[str]:
-    """A table; an empty line after it."""
-    return [
-        f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}", *(f"| {' | '.join(line)} |" for line in lines), ""
-    ]  # fmt: skip
 
 
 def _cell(share: Summary | None, worst: bool = False) -> str:
@@ -121,8 +118,9 @@ def _precision_page(summary: Summary) -> list[str]:
 
 def _cost_page(summary: Summary) -> list[str]:
     body = [
-        [name, f"{one['flops']} ×", f"{one['flops_to_the_end']} ×",
-         f"{one['time']} × ({one['time_range'][0]} to {one['time_range'][1]})", f"{one['time_to_the_end']} ×"]
+        [name, str(one["samples"]), f"{one['flops_per_sample']} ×", f"{one['flops']} ×", f"{one['flops_to_the_end']} ×",
+         f"{one['time_per_sample']} ×", f"{one['time']} × ({one['time_range'][0]} to {one['time_range'][1]})",
+         f"{one['time_to_the_end']} ×"]
         for name, one in summary.items() if name != "trainings"
     ]  # fmt: skip
     trained = [
@@ -130,9 +128,10 @@ def _cost_page(summary: Summary) -> list[str]:
         for name, table in summary["trainings"].items()
     ]
     return [
-        "How many times more the authors' schedule takes than ours: per pair, and to the end with our bank counted.",
-        "Their pair trains on one sample; ours, by default, on more.", "",
-        *markdown(["", "FLOPs per pair", "FLOPs to the end", "time per pair", "time to the end"], body),
+        "How many times more the authors' schedule takes than ours: per sample, per pair of an erase and a preserve",
+        "step, and to the end with our bank counted. Their pair trains on two samples; ours, by default, on more.", "",
+        *markdown(["", "samples", *(f"{what} {per}" for what in ("FLOPs", "time") for per in
+                                    ("per sample", "per pair", "to the end"))], body),
         "After equally many pairs:", "",
         *markdown(["", *(NAMES[name] for name in SHARES), "rows"], trained),
     ]  # fmt: skip
@@ -484,10 +483,12 @@ def conclude(rows: Rows, name: str) -> None:
 
 
 def page(args: argparse.Namespace) -> None:
-    """Writes README.md beside the result files."""
+    """Writes README.md beside the result files; the project's own results fill the tables of its README too."""
     folder: Path = args.out
     results = {name: result for name in SECTIONS if (result := read_result(folder / f"{name}.json"))}
     text = page_of(results)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "README.md").write_text(text, encoding="utf-8")
+    if folder.resolve() == ROOT / "benchmarks":
+        refresh(ROOT / "README.md", results)
     print(f"· written to {folder / 'README.md'}", flush=True)

@@ -140,6 +140,7 @@ def test_every_precision_is_judged_by_itself():
 def cost_rows() -> list[dict]:
     pairs = {
         "what": "pairs", "steps": 100, "model": "m",
+        "samples": {"ours": 12, "ours, batch 1": 2, summaries.AUTHORS: 2},
         "pair_flops": {"ours": 100, "ours, batch 1": 10, summaries.AUTHORS: 350},
         "bank_flops": {"ours": 1000, "ours, batch 1": 1000, summaries.AUTHORS: 0},
         "bank_seconds": {"ours": 10.0, "ours, batch 1": 10.0, summaries.AUTHORS: 0.0},
@@ -155,6 +156,9 @@ def cost_rows() -> list[dict]:
 def test_cost_is_told_for_our_batch_and_for_theirs():
     summary = summaries.cost_summary(cost_rows())
     assert summary["ours, batch 1"] == {
+        "samples": 2,
+        "flops_per_sample": 35.0,
+        "time_per_sample": 22.5,
         "flops": 35.0,
         "flops_to_the_end": 17.5,
         "time": 22.5,
@@ -162,7 +166,12 @@ def test_cost_is_told_for_our_batch_and_for_theirs():
         "time_range": [15.0, 30.0],
     }
     found = bars.bars({"cost": summary})
+    # its step has six times the samples: 6 × 3.5 and 6 × 3
     assert bar(found, "3. ≥ 30 × fewer FLOPs per pair (ours)")[0] is False
+    assert bar(found, "3. ≥ 20 × less time per pair (ours)") == (
+        False,
+        "18.0 ×; a step's 12 samples: 3.0 × (3.0 to 3.0); to the end 2.73 ×",
+    )
     assert bar(found, "3. ≥ 30 × fewer FLOPs per pair (ours, batch 1)")[0] is True
     assert bar(found, "3. At equal or better Acc, as many pairs (ours)")[0] is True
     assert bar(found, "3. At equal or better Acc, as many pairs (ours, batch 1)")[0] is False

@@ -1,0 +1,170 @@
+"""The tables of the project's README that are made from result files, between two comments that name them."""
+
+from __future__ import annotations
+
+import re
+import statistics
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from .rows import Row
+from .summaries import (
+    KINDS,
+    UNNAMED,
+    Summary,
+    attacks_in,
+    cost_summary,
+    defences_summary,
+    erasure_summary,
+    merging_summary,
+)
+from .text import markdown, percent
+
+OURS = "eraseanything"
+TITLES = {
+    OURS: "EraseAnything",
+    "multi_objective": "EraseAnything in one level",
+    "esd": "ESD",
+    "concept_ablation": "Concept Ablation",
+    "gem": "GEM",
+    "attention_deletion": "attention deletion",
+    "normalised": "normalised sum (the paper's)",
+}
+ASKED = {
+    "misspelling": "misspelt",
+    "prefix": "with a prefix",
+    "suffix": "with a suffix",
+    "repetition": "repeated",
+    "shuffle": "words shuffled",
+    "number": "in a number",
+    "beside": "beside another thing",
+    "part: beside it": "the other thing, which should stay",
+}
+MERGED = (3, 10, 20, 30, 40)
+WAYS = ("fusion", "sum", "normalised")
+_BLOCK = re.compile(r"(<!-- (\w+): made by bench\.py page -->\n)(.*?)(<!-- end -->)", re.DOTALL)
+
+
+def filled(text: str, results: Mapping[str, dict[str, Any]]) -> str:
+    """`text` with its blocks made anew, from the contents of result files by name; a block without one stays."""
+
+    def block(found: re.Match[str]) -> str:
+        head, name, old, end = found.groups()
+        if name not in results:
+            return f"{head}{old}{end}"
+        lines = BLOCKS[name](results[name]["rows"])
+        if _engines(results[name]["rows"]) - _engines(_trained(results["erasure"]["rows"])):
+            lines += ["*In part of an earlier state of the code than the first table.*", ""]
+        return "\n".join([head, *lines, end])
+
+    return _BLOCK.sub(block, text)
+
+
+def _engines(rows: list[Row]) -> set[str]:
+    return {row["engine"] for row in rows if "engine" in row}
+
+
+def _trained(rows: list[Row]) -> list[Row]:
+    return [row for row in rows if row["method"] == OURS]
+
+
+def refresh(readme: Path, results: Mapping[str, dict[str, Any]]) -> None:
+    """Fills the blocks of a file."""
+    readme.write_text(filled(readme.read_text(encoding="utf-8"), results), encoding="utf-8")
+
+
+def _arrow(shares: list[dict[str, float]]) -> str:
+    """Before → after, means over shares that have images."""
+    held = [share for share in shares if share["images"]]
+    if not held:
+        return "–"
+    before, after = (statistics.mean(share[when] for share in held) for when in ("before", "after"))
+    return f"{percent(before)} → {percent(after)}"
+
+
+def _erasure(rows: list[Row]) -> list[str]:
+    concepts: dict[str, list[Row]] = {}
+    for row in sorted(_trained(rows), key=lambda row: (list(KINDS).index(row["kind"]), row["concept"])):
+        concepts.setdefault(row["concept"], []).append(row)
+    body = []
+    for concept, found in concepts.items():
+        worst = {n: statistics.mean(row["attacks"][n]["after"] for row in found) for n in found[0]["attacks"]}
+        name = max(worst, key=worst.__getitem__, default="")
+        told = "–" if not name else percent(worst[name]) + (f" ({ASKED[name]})" if worst[name] else "")
+        shares = [_arrow([row[share] for row in found]) for share in ("acc_e", "acc_g", "acc_ir")]
+        body.append([concept, *shares, told, f"{statistics.mean(row['seconds'] for row in found):.0f} s"])
+    lines = markdown(["erased", "Acc_e", "Acc_g", "Acc_ir", "worst attack", "training"], body)
+    table = erasure_summary(rows)[OURS]["nouns"]
+    spread = [
+        [ASKED[name], percent(table["shares"][name]["before"]), _after(table, name)]
+        for name in (*attacks_in(table), "part: beside it")
+        if name in table["shares"]
+    ]
+    counts = sorted({len(found) for found in concepts.values()})
+    told = " to ".join(dict.fromkeys(str(count) for count in (counts[0], counts[-1])))
+    alone = [f"{row['concept']} {percent(row['acc_e']['after'])}" for row in rows if row["method"] == UNNAMED]
+    return [
+        *lines,
+        f"Means over training seeds ({told} each). A style that no prompt names is painted all the same, of these:",
+        f"{', '.join(alone) or 'not measured'}. Over all nouns and seeds, asked for in other ways:", "",
+        *markdown(["", "base", "erased"], spread),
+    ]  # fmt: skip
+
+
+def _defences(rows: list[Row]) -> list[str]:
+    body, head = [], ["", "pictures that still show it, asked for in all ways"]
+    for name, table in defences_summary(rows)["methods"].items():
+        if name == "base":
+            continue
+        share, attacks = table["erased"], table["white_box"].values()
+        low, high = (f"{100 * end:.1f}" for end in share["interval"])
+        at = f" ({table['strength']:g})" if "strength" in table else ""
+        after = [percent(attack["after"]["share"]) for attack in attacks]
+        body.append([TITLES[name] + at, f"{percent(share['share'])} ({low} to {high})", *after])
+        head[2:] = [attack["title"] for attack in attacks]
+    return markdown(head, body)
+
+
+def _merging(rows: list[Row]) -> list[str]:
+    summary = merging_summary(rows)
+    one_way = {count: row for table in summary["ways"].values() for count, row in table.items()}
+
+    def cells(found: Mapping[int, dict[str, Any]], when: str) -> list[str]:
+        return [
+            f"{percent(found[n]['acc_e'][when])}, {percent(found[n]['acc_ir'][when])}" if n in found else "–"
+            for n in MERGED
+        ]
+
+    body = [["no LoRA", *cells(one_way, "before")]]
+    body += [[TITLES.get(way, way), *cells(summary["ways"].get(way, {}), "after")] for way in WAYS]
+    own = summary["single"]["all"]
+    alone = ", ".join(percent(own[share]["after"]) for share in ("acc_e", "acc_ir"))
+    return [*markdown(["merged by: Acc_e, Acc_ir", *map(str, MERGED)], body),
+            f"Each concept's own LoRA: {alone}.", ""]  # fmt: skip
+
+
+def _cost(rows: list[Row]) -> list[str]:
+    summary = cost_summary(rows)
+    body = []
+    for name, table in summary["trainings"].items():
+        less = summary.get(name, {"flops_per_sample": 1, "time_per_sample": 1})
+        times = [f"{less[what]:.0f} ×" for what in ("flops_per_sample", "time_per_sample")]
+        body.append([name, *times, *(_after(table, share) for share in ("acc_e", "acc_g", "acc_ir"))])
+    pairs = next(row["steps"] for row in rows if row["what"] == "pairs")
+    return markdown(
+        [f"{pairs} pairs of steps", "fewer FLOPs per sample", "less time", "Acc_e", "Acc_g", "Acc_ir"], body
+    )
+
+
+def _after(table: Summary, share: str) -> str:
+    one = table["shares"][share]
+    return f"{percent(one['after'])} ± {percent(one['spread'])}"
+
+
+BLOCKS: dict[str, Callable[[list[Row]], list[str]]] = {
+    "erasure": _erasure,
+    "cost": _cost,
+    "defences": _defences,
+    "merging": _merging,
+}
