@@ -46,7 +46,7 @@ _THING = {"targets": "text_qk", "eta": 1.0, "erase_to": "empty"}
 OF_KIND: dict[Kind, dict[str, Any]] = {
     "entity": _THING,
     "custom": _THING,
-    "abstraction": {"targets": "all", "eta": 2.0, "erase_to": "rest"},
+    "abstraction": {"targets": "all", "eta": 3.0, "erase_to": "rest"},
     "relationship": {"targets": "all", "eta": 0.0, "erase_to": "rest"},
 }
 
@@ -134,7 +134,7 @@ class ErasureConfig:
     )
     eta: float = setting(
         AUTO["eta"],
-        "How far beyond its target the concept is sent; -1: 1 for things, 2 for styles, 0 for relations. Raise it "
+        "How far beyond its target the concept is sent; -1: 1 for things, 3 for styles, 0 for relations. Raise it "
         "where the concept still shows.",
         -1,
         20,
