@@ -152,7 +152,7 @@ def test_target_sets_name_projections_once():
     [
         ("entity", "text_qk", 1.0, "empty"),
         ("custom", "text_qk", 1.0, "empty"),
-        ("abstraction", "all", 2.0, "rest"),
+        ("abstraction", "all", 3.0, "rest"),
         ("relationship", "all", 0.0, "rest"),
     ],
 )
