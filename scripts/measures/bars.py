@@ -28,7 +28,7 @@ def bars(results: dict[str, Summary]) -> list[Bar]:
     """What was set as a bar, judged by the summaries, strictly: a mean over a bar by any amount misses it."""
     erasure, ablation = results.get("erasure") or {}, results.get("ablation") or {}
     return [
-        *_first(erasure.get("eraseanything", {}).get("nouns")),
+        *_first(erasure.get("eraseanything", {})),
         *_second(erasure, ablation, results.get("defences") or {}),
         *_third(results.get("cost") or {}),
         *_precisions(results.get("precision") or {}),
@@ -51,9 +51,11 @@ def _kept(table: Summary) -> tuple[bool | None, str]:
     return ir["after"] >= ir["before"] - 0.02, f"{percent(ir['before'])} → {percent(ir['after'])}"
 
 
-def _first(table: Summary | None) -> list[Bar]:
+def _first(kinds: Summary) -> list[Bar]:
+    """Of nouns; that none is left, of styles and relations too."""
     from training.evaluation.attacks import BESIDE
 
+    table = kinds.get("nouns")
     asked = [("acc_e", "1. Acc_e ≤ 5 %", 0.05), ("acc_g", "1. Acc_g ≤ 8 %", 0.08)]
     attacks = attacks_in(table) if table else []
     # of two things beside one another the base itself often forgets one
@@ -75,7 +77,8 @@ def _first(table: Summary | None) -> list[Bar]:
             found.append(
                 (text, met, f"{percent(share['before'])} → {percent(share['after'])} ± {percent(share['spread'])}")
             )
-    worst, slow = table["shares"]["acc_e"]["worst"], table["seconds"]
+    left = [one["shares"]["acc_e"]["worst"] for one in kinds.values()]
+    worst, slow = max(left, key=lambda one: one["after"]), table["seconds"]
     found.append((rest[0], *_kept(table)))
     found.append((rest[1], worst["after"] <= 0.15, f"{worst['concept']} {percent(worst['after'])}"))
     found.append((rest[2], slow["max"] <= 360, f"mean {slow['mean']:.0f} s, slowest {slow['max']:.0f} s"))

@@ -47,6 +47,12 @@ def test_bars_are_judged_by_the_numbers():
     assert {met for text, met, _ in found if text[0] in "345"} == {None}
 
 
+def test_a_style_that_is_left_is_a_concept_that_is_left():
+    style = row("eraseanything", "fluent", 0, 0.2, acc_ir=0.96) | {"kind": "abstraction"}
+    found = bars.bars({"erasure": summaries.erasure_summary([*ROWS, style])})
+    assert bar(found, "1. No concept") == (False, "fluent 20.0 %")
+
+
 def test_an_attack_that_the_base_does_not_understand_is_not_won():
     rows = [row("eraseanything", "car", 0, 0.0, attacks={"prefix": share(0.6, 0.0), "beside": share(0.6, 0.0)})]
     found = bars.bars({"erasure": summaries.erasure_summary(rows)})
