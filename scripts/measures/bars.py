@@ -8,6 +8,7 @@ from .summaries import AUTHORS, DELETION, EARLY, SHARES, Summary, attacked, atta
 from .text import percent
 
 TERMS = ("esd", "attn", "lora")
+ENOUGH = 3  # concepts and seeds behind a difference that a bar is judged by
 OFF = {"rsc": 0.01}  # the term that is off by default: the weight it is measured with
 # methods, what EraseAnything does beside each, whether a draw is too little
 RIVALS = (
@@ -108,12 +109,16 @@ def _second(erasure: Summary, ablation: Summary, defences: Summary) -> list[Bar]
 
 
 def _differences(ablation: Summary, variant: str) -> dict[str, Summary]:
-    """When → the variant's difference to the defaults of that time, where both were measured."""
-    return {
-        when: ablation[f"{prefix}{variant}"]["difference"]
-        for when, prefix, reference in (("", "", "defaults"), (f" after {EARLY}", f"{EARLY} ", EARLY))
-        if reference in ablation and f"{prefix}{variant}" in ablation
+    """When → the variant's differences to the defaults of that time, where there are enough pairs to tell an error."""
+    found = {
+        when: {
+            name: d
+            for name, d in ablation.get(f"{prefix}{variant}", {}).get("difference", {}).items()
+            if d["pairs"] >= ENOUGH
+        }
+        for when, prefix in (("", ""), (f" after {EARLY}", f"{EARLY} "))
     }
+    return {when: each for when, each in found.items() if each}
 
 
 def _rival(erasure: Summary, defences: Summary, name: str, beats: str, strict: bool) -> Bar:

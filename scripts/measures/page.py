@@ -52,8 +52,8 @@ def _erasure_page(summary: Summary) -> list[str]:
         if not tables:
             continue
         names = list(dict.fromkeys(name for table in tables.values() for name in table["shares"]))
-        first = next(iter(tables.values()))
-        base = ["base", *(f"{100 * first['shares'][n]['before']:.1f}" if n in first["shares"] else "–" for n in names)]
+        before = {n: share["before"] for table in tables.values() for n, share in table["shares"].items()}
+        base = ["base", *(f"{100 * before[n]:.1f}" for n in names)]
         body = [
             [method, *(_cell(table["shares"].get(n), worst=n == "acc_e") for n in names), *_drift(table)]
             for method, table in tables.items()

@@ -66,26 +66,31 @@ def ablated(variant: str, concept: str, acc_e: float) -> dict:
 
 def test_differences_to_the_defaults_are_taken_concept_by_concept():
     rows = [ablated("defaults", "car", 0.1), ablated("defaults", "owl", 0.5), ablated("defaults", "bee", 0.3)]
-    rows += [ablated("without esd", "car", 0.4), ablated("without esd", "owl", 0.8), ablated("rank 2", "car", 0.1)]
+    rows += [ablated("without esd", c, acc_e) for c, acc_e in (("car", 0.4), ("owl", 0.8), ("bee", 0.6))]
+    rows += [ablated("rank 2", "car", 0.1)]
     summary = summaries.ablation_summary(rows)
-    assert summary["without esd"]["difference"]["acc_e"] == {"mean": 0.3, "error": 0.0, "pairs": 2}
+    assert summary["without esd"]["difference"]["acc_e"] == {"mean": 0.3, "error": 0.0, "pairs": 3}
     assert summary["rank 2"]["difference"]["acc_e"] == {"mean": 0.0, "error": 0.0, "pairs": 1}
     found = bars.bars({"ablation": summary})
     assert bar(found, "2. The term esd") == (True, "without it: Acc_e +30.0 ± 0.0 points")
     assert bar(found, "2. The term rsc")[0] is None
-    summary = summaries.ablation_summary([*rows, ablated("with rsc", "car", 0.1), ablated("with rsc", "owl", 0.6)])
-    told = "with it: nothing better by two standard errors"
-    assert bar(bars.bars({"ablation": summary}), "2. The term rsc is off by default") == (True, told)
-    summary = summaries.ablation_summary([*rows, ablated("with rsc", "car", 0.0), ablated("with rsc", "owl", 0.4)])
-    assert bar(bars.bars({"ablation": summary}), "2. The term rsc is off by default")[0] is False
+
+    def with_rsc(**acc_e: float) -> bars.Bar:
+        more = [ablated("with rsc", concept, after) for concept, after in acc_e.items()]
+        return bar(bars.bars({"ablation": summaries.ablation_summary([*rows, *more])}), "2. The term rsc is off")
+
+    assert with_rsc(car=0.1, owl=0.6, bee=0.3) == (True, "with it: nothing better by two standard errors")
+    assert with_rsc(car=0.0, owl=0.4, bee=0.2)[0] is False
+    assert with_rsc(car=0.0, owl=0.4) == (None, "")  # too few to tell
 
 
 def test_terms_are_judged_before_the_end_too():
-    rows = [ablated(name, concept, 0.0) for name in ("defaults", "without attn") for concept in ("car", "owl")]
-    rows += [ablated("100 steps", concept, 0.5) for concept in ("car", "owl")]
-    rows += [ablated("100 steps without attn", concept, 0.8) for concept in ("car", "owl")]
+    concepts = ("car", "owl", "bee")
+    rows = [ablated(name, concept, 0.0) for name in ("defaults", "without attn") for concept in concepts]
+    rows += [ablated("100 steps", concept, 0.5) for concept in concepts]
+    rows += [ablated("100 steps without attn", concept, 0.8) for concept in concepts]
     summary = summaries.ablation_summary(rows)
-    assert summary["100 steps without attn"]["difference"]["acc_e"] == {"mean": 0.3, "error": 0.0, "pairs": 2}
+    assert summary["100 steps without attn"]["difference"]["acc_e"] == {"mean": 0.3, "error": 0.0, "pairs": 3}
     assert summary["100 steps"]["difference"]["acc_e"]["mean"] == 0.5
     met, numbers = bar(bars.bars({"ablation": summary}), "2. The term attn")
     assert met is True and numbers.startswith(
@@ -100,18 +105,19 @@ def test_variants_are_compared_by_attention_and_drift_too():
         drifted = {"perceptual": drift, "psnr": 20.0, "images": 9}
         return {**ablated(variant, concept, 0.1), "attention": attention, "drift": drifted}
 
-    rows = [seen("defaults", "car", 0.2, 0.04), seen("defaults", "owl", 0.1, 0.06)]
-    rows += [seen("without attn", "car", 0.4, 0.04), seen("without attn", "owl", 0.3, 0.04)]
+    rows = [seen("defaults", "car", 0.2, 0.04), seen("defaults", "owl", 0.1, 0.06), seen("defaults", "bee", 0.1, 0.0)]
+    rows += [seen("without attn", "car", 0.4, 0.04), seen("without attn", "owl", 0.3, 0.03)]
+    rows += [seen("without attn", "bee", 0.3, 0.0)]
     summary = summaries.ablation_summary(rows)
-    assert summary["without attn"]["difference"]["attention"] == {"mean": 0.2, "error": 0.0, "pairs": 2}
-    assert summary["without attn"]["difference"]["drift"] == {"mean": -0.01, "error": 0.01, "pairs": 2}
+    assert summary["without attn"]["difference"]["attention"] == {"mean": 0.2, "error": 0.0, "pairs": 3}
+    assert summary["without attn"]["difference"]["drift"] == {"mean": -0.01, "error": 0.01, "pairs": 3}
     found = bars.bars({"ablation": summary})
     assert bar(found, "2. The term attn") == (True, "without it: attention +20.0 ± 0.0 points")
     assert summaries.attacks_in(summary["defaults"]) == summaries.attacks_in(summaries._table(rows[:1]))
     assert "attention" not in summaries.attacks_in(summary["defaults"])
     table = page._ablation_page(summary)
     (line,) = [line for line in table if line.startswith("| without attn")]
-    assert "| +20.0 ± 0.0 |" in line and line.endswith("| -1.0 ± 1.0 | 2 |")
+    assert "| +20.0 ± 0.0 |" in line and line.endswith("| -1.0 ± 1.0 | 3 |")
 
 
 def test_a_long_training_is_judged_at_full_size_on_a_gpu_only():
