@@ -84,6 +84,17 @@ def test_differences_to_the_defaults_are_taken_concept_by_concept():
     assert with_rsc(car=0.0, owl=0.4) == (None, "")  # too few to tell
 
 
+def test_a_term_without_which_one_concept_is_left_earns_its_place():
+    def without_esd(bee: float) -> bars.Bar:
+        rows = [ablated("defaults", concept, 0.1) for concept in ("car", "owl", "bee")]
+        rows += [ablated("without esd", concept, after) for concept, after in (("car", 0), ("owl", 0), ("bee", bee))]
+        return bar(bars.bars({"ablation": summaries.ablation_summary(rows)}), "2. The term esd")
+
+    told = "without it: nothing worse by two standard errors"
+    assert without_esd(0.25) == (True, f"without it bee is left in 25.0 %; {told}")
+    assert without_esd(0.15) == (False, told)
+
+
 def test_terms_are_judged_before_the_end_too():
     concepts = ("car", "owl", "bee")
     rows = [ablated(name, concept, 0.0) for name in ("defaults", "without attn") for concept in concepts]
