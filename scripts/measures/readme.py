@@ -54,8 +54,8 @@ def filled(text: str, results: Mapping[str, dict[str, Any]]) -> str:
         if name not in results:
             return f"{head}{old}{end}"
         lines = BLOCKS[name](results[name]["rows"])
-        if _engines(results[name]["rows"]) - _engines(_trained(results["erasure"]["rows"])):
-            lines += ["*In part of an earlier state of the code than the first table.*", ""]
+        if name != "erasure" and _engines(results[name]["rows"]) - _engines(_trained(results["erasure"]["rows"])):
+            lines += ["*Of an earlier state of the code than the first table, in part or whole.*", ""]
         return "\n".join([head, *lines, end])
 
     return _BLOCK.sub(block, text)
@@ -106,7 +106,7 @@ def _erasure(rows: list[Row]) -> list[str]:
     alone = [f"{row['concept']} {percent(row['acc_e']['after'])}" for row in rows if row["method"] == UNNAMED]
     return [
         *lines,
-        f"Means over training seeds ({told} each). A style that no prompt names is painted all the same, of these:",
+        f"Means over training seeds ({told} each). How often the base paints a style where the prompt names none:",
         f"{', '.join(alone) or 'not measured'}. Over all nouns and seeds, asked for in other ways:", "",
         *markdown(["", "base", "erased"], spread),
     ]  # fmt: skip
