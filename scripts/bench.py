@@ -84,7 +84,7 @@ def parser() -> argparse.ArgumentParser:
     costs.add_argument("--repeats", type=int, default=7, help="of the timing, schedules in turn")
     costs.add_argument("--pairs", type=int, default=10, help="of ours in a timing")
     costs.add_argument("--no-training", action="store_true", help="count and time only")
-    add(strength, NOUNS[:5], "3", 24)
+    add(strength, NOUNS[:5], "1", 192)  # so many show the ends of the transition, which is steep
     maps = add(attention, ("car",), "1", 24)
     maps.add_argument("--scenes", type=int, default=100, help="of each kind")
     maps.add_argument("--tokens", type=int, default=128, help="recorded text tokens, for the cost")

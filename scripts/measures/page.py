@@ -228,11 +228,8 @@ def _strength_page(summary: Summary) -> list[str]:
     for concept, (rates, correlation) in sorted(summary["each"].items()):
         body.append([f"{concept}, %", *(f"{100 * rate:.1f}" for rate in rates), f"{correlation}"])
     head = ["strength", *(f"{s:g}" for s in summary["strengths"]), "Spearman"]
-    return [
-        "Concept seen: of the pictures that ask for it by its name, a synonym or in any other way. Equal rates, at the",
-        "ends where all or none are left, share a rank, which keeps a correlation from −1.", "",
-        *markdown(head, body),
-    ]  # fmt: skip
+    told = "Equal rates, at the ends where all or none are left, share a rank, which keeps a correlation from −1."
+    return [told, "", *markdown(head, body)]
 
 
 LOCALISED = ("pointing", "iou_best", "iou_otsu", "precision", "energy", "leakage")

@@ -148,13 +148,12 @@ def _cost(rows: list[Row]) -> list[str]:
     summary = cost_summary(rows)
     body = []
     for name, table in summary["trainings"].items():
-        less = summary.get(name, {"flops_per_sample": 1, "time_per_sample": 1})
-        times = [f"{less[what]:.0f} ×" for what in ("flops_per_sample", "time_per_sample")]
+        less = summary.get(name, {})
+        times = [f"{less.get(what, 1):.0f} ×" for what in ("flops", "time", "flops_per_sample", "time_per_sample")]
         body.append([name, *times, *(_after(table, share) for share in ("acc_e", "acc_g", "acc_ir"))])
     pairs = next(row["steps"] for row in rows if row["what"] == "pairs")
-    return markdown(
-        [f"{pairs} pairs of steps", "fewer FLOPs per sample", "less time", "Acc_e", "Acc_g", "Acc_ir"], body
-    )
+    what = ["fewer FLOPs per pair", "less time per pair", "FLOPs per sample", "time per sample"]
+    return markdown([f"{pairs} pairs of steps", *what, "Acc_e", "Acc_g", "Acc_ir"], body)
 
 
 def _after(table: Summary, share: str) -> str:

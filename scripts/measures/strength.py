@@ -15,35 +15,31 @@ STRENGTHS = [round(0.1 * number, 1) for number in range(11)]
 
 
 def strength(args: argparse.Namespace) -> None:
-    """The share of images that show the concept, asked for in every way, at 11 strengths, Acc_ir at each, and whether
-    strength 0 changes nothing at all."""
-    from training.evaluation import ATTACKS
-
-    place, asked = Workplace(args, "strength"), ("acc_e", "acc_g", *ATTACKS)
+    """The share of images that show the concept at 11 strengths, Acc_ir at each, and whether strength 0 changes
+    nothing at all."""
+    place = Workplace(args, "strength")
     for phrase in args.concepts.split(","):
         for seed in seeds_of(args.seeds):
             concept, config = place.concept(phrase, seed), place.config({}, seed)
-            key = place.key(phrase, seed, course(config), concept, strengths=STRENGTHS, asked=asked)
+            key = place.key(phrase, seed, course(config), concept, strengths=STRENGTHS)
             if place.done(key) or (path := place.lora(phrase, seed)) is None:
                 continue
             with place.rows.claim(key) as mine:
                 if not mine or place.done(key):
                     continue
                 row = {"config": config.to_dict(), "counts": place.counts, "seconds": place.seconds_of(path)}
-                row |= rates(place, path, asked=asked)
+                row |= rates(place, path)
                 row = place.keep(key, {"concept": phrase, "seed": seed}, row)
             least = min(row["acc_ir"])
             print(f"{phrase:12s} {seed:2d}  {row['rates']}  ρ {row['spearman']}  Acc_ir ≥ {least}", flush=True)
     conclude(place.rows, "strength")
 
 
-def rates(
-    place: Workplace, lora: Path, strengths: Sequence[float] = STRENGTHS, asked: Sequence[str] = ("acc_e",)
-) -> dict[str, Any]:
+def rates(place: Workplace, lora: Path, strengths: Sequence[float] = STRENGTHS) -> dict[str, Any]:
     """{"strengths", "rates", "images", "spearman", "acc_ir", "acc_ir_images", "same_at_zero"}.
 
-    rates: of the probes of the shares `asked`; acc_ir: of all other nouns, seen in a preservation prompt or not;
-    same_at_zero compares whole images with the base's, bit by bit.
+    acc_ir: of all other nouns, seen in a preservation prompt or not; same_at_zero compares whole images with the
+    base's, bit by bit.
     """
     import json
 
@@ -57,8 +53,8 @@ def rates(
 
     weights, metadata = read_lora(lora)
     concept = Concept.from_dict(json.loads(metadata[KEY_CONCEPT]))
-    every = probes(concept, place.classifier, **place.counts)
-    wanted = [probe for probe in every if probe.share in asked]
+    every = probes(concept, place.classifier, place.args.images, place.args.images_per_other)
+    wanted = [probe for probe in every if probe.share == "acc_e"]
     others = [probe for probe in every if probe.share in ("acc_ir", "acc_ir_seen")]
     parts = place.parts()
     prompts, seeds = [probe.prompt for probe in wanted[:4]], [probe.seed for probe in wanted[:4]]
