@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from .summaries import AUTHORS, DELETION, EARLY, SHARES, Summary, attacked, attacks_in
+from .summaries import AUTHORS, DELETION, EARLY, EVERY, SHARES, Summary, attacked, attacks_in
 from .text import percent
 
 TERMS = ("esd", "attn", "lora")
@@ -31,7 +31,7 @@ def bars(results: dict[str, Summary]) -> list[Bar]:
     erasure, ablation = results.get("erasure") or {}, results.get("ablation") or {}
     return [
         *_first(erasure.get("eraseanything", {})),
-        *_second(erasure, ablation, results.get("defences") or {}),
+        *_second(erasure, ablation.get(EVERY, {}), results.get("defences") or {}),
         *_third(results.get("cost") or {}),
         *_precisions(results.get("precision") or {}),
         *_full_size(results.get("train") or {}),

@@ -75,7 +75,21 @@ def _drift(table: Summary) -> list[str]:
 
 
 def _ablation_page(summary: Summary) -> list[str]:
-    names = [n for n in dict.fromkeys(n for t in summary.values() for n in t["shares"]) if not n.startswith("part")]
+    lines = [
+        "The first line has the defaults' means and standard deviations, the others the difference to them on the same",
+        "concepts and seeds, in points, with its standard error. Attention: how much of a noun's attention on its own",
+        f"object is left, less is better; drift: of untouched prompts, times 100. {EARLY}: trainings that are not",
+        "over, as after all steps hardly anything is left of a concept, whatever is left out; their line has means",
+        "too, and their variants are compared with it. The bars are judged by the concepts of every kind together.", "",
+    ]  # fmt: skip
+    for kind in KINDS.values():
+        if kind in summary:
+            lines += [f"### {kind.capitalize()}, one setting at a time", "", *_variants_table(summary[kind])]
+    return lines
+
+
+def _variants_table(variants: Summary) -> list[str]:
+    names = [n for n in dict.fromkeys(n for t in variants.values() for n in t["shares"]) if not n.startswith("part")]
     names.append("drift")
 
     def cell(table: Summary, name: str, is_default: bool) -> str:
@@ -88,16 +102,9 @@ def _ablation_page(summary: Summary) -> list[str]:
 
     body = [
         [variant, *(cell(table, name, variant in ("defaults", EARLY)) for name in names), str(table["rows"])]
-        for variant, table in summary.items()
+        for variant, table in variants.items()
     ]
-    return [
-        "The first line has the defaults' means and standard deviations, the others the difference to them on the same",
-        "concepts and seeds, in points, with its standard error. Attention: how much of a noun's attention on its own",
-        f"object is left, less is better; drift: of untouched prompts, times 100. {EARLY}: trainings that are not",
-        "over, as after all steps hardly anything is left of a concept, whatever is left out; their line has means",
-        "too, and their variants are compared with it.", "",
-        *markdown(["", *(NAMES.get(name, name) for name in names), "rows"], body),
-    ]  # fmt: skip
+    return markdown(["", *(NAMES.get(name, name) for name in names), "rows"], body)
 
 
 def _precision_page(summary: Summary) -> list[str]:

@@ -15,6 +15,7 @@ SHARES = ("acc_e", "acc_g", "acc_ir", "acc_ir_seen")
 ATTENTION = "attention"  # of the erased noun, what is left of it on its own object
 AUTHORS = "authors' schedule"
 DELETION = "attention_deletion"
+EVERY = "every kind"  # of concept
 EARLY = "100 steps"  # variants whose names begin so are compared with it
 SPARED = 0.02  # of Acc_ir, which a method may lose where methods are compared at equal preservation
 Summary = dict[str, Any]
@@ -100,8 +101,15 @@ def _compared(row: Row) -> dict[str, float]:
 
 
 def ablation_summary(rows: list[Row]) -> Summary:
-    """variant → `_table` with "difference": mean and standard error to the defaults, or to EARLY where a name begins
-    so, on the same concepts and seeds."""
+    """Kind, and EVERY for all together → variant → `_table` with "difference": mean and standard error to the defaults,
+    or to EARLY where a name begins so, on the same concepts and seeds."""
+    kinds = {EVERY: rows}
+    for row in rows:
+        kinds.setdefault(KINDS[row["kind"]], []).append(row)
+    return {kind: _variants(part) for kind, part in kinds.items()}
+
+
+def _variants(rows: list[Row]) -> Summary:
     found: dict[str, list[Row]] = {}
     for row in rows:
         found.setdefault(row["variant"], []).append(row)

@@ -69,8 +69,9 @@ def test_differences_to_the_defaults_are_taken_concept_by_concept():
     rows += [ablated("without esd", c, acc_e) for c, acc_e in (("car", 0.4), ("owl", 0.8), ("bee", 0.6))]
     rows += [ablated("rank 2", "car", 0.1)]
     summary = summaries.ablation_summary(rows)
-    assert summary["without esd"]["difference"]["acc_e"] == {"mean": 0.3, "error": 0.0, "pairs": 3}
-    assert summary["rank 2"]["difference"]["acc_e"] == {"mean": 0.0, "error": 0.0, "pairs": 1}
+    every = summary[summaries.EVERY]
+    assert every["without esd"]["difference"]["acc_e"] == {"mean": 0.3, "error": 0.0, "pairs": 3}
+    assert every["rank 2"]["difference"]["acc_e"] == {"mean": 0.0, "error": 0.0, "pairs": 1}
     found = bars.bars({"ablation": summary})
     assert bar(found, "2. The term esd") == (True, "without it: Acc_e +30.0 ± 0.0 points; owl is left in 80.0 %")
     assert bar(found, "2. The term rsc")[0] is None
@@ -101,8 +102,9 @@ def test_terms_are_judged_before_the_end_too():
     rows += [ablated("100 steps", concept, 0.5) for concept in concepts]
     rows += [ablated("100 steps without attn", concept, 0.8) for concept in concepts]
     summary = summaries.ablation_summary(rows)
-    assert summary["100 steps without attn"]["difference"]["acc_e"] == {"mean": 0.3, "error": 0.0, "pairs": 3}
-    assert summary["100 steps"]["difference"]["acc_e"]["mean"] == 0.5
+    every = summary[summaries.EVERY]
+    assert every["100 steps without attn"]["difference"]["acc_e"] == {"mean": 0.3, "error": 0.0, "pairs": 3}
+    assert every["100 steps"]["difference"]["acc_e"]["mean"] == 0.5
     met, numbers = bar(bars.bars({"ablation": summary}), "2. The term attn")
     assert met is True and numbers.startswith(
         "without it: nothing worse by two standard errors; without it after 100 steps: "
@@ -120,15 +122,37 @@ def test_variants_are_compared_by_attention_and_drift_too():
     rows += [seen("without attn", "car", 0.4, 0.04), seen("without attn", "owl", 0.3, 0.03)]
     rows += [seen("without attn", "bee", 0.3, 0.0)]
     summary = summaries.ablation_summary(rows)
-    assert summary["without attn"]["difference"]["attention"] == {"mean": 0.2, "error": 0.0, "pairs": 3}
-    assert summary["without attn"]["difference"]["drift"] == {"mean": -0.01, "error": 0.01, "pairs": 3}
+    every = summary[summaries.EVERY]
+    assert every["without attn"]["difference"]["attention"] == {"mean": 0.2, "error": 0.0, "pairs": 3}
+    assert every["without attn"]["difference"]["drift"] == {"mean": -0.01, "error": 0.01, "pairs": 3}
     found = bars.bars({"ablation": summary})
     assert bar(found, "2. The term attn") == (True, "without it: attention +20.0 ± 0.0 points")
-    assert summaries.attacks_in(summary["defaults"]) == summaries.attacks_in(summaries._table(rows[:1]))
-    assert "attention" not in summaries.attacks_in(summary["defaults"])
+    assert summaries.attacks_in(every["defaults"]) == summaries.attacks_in(summaries._table(rows[:1]))
+    assert "attention" not in summaries.attacks_in(every["defaults"])
     table = page._ablation_page(summary)
     (line,) = [line for line in table if line.startswith("| without attn")]
     assert "| +20.0 ± 0.0 |" in line and line.endswith("| -1.0 ± 1.0 | 3 |")
+
+
+def test_a_term_is_judged_by_concepts_of_every_kind_and_each_kind_has_a_table():
+    def of(kind: str, variant: str, concept: str, acc_e: float) -> dict:
+        return {**ablated(variant, concept, acc_e), "kind": kind}
+
+    rows = [of("entity", variant, "car", 0.0) for variant in ("defaults", "without esd")]
+    for variant, left in (("defaults", 0.1), ("without esd", 0.4)):
+        rows += [of("abstraction", variant, "fluent", left), of("relationship", variant, "above", left)]
+    summary = summaries.ablation_summary(rows)
+    assert summary["nouns"]["without esd"]["difference"]["acc_e"] == {"mean": 0.0, "error": 0.0, "pairs": 1}
+    assert bar(bars.bars({"ablation": summary}), "2. The term esd") == (
+        False, "without it: nothing worse by two standard errors; fluent is left in 40.0 %"
+    )  # fmt: skip
+    rows += [of("abstraction", variant, "twemoji", left) for variant, left in (("defaults", 0.1), ("without esd", 0.4))]
+    found = bars.bars({"ablation": summaries.ablation_summary(rows)})
+    assert bar(found, "2. The term esd")[1].startswith("without it: Acc_e +22.5 ± 7.5 points")
+    table = page._ablation_page(summary)
+    titles = [line.split(",")[0] for line in table if line.startswith("###")]
+    assert titles == ["### Nouns", "### Styles", "### Relations"]
+    assert [line for line in table if line.startswith("| without esd")][1].startswith("| without esd | +30.0 ± 0.0 |")
 
 
 def test_a_long_training_is_judged_at_full_size_on_a_gpu_only():
