@@ -40,14 +40,16 @@ BLOCKS = {"single_qk": ("single",), "every_qk": ("double", "single")}  # of the 
 
 # Settings that depend on the concept's kind, the values that leave them to it, and what they are then. A thing is most
 # of its picture, and goes with all of it. A style or a relation is not: sent to the empty prompt, what is drawn in it
-# would go too; and to paint the same in another way takes more than what the text's q and k can change.
-AUTO: dict[str, Any] = {"targets": "auto", "eta": -1.0, "erase_to": "auto"}
-_THING = {"targets": "text_qk", "eta": 1.0, "erase_to": "empty"}
+# would go too; and to paint the same in another way takes more than what the text's q and k can change. More weights
+# follow the noise of single samples further: there a step has more of them.
+AUTO: dict[str, Any] = {"targets": "auto", "eta": -1.0, "erase_to": "auto", "batch_erase": 0, "batch_preserve": 0}
+_THING = {"targets": "text_qk", "eta": 0.5, "erase_to": "empty", "batch_erase": 1, "batch_preserve": 1}
+_PART = {"targets": "all", "erase_to": "rest", "batch_erase": 4, "batch_preserve": 4}
 OF_KIND: dict[Kind, dict[str, Any]] = {
     "entity": _THING,
     "custom": _THING,
-    "abstraction": {"targets": "all", "eta": 3.0, "erase_to": "rest"},
-    "relationship": {"targets": "all", "eta": 0.0, "erase_to": "rest"},
+    "abstraction": {**_PART, "eta": 3.0},
+    "relationship": {**_PART, "eta": 0.0},
 }
 
 
@@ -85,7 +87,7 @@ class ErasureConfig:
         "What takes the concept's place (concept_ablation, gem); empty: its irrelevant word of middle distance. Set it "
         "where you know what should be seen instead.",
     )
-    steps: int = setting(200, "Erase and preserve steps, in pairs. More where the concept still shows.", 1, 100_000)
+    steps: int = setting(400, "Erase and preserve steps, in pairs. More where the concept still shows.", 1, 100_000)
     rank: int = setting(8, "Rank of the LoRA. Raise it for broad concepts.", 1, 512)
     alpha: float = setting(8.0, "The LoRA's alpha; its scale is alpha / rank. Raise it with the rank.", 1e-3, 4096)
     targets: str = setting(
@@ -105,10 +107,10 @@ class ErasureConfig:
         (), "Double blocks whose attention is used; empty: all. Name early ones alone for faster steps.", 0, 1000
     )
     lr_erase: float = setting(
-        1.25e-3, "Learning rate of the erasing level. Lower it where the losses jump, raise it where they stay.", 0, 1
+        8e-4, "Learning rate of the erasing level. Lower it where the losses jump, raise it where they stay.", 0, 1
     )
     lr_preserve: float = setting(
-        1e-3, "Learning rate of the preserving level. Raise it where other things change too.", 0, 1
+        7e-4, "Learning rate of the preserving level. Raise it where other things change too.", 0, 1
     )
     weight_decay: float = setting(
         0.0,
@@ -134,7 +136,7 @@ class ErasureConfig:
     )
     eta: float = setting(
         AUTO["eta"],
-        "How far beyond its target the concept is sent; -1: 1 for things, 3 for styles, 0 for relations. Raise it "
+        "How far beyond its target the concept is sent; -1: 0.5 for things, 3 for styles, 0 for relations. Raise it "
         "where the concept still shows.",
         -1,
         20,
@@ -145,8 +147,20 @@ class ErasureConfig:
         1e-3,
         10,
     )
-    batch_erase: int = setting(4, "Samples in an erase step. Fewer where memory runs out.", 1, 256)
-    batch_preserve: int = setting(8, "Samples in a preserve step. Fewer where memory runs out.", 1, 256)
+    batch_erase: int = setting(
+        AUTO["batch_erase"],
+        "Samples in an erase step; 0: 1 for things, 4 for styles and relations. More for less noise in each step; they "
+        "take time and memory.",
+        0,
+        256,
+    )
+    batch_preserve: int = setting(
+        AUTO["batch_preserve"],
+        "Samples in a preserve step; 0: 1 for things, 4 for styles and relations. More where other things change too; "
+        "they take time and memory.",
+        0,
+        256,
+    )
     erase_prompts: int = setting(
         24, "Different prompts with the concept in the bank. More where it still shows in other wordings.", 1, 1000
     )
@@ -159,7 +173,7 @@ class ErasureConfig:
     )
     erase_synonyms: bool = setting(True, "Erase the synonyms too. Off where one has other meanings that must stay.")
     shuffle: bool = setting(
-        True, "Shuffle the words of a quarter of the prompts (the phrase stays whole). Off where word order matters."
+        True, "Shuffle the words of a fifth of the prompts (the phrase stays whole). Off where word order matters."
     )
     sampling_steps: int = setting(
         0, "Euler steps of the trajectories; 0: the model's default. Fewer start sooner, at some loss.", 0, 1000
@@ -199,7 +213,7 @@ class ErasureConfig:
         2, "How many checkpoints stay on disk, the newest ones. More where you may want to go back by hand.", 1, 1000
     )
     sample_every: int = setting(
-        100, "Steps between sample images; 0: none. Fewer show more, and take longer.", 0, 100_000
+        200, "Steps between sample images; 0: none. Fewer show more, and take longer.", 0, 100_000
     )
     sample_count: int = setting(2, "Seeds per sample image. More show more, and take longer.", 1, 16)
     # New settings come last: saved workflows hold the node's values in this order.
@@ -241,9 +255,9 @@ class ErasureConfig:
     def for_kind(self, kind: Kind) -> ErasureConfig:
         """These settings with those decided that are left to the concept's kind: `OF_KIND`.
 
-        The methods with an anchor have another η, which is 1 for every kind.
+        The other methods' η is their own, 1 for every kind.
         """
-        decided = {**OF_KIND[kind], **({"eta": 1.0} if self.method in ("concept_ablation", "gem") else {})}
+        decided = {**OF_KIND[kind], **({"eta": 1.0} if self.method != "eraseanything" else {})}
         return dataclasses.replace(self, **{k: v for k, v in decided.items() if getattr(self, k) == AUTO[k]})
 
     def checkpoints_blocks(self, precision: str) -> bool:

@@ -318,7 +318,8 @@ def _cheaper(request: ErasureRequest, phase: str) -> Iterator[tuple[ErasureReque
     if phase == "train" and not config.checkpoints_blocks(request.source.precision):
         yield with_settings(gradient_checkpointing="on"), "gradient checkpointing"
 
-    erase, preserve = config.batch_erase, config.batch_preserve
+    decided = config.for_kind(request.concept.kind)
+    erase, preserve = decided.batch_erase, decided.batch_preserve
     if phase == "train" and max(erase, preserve) > 1:
         halves = {"batch_erase": max(1, erase // 2), "batch_preserve": max(1, preserve // 2)}
         sizes = (("erase", erase, halves["batch_erase"]), ("preserve", preserve, halves["batch_preserve"]))

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
-from .config import ErasureConfig, ErasureRequest
+from .config import ErasureRequest
 from .errors import ConfigError
 
 PATIENCE = datetime.timedelta(days=7)  # the others wait for the leader while it fills the bank and renders samples
@@ -32,6 +32,10 @@ class Group:
     @property
     def leads(self) -> bool:
         return self.rank == 0
+
+    def whole(self, batch: int) -> int:
+        """The least number of samples, `batch` or more, of which all processes have equally many."""
+        return -(-batch // self.size) * self.size
 
     def share(self, batch: Tensor) -> Tensor:
         """This process's samples of a batch, [B, …] → [B / size, …]."""
@@ -90,21 +94,11 @@ def leave(group: Group) -> None:
 
 
 def placed(request: ErasureRequest, group: Group) -> ErasureRequest:
-    """The request on this process's own device. Raises ConfigError where it cannot be shared by the group."""
+    """The request on this process's own device. Raises ConfigError where it names one for all of them."""
     if group.size == 1:
         return request
-    require_shares(request.config, group)
     if request.device not in ("auto", "cpu"):
         raise ConfigError("Processes that train together take a device each: leave --device on auto, or set it to cpu.")
     if request.device == "auto" and torch.cuda.is_available():
         return replace(request, device=f"cuda:{torch.cuda.current_device()}")
     return request
-
-
-def require_shares(config: ErasureConfig, group: Group) -> None:
-    """Raises ConfigError where batches cannot be divided among the processes."""
-    for name in ("batch_erase", "batch_preserve"):
-        if (batch := getattr(config, name)) % group.size:
-            raise ConfigError(
-                f"{group.size} processes cannot share a batch of {batch}: set {name} to a multiple of {group.size}."
-            )

@@ -172,31 +172,21 @@ def _third(cost: Summary) -> list[Bar]:
         "3. ≥ 20 × less time per pair",
         "3. At equal or better Acc, as many pairs",
     )
-    found: list[Bar] = []
-    trained = cost.get("trainings", {})
-    authors = trained.get(AUTHORS)
-    for name in ("ours", "ours, batch 1"):
-        one = cost.get(name)
-        here = [f"{text} ({name})" for text in texts]
-        if one is None:
-            found += [(text, None, "") for text in here]
-            continue
-        low, high = one["time_range"]
-        flops = f"{one['flops']} ×; to the end, bank included, {one['flops_to_the_end']} ×"
-        times = f"{one['time']} × ({low} to {high}); to the end {one['time_to_the_end']} ×"
-        if one["samples"] > 2:  # theirs has two
-            flops += f"; per sample, of which ours has {one['samples']}, {one['flops_per_sample']} ×"
-            times += f"; per sample {one['time_per_sample']} ×"
-        found.append((here[0], one["flops"] >= 30, flops))
-        found.append((here[1], one["time"] >= 20, times))
-        if authors is None or name not in trained:
-            found.append((here[2], None, ""))
-            continue
-        ours, theirs = trained[name]["shares"], authors["shares"]
-        both = [(n, ours[n]["after"], theirs[n]["after"]) for n in SHARES[:3] if n in ours and n in theirs]
-        met = all(a >= b if n == "acc_ir" else a <= b for n, a, b in both)
-        found.append((here[2], met, ", ".join(f"{NAMES[n]} {percent(a)} against {percent(b)}" for n, a, b in both)))
-    return found
+    one, trained = cost.get("ours"), cost.get("trainings", {})
+    if one is None:
+        return [(text, None, "") for text in texts]
+    low, high = one["time_range"]
+    found: list[Bar] = [
+        (texts[0], one["flops"] >= 30, f"{one['flops']} ×; to the end, bank included, {one['flops_to_the_end']} ×"),
+        (texts[1], one["time"] >= 20, f"{one['time']} × ({low} to {high}); to the end {one['time_to_the_end']} ×"),
+    ]
+    if not {"ours", AUTHORS} <= set(trained):
+        return [*found, (texts[2], None, "")]
+    ours, theirs = trained["ours"]["shares"], trained[AUTHORS]["shares"]
+    both = [(n, ours[n]["after"], theirs[n]["after"]) for n in SHARES[:3] if n in ours and n in theirs]
+    met = all(a >= b if n == "acc_ir" else a <= b for n, a, b in both)
+    told = ", ".join(f"{NAMES[n]} {percent(a)} against {percent(b)}" for n, a, b in both)
+    return [*found, (texts[2], met, told)]
 
 
 def _precisions(summary: Summary) -> list[Bar]:

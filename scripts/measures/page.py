@@ -125,9 +125,8 @@ def _precision_page(summary: Summary) -> list[str]:
 
 def _cost_page(summary: Summary) -> list[str]:
     body = [
-        [name, str(one["samples"]), f"{one['flops_per_sample']} ×", f"{one['flops']} ×", f"{one['flops_to_the_end']} ×",
-         f"{one['time_per_sample']} ×", f"{one['time']} × ({one['time_range'][0]} to {one['time_range'][1]})",
-         f"{one['time_to_the_end']} ×"]
+        [name, f"{one['flops']} ×", f"{one['flops_to_the_end']} ×",
+         f"{one['time']} × ({one['time_range'][0]} to {one['time_range'][1]})", f"{one['time_to_the_end']} ×"]
         for name, one in summary.items() if name != "trainings"
     ]  # fmt: skip
     trained = [
@@ -135,10 +134,9 @@ def _cost_page(summary: Summary) -> list[str]:
         for name, table in summary["trainings"].items()
     ]
     return [
-        "How many times more the authors' schedule takes than ours: per sample, per pair of an erase and a preserve",
-        "step, and to the end with our bank counted. Their pair trains on two samples; ours, by default, on more.", "",
-        *markdown(["", "samples", *(f"{what} {per}" for what in ("FLOPs", "time") for per in
-                                    ("per sample", "per pair", "to the end"))], body),
+        "How many times more the authors' schedule takes than ours: per pair of an erase and a preserve step (of one",
+        "sample each, theirs and ours), and to the end with our bank counted.", "",
+        *markdown(["", *(f"{what} {per}" for what in ("FLOPs", "time") for per in ("per pair", "to the end"))], body),
         "After equally many pairs:", "",
         *markdown(["", *(NAMES[name] for name in SHARES), "rows"], trained),
     ]  # fmt: skip

@@ -29,6 +29,7 @@ METHODS: dict[str, dict[str, Any] | None] = {
     "attention_deletion": None,
 }
 
+AT_FIRST = {"steps": int(EARLY.split()[0])}
 RSC = {f"weight_{term}": weight for term, weight in bars.OFF.items()}
 KEEPING = (10, 100)  # as one sum the terms need weights that two levels, each with an optimiser of its own, do without
 
@@ -43,12 +44,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "multi-objective": {"bilevel": False},
     **{f"multi-objective with weight_lora {w}": {"bilevel": False, "weight_lora": float(w)} for w in KEEPING},
     # after all the steps nearly nothing is left of a concept, with a term or without: here it shows who is on the way
-    EARLY: {"steps": 100},
-    **{f"{EARLY} without {term}": {"steps": 100, f"weight_{term}": 0.0} for term in bars.TERMS},
-    f"{EARLY} with rsc": {"steps": 100, **RSC},
-    f"{EARLY} multi-objective": {"steps": 100, "bilevel": False},
+    EARLY: AT_FIRST,
+    **{f"{EARLY} without {term}": {**AT_FIRST, f"weight_{term}": 0.0} for term in bars.TERMS},
+    f"{EARLY} with rsc": {**AT_FIRST, **RSC},
+    f"{EARLY} multi-objective": {**AT_FIRST, "bilevel": False},
     **{
-        f"{EARLY} multi-objective with weight_lora {w}": {"steps": 100, "bilevel": False, "weight_lora": float(w)}
+        f"{EARLY} multi-objective with weight_lora {w}": {**AT_FIRST, "bilevel": False, "weight_lora": float(w)}
         for w in KEEPING
     },
     **{f"targets {name}": {"targets": name} for name in (
@@ -63,11 +64,11 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "attention of the last block": {"capture_blocks": "last"},
     **{f"refresh every {steps}": {"refresh_every": steps} for steps in (20, 50, 100)},
     **{f"{count} preservation prompts": {"preserve_prompts": count} for count in (0, 8, 24, 64)},
-    **{f"lr_preserve {rate:g}": {"lr_preserve": rate} for rate in (1e-4, 5e-4, 2e-3)},
-    **{f"lr_erase {rate:g}": {"lr_erase": rate} for rate in (5e-4, 1e-3, 2e-3)},
+    **{f"lr_preserve {rate:g}": {"lr_preserve": rate} for rate in (2e-4, 4e-4, 1.4e-3)},
+    **{f"lr_erase {rate:g}": {"lr_erase": rate} for rate in (4e-4, 6e-4, 1.6e-3)},
     **{f"t_min {t:g}": {"t_min": t} for t in (0.0, 0.25, 0.5, 0.75)},
     **{f"batches of {erase} and {keep}": {"batch_erase": erase, "batch_preserve": keep} for erase, keep in (
-        (1, 1), (2, 4)
+        (1, 2), (2, 4), (4, 8)
     )},
     "random strength": {"random_strength": True},
     "erase the phrase alone": {"erase_synonyms": False},

@@ -15,7 +15,7 @@ import torch
 from diffusers import FluxTransformer2DModel
 
 from tests.engine.test_small_memory import stored_bytes
-from training.concepts import Concept
+from training.concepts import TEMPLATES, Concept
 from training.config import TARGETS, ErasureConfig, ErasureRequest, target_blocks
 from training.errors import JobError
 from training.flux.checkpointing import checkpoint_blocks
@@ -140,6 +140,9 @@ def test_cheaper_settings_come_in_order_and_end(demo_folder, tmp_path):
     assert told[-1] == "bf16 weights"
     assert needs == sorted(needs, reverse=True)
     assert cheaper(wanted, "samples") is None
+    style = replace(wanted, concept=Concept("watercolor", kind="abstraction", template=TEMPLATES["abstraction"]))
+    by_kind = replace(style, config=ErasureConfig(gradient_checkpointing="on"))
+    assert cheaper(by_kind)[1] == "smaller batches (erase 4 → 2, preserve 4 → 2)"
     rendering = request(tmp_path, sample_every=2, sample_count=2)
     assert cheaper(rendering, "samples")[1] == "one sample image instead of 2 at a time"
 

@@ -18,7 +18,7 @@ from training.config import ErasureRequest
 from training.errors import ConfigError
 from training.flux.source import FluxSource
 from training.jobs.processes import ENVIRONMENT
-from training.parallel import Group, placed, require_shares
+from training.parallel import Group, placed
 
 SETTINGS = {
     "steps": 4, "rank": 2, "erase_prompts": 4, "batch_erase": 4, "batch_preserve": 2, "sampling_steps": 3, "t_min": 0,
@@ -69,10 +69,9 @@ def test_two_processes_train_what_one_does(flux: FluxSource, tmp_path: Path):
     assert all(torch.equal(resumed[name], tensor) for name, tensor in two.items())
 
 
-def test_batches_that_cannot_be_shared_are_one_sentence():
-    with pytest.raises(ConfigError, match="3 processes cannot share a batch of 2: set batch_erase to a multiple of 3"):
-        require_shares(CONFIG, Group(1, 3))
-    require_shares(CONFIG, Group(1, 2))
+@pytest.mark.parametrize(("batch", "size", "whole"), [(1, 1, 1), (1, 2, 2), (4, 2, 4), (4, 3, 6)])
+def test_a_batch_grows_until_all_processes_have_a_share(batch: int, size: int, whole: int):
+    assert Group(0, size).whole(batch) == whole
 
 
 def test_a_group_takes_a_device_each(flux: FluxSource, tmp_path: Path):

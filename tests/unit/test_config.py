@@ -148,19 +148,22 @@ def test_target_sets_name_projections_once():
 
 
 @pytest.mark.parametrize(
-    ("kind", "targets", "eta", "erase_to"),
+    ("kind", "targets", "eta", "erase_to", "batches"),
     [
-        ("entity", "text_qk", 1.0, "empty"),
-        ("custom", "text_qk", 1.0, "empty"),
-        ("abstraction", "all", 3.0, "rest"),
-        ("relationship", "all", 0.0, "rest"),
+        ("entity", "text_qk", 0.5, "empty", (1, 1)),
+        ("custom", "text_qk", 0.5, "empty", (1, 1)),
+        ("abstraction", "all", 3.0, "rest", (4, 4)),
+        ("relationship", "all", 0.0, "rest", (4, 4)),
     ],
 )
-def test_what_is_left_to_the_kind(kind: str, targets: str, eta: float, erase_to: str):
+def test_what_is_left_to_the_kind(kind: str, targets: str, eta: float, erase_to: str, batches: tuple[int, int]):
     config = ErasureConfig(steps=7).for_kind(kind)
-    assert config == ErasureConfig(steps=7, targets=targets, eta=eta, erase_to=erase_to) == config.for_kind("entity")
+    erase, preserve = batches
+    assert config == config.for_kind("entity") == ErasureConfig(
+        steps=7, targets=targets, eta=eta, erase_to=erase_to, batch_erase=erase, batch_preserve=preserve
+    )  # fmt: skip
     config.validate()
-    for anchored in ("gem", "concept_ablation"):
-        assert ErasureConfig(method=anchored).for_kind(kind).eta == 1.0
-    own = ErasureConfig(targets="text_kv", eta=0.5, erase_to="empty")
+    for other in ("esd", "gem", "concept_ablation"):
+        assert ErasureConfig(method=other).for_kind(kind).eta == 1.0
+    own = ErasureConfig(targets="text_kv", eta=0.75, erase_to="empty", batch_erase=3, batch_preserve=5)
     assert own.for_kind(kind) == own

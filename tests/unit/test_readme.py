@@ -32,7 +32,7 @@ def test_a_block_is_made_anew_and_the_rest_stays():
 @pytest.mark.parametrize("engine", ["e", "later"])
 def test_figures_of_an_earlier_state_are_told(engine: str):
     block = BLOCK.replace("erasure", "cost")
-    pairs = {"what": "pairs", "steps": 1, "samples": {}, "engine": engine, "pair_flops": {}, "pair_seconds": {}}
+    pairs = {"what": "pairs", "steps": 1, "engine": engine, "pair_flops": {}, "pair_seconds": {}}
     pairs |= {"bank_flops": {}, "bank_seconds": {}}
     trained = {**row("", "car", 0, 0.0), "what": "training", "schedule": "ours"}
     found = {"erasure": result("erasure", ROWS), "cost": result("cost", [pairs, trained])}

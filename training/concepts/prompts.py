@@ -36,7 +36,7 @@ EMPTY_PATTERNS = ("", "a photo", "a drawing", "a {color} background")
 # Ways to ask for a thing, in turn: alone in most prompts, since that is what most people write. An odd number of them,
 # as the concept's phrase takes turns with its synonyms.
 WAYS = (
-    "alone", "misspelt", "shuffled", "several", "alone", "shuffled",
+    "alone", "misspelt", "shuffled", "several", "alone", "several",
     "beside", "alone", "misspelt", "several", "shuffled",
 )  # fmt: skip
 

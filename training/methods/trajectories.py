@@ -161,8 +161,8 @@ class TrajectoryMethod:
 
     def _draw(self, kind: str, count: int, generator: torch.Generator, flow: Flow) -> dict[str, Tensor]:
         """`count` points of the bank's trajectories of this kind, of which each process of the flow's group takes its
-        share."""
-        picked = torch.randint(len(self.bank[f"{kind}.row"]), (count,), generator=generator)
+        share (as many more as make the shares equal)."""
+        picked = torch.randint(len(self.bank[f"{kind}.row"]), (flow.group.whole(count),), generator=generator)
         return self._points(kind, flow.group.share(picked), flow.device)
 
     def _points(self, kind: str, picked: Tensor, device: torch.device) -> dict[str, Tensor]:
