@@ -151,7 +151,7 @@ def _cost(rows: list[Row]) -> list[str]:
         less = summary.get(name, {})
         times = [f"{less.get(what, 1):.0f} ×" for what in ("flops", "time")]
         body.append([name, *times, *(_after(table, share) for share in ("acc_e", "acc_g", "acc_ir"))])
-    pairs = next(row["steps"] for row in rows if row["what"] == "pairs")
+    pairs = next(row["config"]["steps"] for row in rows if row["what"] == "training")
     what = ["fewer FLOPs per pair", "less time per pair"]
     return markdown([f"{pairs} pairs of steps", *what, "Acc_e", "Acc_g", "Acc_ir"], body)
 

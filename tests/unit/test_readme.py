@@ -34,6 +34,7 @@ def test_figures_of_an_earlier_state_are_told(engine: str):
     block = BLOCK.replace("erasure", "cost")
     pairs = {"what": "pairs", "steps": 1, "engine": engine, "pair_flops": {}, "pair_seconds": {}}
     pairs |= {"bank_flops": {}, "bank_seconds": {}}
-    trained = {**row("", "car", 0, 0.0), "what": "training", "schedule": "ours"}
+    trained = {**row("", "car", 0, 0.0), "what": "training", "schedule": "ours", "config": {"steps": 9}}
     found = {"erasure": result("erasure", ROWS), "cost": result("cost", [pairs, trained])}
-    assert ("an earlier state" in filled(block, found)) is (engine != "e")
+    text = filled(block, found)
+    assert ("an earlier state" in text) is (engine != "e") and "| 9 pairs of steps |" in text
