@@ -33,7 +33,7 @@ CONCEPT = Concept(
     irrelevant=("dog", "apple", "bus"),
     preserve=("", "a dog", "a photo of an apple"),
 )
-CONFIG = ErasureConfig(erase_prompts=4, batch_erase=3, batch_preserve=3, rank=2, weight_rsc=0.01)
+CONFIG = ErasureConfig(erase_prompts=4, batch_erase=3, batch_preserve=3, rank=2, weight_rsc=0.01, eta=1.0)
 
 
 def embeds(rows: int) -> TextEmbeds:
