@@ -17,6 +17,7 @@ from scripts.environment import (
     ROOT,
     SetupError,
     inside_venv,
+    install,
     install_requirements,
     install_wordnet,
     run_inside_venv,
@@ -35,6 +36,7 @@ from scripts.measures.train import MODELS, MODES, train
 from scripts.measures.workplace import NOUNS, RELATIONS, STYLES
 
 RESULTS = ROOT / "benchmarks"
+DRAWN = ("ablation", "attention")  # commands that look at the attention in scenes made of emoji
 
 
 def parser() -> argparse.ArgumentParser:
@@ -121,6 +123,8 @@ def main() -> int:
         if not inside_venv():
             install_requirements(tests=True)
             run_inside_venv()
+        if args.command in DRAWN:
+            install("what draws scenes", ["resvg_py>=0.5"])  # of the demo model's pictures; npm fetches the emoji
         install_wordnet()
         args.run(args)
     except SetupError as error:

@@ -10,6 +10,7 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
+from filelock import FileLock
 from PIL import Image
 
 from ..errors import ErasureError
@@ -68,7 +69,11 @@ def _trim(image: Image.Image) -> Image.Image:
 
 
 def _iconify(folder: Path) -> list[Image.Image]:
-    import resvg_py
+    try:
+        import resvg_py
+    except ImportError as error:
+        message = "The demo model's emoji are drawn by the package resvg_py: pip install resvg_py, then try again."
+        raise ErasureError(message) from error
 
     icons = json.loads((folder / "icons.json").read_text(encoding="utf-8"))
     chars = json.loads((folder / "chars.json").read_text(encoding="utf-8"))
@@ -92,11 +97,13 @@ def _fluent(folder: Path) -> list[Image.Image]:
 def load_sprites(cache: Path) -> np.ndarray:
     """All sprites as uint8 RGBA [noun, style, SPRITE_SIZE, SPRITE_SIZE, 4], rendered once into `cache/sprites.npy`."""
     path = cache / "sprites.npy"
-    if not path.exists():
-        per_style = []
-        for style in STYLES:
-            folder = _fetch(PACKAGES[style], cache)
-            per_style.append(_fluent(folder) if style == "fluent" else _iconify(folder))
-        sprites = np.stack([np.stack([np.asarray(image) for image in images]) for images in per_style], axis=1)
-        np.save(path, sprites)
+    cache.mkdir(parents=True, exist_ok=True)
+    with FileLock(cache / "sprites.lock"):  # benchmarks are run by several processes
+        if not path.exists():
+            per_style = []
+            for style in STYLES:
+                folder = _fetch(PACKAGES[style], cache)
+                per_style.append(_fluent(folder) if style == "fluent" else _iconify(folder))
+            sprites = np.stack([np.stack([np.asarray(image) for image in images]) for images in per_style], axis=1)
+            np.save(path, sprites)
     return np.load(path)
