@@ -110,15 +110,16 @@ def ablation_summary(rows: list[Row]) -> Summary:
 
 
 def _variants(rows: list[Row]) -> Summary:
-    found: dict[str, list[Row]] = {}
+    found: dict[str, list[Row]] = {"defaults": [], EARLY: []}  # what the others are compared with comes first
     for row in rows:
         found.setdefault(row["variant"], []).append(row)
     references = {
-        name: {(row["concept"], row["seed"]): _compared(row) for row in found.get(name, [])}
-        for name in ("defaults", EARLY)
+        name: {(row["concept"], row["seed"]): _compared(row) for row in found[name]} for name in ("defaults", EARLY)
     }
     summary = {}
     for variant, part in found.items():
+        if not part:
+            continue
         reference = references[EARLY if variant.startswith(f"{EARLY} ") else "defaults"]
         table = summary[variant] = _table(part)
         table["difference"] = {}
