@@ -51,8 +51,10 @@ def _erasure_page(summary: Summary) -> list[str]:
         tables = {method: kinds[kind] for method, kinds in summary.items() if kind in kinds}
         if not tables:
             continue
+        # which nouns a seed's prompts hold differs, and so does the base's share: it is told for the most seeds
+        tables = dict(sorted(tables.items(), key=lambda item: -item[1]["rows"]))
         names = list(dict.fromkeys(name for table in tables.values() for name in table["shares"]))
-        before = {n: share["before"] for table in tables.values() for n, share in table["shares"].items()}
+        before = {n: share["before"] for t in reversed(tables.values()) for n, share in t["shares"].items()}
         base = ["base", *(f"{100 * before[n]:.1f}" for n in names)]
         body = [
             [method, *(_cell(table["shares"].get(n), worst=n == "acc_e") for n in names), *_drift(table)]
