@@ -141,6 +141,8 @@ def _rival(erasure: Summary, defences: Summary, name: str, beats: str, strict: b
         ir_a, ir_b = (table["shares"]["acc_ir"]["after"] for table in (ours, theirs))
         met.append((a < b if strict else a <= b) and ir_a >= ir_b)
         told.append(f"{percent(a)} against {percent(b)}, Acc_ir {percent(ir_a)} against {percent(ir_b)}")
+        if "drift" in ours and "drift" in theirs:
+            told[-1] += ", drift " + " against ".join(f"{t['drift']['perceptual']:.3f}" for t in (ours, theirs))
     methods = defences.get("methods", {})
     if "eraseanything" in methods and name in methods:
         one, other = methods["eraseanything"], methods[name]
