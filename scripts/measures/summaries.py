@@ -248,7 +248,10 @@ def strength_summary(rows: list[Row]) -> Summary:
         "strengths": strengths,
         "rows": len(rows),
         **means,
-        "each": {f"{row['concept']}, seed {row['seed']}": [row["rates"], row["spearman"]] for row in rows},
+        "each": {
+            f"{row['concept']}, seed {row['seed']}, {row['images']} images": [row["rates"], row["spearman"]]
+            for row in rows
+        },
         "concepts": concepts,
         "mean_spearman": spearman(strengths, means["rates"]["mean"]),
         "worst_spearman": None if None in found else max(found),

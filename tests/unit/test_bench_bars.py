@@ -219,6 +219,7 @@ STRENGTH = [
     {
         "concept": c,
         "seed": 0,
+        "images": 192,
         "strengths": [0.0, 0.5, 1.0],
         "rates": r,
         "acc_ir": [0.9, 0.9, 0.8],
