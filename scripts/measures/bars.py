@@ -140,9 +140,10 @@ def _rival(erasure: Summary, defences: Summary, name: str, beats: str, strict: b
         a, b = attacked(ours), attacked(theirs)
         ir_a, ir_b = (table["shares"]["acc_ir"]["after"] for table in (ours, theirs))
         met.append((a < b if strict else a <= b) and ir_a >= ir_b)
-        told.append(f"{percent(a)} against {percent(b)}, Acc_ir {percent(ir_a)} against {percent(ir_b)}")
-        if "drift" in ours and "drift" in theirs:
-            told[-1] += ", drift " + " against ".join(f"{t['drift']['perceptual']:.3f}" for t in (ours, theirs))
+        drifts = " against ".join(f"{table['drift']['perceptual']:.3f}" for table in (ours, theirs))
+        told.append(
+            f"{percent(a)} against {percent(b)}, Acc_ir {percent(ir_a)} against {percent(ir_b)}, drift {drifts}"
+        )
     methods = defences.get("methods", {})
     if "eraseanything" in methods and name in methods:
         one, other = methods["eraseanything"], methods[name]
