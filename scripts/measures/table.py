@@ -64,6 +64,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "attention of the last block": {"capture_blocks": "last"},
     **{f"refresh every {steps}": {"refresh_every": steps} for steps in (20, 50, 100)},
     **{f"{count} preservation prompts": {"preserve_prompts": count} for count in (0, 8, 24, 64)},
+    **{f"weight_attn {weight:g}": {"weight_attn": weight} for weight in (2.0, 4.0)},
     **{f"lr_preserve {rate:g}": {"lr_preserve": rate} for rate in (2e-4, 4e-4, 1.4e-3)},
     **{f"lr_erase {rate:g}": {"lr_erase": rate} for rate in (4e-4, 6e-4, 1.6e-3)},
     **{f"t_min {t:g}": {"t_min": t} for t in (0.0, 0.25, 0.5, 0.75)},
@@ -120,8 +121,9 @@ def _fill(
                 more = {"precision": precision} if precision else {}
                 key = place.key(phrase, seed, name if config is None else course(config), concept, **more)
                 # what is the default now, or the same by another name, is no variant
-                if key not in planned:
-                    planned.add(key)
+                same = (name if config is None else config.for_kind(concept.kind), concept, precision)
+                if same not in planned:
+                    planned.add(same)
                     plans[name] = (key, concept, config, precision)
             if all(place.done(key) for key, *_ in plans.values()):
                 continue
