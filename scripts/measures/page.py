@@ -60,7 +60,7 @@ def _erasure_page(summary: Summary) -> list[str]:
             [method, *(_cell(table["shares"].get(n), worst=n == "acc_e") for n in names), *_drift(table)]
             for method, table in tables.items()
         ]
-        head = ["", *(NAMES.get(n, n.removeprefix("part: ")) for n in names), "drift", "PSNR", "s", "rows"]
+        head = ["", *map(_heading, names), "drift", "PSNR", "s", "rows"]
         lines += [f"### {kind.capitalize()}", "", *markdown(head, [[*base, "0", "∞", "", ""], *body])]
         if UNNAMED in tables:
             lines += [
@@ -68,6 +68,10 @@ def _erasure_page(summary: Summary) -> list[str]:
                 "erased one, for the same nouns and seeds.", "",
             ]  # fmt: skip
     return lines
+
+
+def _heading(share: str) -> str:
+    return NAMES.get(share, share.removeprefix("part: "))
 
 
 def _drift(table: Summary) -> list[str]:
@@ -91,8 +95,7 @@ def _ablation_page(summary: Summary) -> list[str]:
 
 
 def _variants_table(variants: Summary) -> list[str]:
-    names = [n for n in dict.fromkeys(n for t in variants.values() for n in t["shares"]) if not n.startswith("part")]
-    names.append("drift")
+    names = [*dict.fromkeys(n for table in variants.values() for n in table["shares"]), "drift"]
 
     def cell(table: Summary, name: str, is_default: bool) -> str:
         difference = table["difference"].get(name)
@@ -106,11 +109,11 @@ def _variants_table(variants: Summary) -> list[str]:
         [variant, *(cell(table, name, variant in ("defaults", EARLY)) for name in names), str(table["rows"])]
         for variant, table in variants.items()
     ]
-    return markdown(["", *(NAMES.get(name, name) for name in names), "rows"], body)
+    return markdown(["", *map(_heading, names), "rows"], body)
 
 
 def _precision_page(summary: Summary) -> list[str]:
-    names = [n for n in dict.fromkeys(n for t in summary.values() for n in t["shares"]) if not n.startswith("part")]
+    names = list(dict.fromkeys(n for table in summary.values() for n in table["shares"]))
     first = next(iter(summary.values()), {"shares": {}})["shares"]
     base = ["base", *(f"{100 * first[n]['before']:.1f}" if n in first else "–" for n in names), "", ""]
     body = [
@@ -121,7 +124,7 @@ def _precision_page(summary: Summary) -> list[str]:
     return [
         "What the transformer's blocks are stored in while the bank is filled and the LoRA is trained. What the LoRA",
         "does is measured on the model as it is, with the same prompts and seeds for all.", "",
-        *markdown(["", *(NAMES.get(name, name) for name in names), "s", "rows"], [base, *body]),
+        *markdown(["", *map(_heading, names), "s", "rows"], [base, *body]),
     ]  # fmt: skip
 
 
@@ -438,7 +441,8 @@ above its table, which does only what is missing. Shares are percentages of gene
 demo model's classifier sees what was asked for, as mean ± standard deviation over concepts and training seeds. Acc_e:
 the erased concept, with the worst concept in brackets; Acc_g: its synonyms; attacks: other ways to write it, of which
 training knows misspellings, shuffles, numbers and pairs (drawn anew) but no affixes and no repetition; all better when
-lower. Acc_ir: what should stay, where no preservation prompt held its nouns, and "seen" where one did; better when
+lower. Acc_ir: what should stay, where no preservation prompt held its nouns, and "seen" where one did; the columns from
+"beside it" or "nouns in it" on: parts of pictures that should stay, though the prompt names the concept; better when
 higher. Drift: mean distance of untouched prompts' images in the classifier's features (0 to 2); PSNR the same in dB.
 """.splitlines()
 

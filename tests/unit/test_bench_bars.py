@@ -134,6 +134,15 @@ def test_variants_are_compared_by_attention_and_drift_too():
     assert "| +20.0 ± 0.0 |" in line and line.endswith("| -1.0 ± 1.0 | 3 |")
 
 
+def test_a_variant_that_loses_what_stands_beside_the_concept_shows_it():
+    def beside(variant: str, kept: float) -> dict:
+        return {**ablated(variant, "car", 0.0), "parts": {"beside it": {"before": 0.9, "after": kept, "images": 12}}}
+
+    head, _, *body = page._variants_table(summaries._variants([beside("defaults", 1.0), beside("targets all", 0.4)]))
+    column = head.split("|").index(" beside it ")
+    assert [line.split("|")[column] for line in body if line] == [" 100.0 ± 0.0 ", " -60.0 ± 0.0 "]
+
+
 def test_a_term_is_judged_by_concepts_of_every_kind_and_each_kind_has_a_table():
     def of(kind: str, variant: str, concept: str, acc_e: float) -> dict:
         return {**ablated(variant, concept, acc_e), "kind": kind}
