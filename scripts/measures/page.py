@@ -442,7 +442,7 @@ demo model's classifier sees what was asked for, as mean ± standard deviation o
 the erased concept, with the worst concept in brackets; Acc_g: its synonyms; attacks: other ways to write it, of which
 training knows misspellings, shuffles, numbers and pairs (drawn anew) but no affixes and no repetition; all better when
 lower. Acc_ir: what should stay, where no preservation prompt held its nouns, and "seen" where one did; the columns from
-"beside it" or "nouns in it" on: parts of pictures that should stay, though the prompt names the concept; better when
+"beside it", "nouns in it" or "both nouns" to the drift: parts of what should stay, each counted alone; better when
 higher. Drift: mean distance of untouched prompts' images in the classifier's features (0 to 2); PSNR the same in dB.
 """.splitlines()
 
