@@ -22,17 +22,21 @@ from comfy_api.v0_0_2 import ComfyExtension, io, ui
 from ..training.errors import ErasureError, LoraError
 from ..training.flux.weights import HOST_FORMATS
 from ..training.lora.inputs import INPUTS_SUFFIX
+from ..training.lora.scales import CONFIG_FILE
 
 __all__ = [
     "ChoosesLora",
     "ComfyExtension",
     "advanced",
     "diffusers_folders",
+    "file_stamp",
     "flux_config",
     "io",
     "judge_folders",
+    "linked_stamp",
     "list_files",
     "lora_name",
+    "lora_stamp",
     "output_path",
     "quiet_log",
     "readable_quantisation",
@@ -74,12 +78,19 @@ class ChoosesLora(io.ComfyNode):
         """Nothing is refused before the node runs."""
         return True
 
+    @classmethod
+    def fingerprint_inputs(cls, lora: str | None = "", lora_name: str | None = "", **_: object) -> str:
+        """Changes when the LoRA's file does, so that the host does not keep what it made of an older one."""
+        if None in (lora, lora_name):  # what the host says of an input that is connected
+            return linked_stamp()
+        return lora_stamp(lora_name or lora)
+
 
 def list_files(kind: str) -> list[str]:
     """Names of the .safetensors files in one of the host's model folders ("loras", "vae", ...), as its combos show
     them; without those that lie beside LoRAs for merging."""
     names = folder_paths.get_filename_list(kind)
-    return [name for name in names if name.lower().endswith(".safetensors") and not name.endswith(INPUTS_SUFFIX)]
+    return [name for name in names if name.lower().endswith(SUFFIX) and not name.lower().endswith(INPUTS_SUFFIX)]
 
 
 def resolve_file(kind: str, name: str, error: type[ErasureError]) -> str:
@@ -92,12 +103,63 @@ def resolve_file(kind: str, name: str, error: type[ErasureError]) -> str:
         raise error(
             f"There is no file {os.path.basename(str(name))!r} among the {kind}: refresh the list, choose another."
         )
-    return os.path.abspath(path)
+    path = os.path.abspath(path)
+    _note_read(path)
+    return path
+
+
+SUFFIX = ".safetensors"
 
 
 def resolve_lora(name: str) -> str:
     """The absolute path of a LoRA that the host lists, with or without its ending; LoraError if it lists none."""
-    return resolve_file("loras", name if name.endswith(".safetensors") else f"{name}.safetensors", LoraError)
+    return resolve_file("loras", _with_ending(name), LoraError)
+
+
+def _with_ending(name: str) -> str:
+    """A LoRA's name with the ending as the file has it: disks tell a.safetensors and a.SAFETENSORS apart."""
+    listed = list_files("loras")
+    if name in listed:
+        return name
+    stem = name[: -len(SUFFIX)] if name.lower().endswith(SUFFIX) else name
+    return next((each for each in listed if each[: -len(SUFFIX)] == stem), stem + SUFFIX)
+
+
+def file_stamp(path: str | Path | None) -> str:
+    """A file's time of change and size; "" for one that is not there."""
+    try:
+        found = os.stat(path) if path else None
+    except OSError:
+        found = None
+    return f"{found.st_mtime_ns} {found.st_size}" if found else ""
+
+
+def lora_stamp(name: str) -> str:
+    """`file_stamp` of a LoRA by its name, and of the settings beside it that say its alpha."""
+    path = folder_paths.get_full_path("loras", _with_ending(name)) if name else None
+    return f"{file_stamp(path)} {file_stamp(Path(path).with_name(CONFIG_FILE))}" if path else ""
+
+
+_files_read: dict[str, str] = {}  # files that nodes have read → their stamps then
+_replaced = 0  # how many of them have been found to be others since
+
+
+def _note_read(path: str) -> None:
+    global _replaced
+    stamp = file_stamp(path)
+    _replaced += _files_read.get(path, stamp) != stamp
+    _files_read[path] = stamp
+
+
+def linked_stamp() -> str:
+    """Changes when any file changes that a node has read.
+
+    It stands for the file of a connected name: of connected inputs the host tells `fingerprint_inputs` nothing, and
+    what it was told would not change when the file alone does.
+    """
+    for path in list(_files_read):
+        _note_read(path)
+    return str(_replaced)
 
 
 def lora_name(path: Path) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,8 +14,8 @@ from torch import Tensor
 from ..training.concepts import THRESHOLD, concept_keys, relevance
 from ..training.errors import ConfigError, LoraError
 from ..training.lora.files import erased_names
-from ..training.lora.format import LoraWeights
 from .joint_attention import read_clip_prompt
+from .native import PlacedLora
 
 
 @dataclass(frozen=True)
@@ -34,15 +33,15 @@ class Gate:
         return found >= self.threshold
 
 
-def make_gate(path: str, metadata: dict[str, str], clip: Any, threshold: float, told: Callable[[float], None]) -> Gate:
+def make_gate(lora: PlacedLora, clip: Any, threshold: float, told: Callable[[float], None]) -> Gate:
     """The gate of one LoRA, for the names in its metadata as this CLIP's T5 reads them. LoraError, ConfigError."""
     if not 0 < threshold <= 1:
         raise ConfigError(f"The threshold {threshold} is outside 0 to 1: {THRESHOLD} is a good one.")
     if clip is None:
         raise ConfigError("Only when asked for needs the text encoder: connect CLIP to Apply Erasure LoRA.")
-    names = erased_names(metadata)
+    names = erased_names(lora.file.metadata)
     if not names:
-        raise LoraError(f"{Path(path).name} does not say what it erases: switch off only when asked for.")
+        raise LoraError(f"{lora.name} does not say what it erases: switch off only when asked for.")
 
     def encode(text: str) -> Tensor:
         return clip.encode_from_tokens(clip.tokenize(text), return_pooled=True)[0][0]
@@ -56,25 +55,18 @@ class ConditionalLora:
 
     Where it is off, nothing is added: those images are the same to the last bit as without it.
 
-    weights: by diffusers' module names; places: of each module, the host's weight and the range of its outputs, or
-    None for all; sigmas: (highest, lowest) at which it acts.
+    sigmas: (highest, lowest) at which it acts.
     """
 
-    def __init__(
-        self,
-        weights: LoraWeights,
-        places: dict[str, tuple[str, tuple[int, int] | None]],
-        strength: float,
-        sigmas: tuple[float, float],
-        gate: Gate | None,
-    ) -> None:
+    def __init__(self, lora: PlacedLora, strength: float, sigmas: tuple[float, float], gate: Gate | None) -> None:
         self.sigmas, self.gate = sigmas, gate
         self.rows: Tensor | None = None  # indices of the batch's rows where it acts in this pass
         self.layers: dict[str, list[tuple[Tensor, Tensor, slice]]] = {}
-        for module, (a, b, alpha) in weights.items():
-            name, part = places[module]
-            outputs = slice(part[0], part[0] + part[1]) if part else slice(None)
-            self.layers.setdefault(name, []).append((a, b * (strength * alpha / len(a)), outputs))
+        for module, places in lora.places.items():
+            a, b, alpha = lora.file.weights[module]
+            for weight, outputs, rows in places:
+                part = (a, b[rows] * (strength * alpha / len(a)), outputs or slice(None))
+                self.layers.setdefault(weight, []).append(part)
 
     def __deepcopy__(self, memo: dict) -> ConditionalLora:
         return self  # the host copies a MODEL's options in depth; the wrapper and the layers must stay one object

@@ -20,7 +20,17 @@ from ..training.evaluation.whitebox.settings import NAMES as WHITE_BOX
 from ..training.evaluation.whitebox.settings import WhiteBox
 from ..training.flux.source import FluxSource
 from . import service
-from .compat import ChoosesLora, advanced, io, judge_folders, list_files, output_path, resolve_lora, searched
+from .compat import (
+    ChoosesLora,
+    advanced,
+    file_stamp,
+    io,
+    judge_folders,
+    list_files,
+    output_path,
+    resolve_lora,
+    searched,
+)
 from .lora import MAX_STRENGTH, lora_name_input
 from .train import finished
 from .types import CATEGORY, NONE, ConceptType, EvaluationType, FluxSourceType, StackType
@@ -205,20 +215,13 @@ class EvaluateErasure(ChoosesLora):
     def fingerprint_inputs(cls, **inputs: object) -> str:
         """Changes when an evaluation is lost or a file that it reads has changed."""
         files = [*str(inputs.get("prompts") or "").split(",")]
-        names = [str(inputs.get("lora") or "")]
-        return " ".join([service.unfinished(), *_stamps(files, names)])
+        lora = super().fingerprint_inputs(**inputs)
+        return " ".join([service.unfinished(), *map(_prompts_stamp, files), lora])
 
 
-def _stamps(files: Sequence[str], loras: Sequence[str]) -> list[str]:
-    """Times of change of prompt files and LoRAs; "" for one that is not there."""
-    found = []
-    for name in files:
-        path = Path(folder_paths.get_input_directory()) / name.strip()
-        found.append(str(path.stat().st_mtime_ns) if name.strip() and path.is_file() else "")
-    for name in loras:
-        path = folder_paths.get_full_path("loras", name) if name else None
-        found.append(str(Path(path).stat().st_mtime_ns) if path else "")
-    return found
+def _prompts_stamp(name: str) -> str:
+    """`file_stamp` of a file with prompts; "" for one that is not there."""
+    return file_stamp(Path(folder_paths.get_input_directory()) / name.strip()) if name.strip() else ""
 
 
 def _concept_of(flux: FluxSource, loras: Sequence[Path]) -> Concept:

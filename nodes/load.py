@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import comfy.text_encoders.flux
 
 from ..training.errors import SourceError
 from ..training.flux.source import PRECISIONS, FluxSource, demo_model_folder, demo_source
-from .compat import diffusers_folders, io, list_files, resolve_file
+from .compat import diffusers_folders, file_stamp, io, linked_stamp, list_files, resolve_file
 from .native import load_native
 from .types import CATEGORY, NONE, FluxSourceType
 
@@ -86,10 +85,13 @@ class LoadFlux(io.ComfyNode):
         """Changes when the chosen files do, so that the host runs the node again."""
         try:
             source = choose_source(model, precision, files)
-            paths = [*source.transformer_files(), source.clip_l, source.t5, source.vae]
-            return repr([(str(path), os.stat(path).st_mtime_ns) for path in paths if path])
-        except (SourceError, OSError) as error:
-            return str(error)
+            paths = [source.transformer, source.clip_l, source.t5, source.vae]
+            if source.kind != "files":
+                inside = Path(source.folder).rglob("*")
+                paths = sorted(path for path in inside if path.suffix in (".safetensors", ".json"))
+            return repr([(str(path), file_stamp(path)) for path in paths if path])
+        except SourceError as error:  # also where an input is connected, whose value the host keeps back
+            return f"{error} {linked_stamp()}"
 
 
 def choose_source(model: str, precision: str, files: dict[str, str]) -> FluxSource:

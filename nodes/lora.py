@@ -20,7 +20,7 @@ from ..training.flux.sampling import initial_noise, sigmas, unpack
 from ..training.flux.source import FluxSource
 from .compat import ChoosesLora, io, list_files, resolve_lora, show_text, ui
 from .conditional import ConditionalLora, make_gate, sigma_range
-from .native import NativeFlux, apply_lora, load_native, place_lora, warning_of
+from .native import NativeFlux, PlacedLora, apply_lora, load_native, place_lora, warning_of
 from .types import CATEGORY, NONE, FluxSourceType, StackType
 
 MAX_STRENGTH = 1.5
@@ -110,27 +110,29 @@ class ApplyErasureLora(ChoosesLora):
             stack = [(lora_path(lora, lora_name, strength), 1.0)]
         _check_strength(strength)
         sigmas = sigma_range(model, start, end)
-        _warn(cls.hidden.unique_id, model, [path for path, _ in stack])
+        loras = [(place_lora(model, path), weight * strength) for path, weight in stack]
+        text = _told(cls.hidden.unique_id, model, [lora for lora, _ in loras])
         always = (start, end, only_when_asked) == (0.0, 1.0, False)
-        for path, weight in stack:
+        for lora, amount in loras:
             if always:
-                model = apply_lora(model, path, weight * strength)
+                model = apply_lora(model, lora, amount)
                 continue
-            weights, metadata, places = place_lora(model, path)
-            told = _teller(cls.hidden.unique_id, Path(path).stem, threshold)
-            gate = make_gate(path, metadata, clip, threshold, told) if only_when_asked else None
-            if weight * strength:
-                model = ConditionalLora(weights, places, weight * strength, sigmas, gate).put_on(model)
-        return io.NodeOutput(model)
+            told = _teller(cls.hidden.unique_id, Path(lora.name).stem, threshold)
+            gate = make_gate(lora, clip, threshold, told) if only_when_asked else None
+            if amount:
+                model = ConditionalLora(lora, amount, sigmas, gate).put_on(model)
+        return io.NodeOutput(model, ui={"text": [text]} if text else None)
 
 
-def _warn(node: str | None, model: object, paths: Sequence[str]) -> None:
-    """Says on the node and in the log which LoRAs were made for another base than the MODEL."""
-    warnings = list(filter(None, (warning_of(model, path) for path in paths)))
-    for sentence in warnings:
+def _told(node: str | None, model: object, loras: Sequence[PlacedLora]) -> str:
+    """Says on the node and in the log what was left out or read otherwise of LoRAs, and which were made for another
+    base than the MODEL; returns the sentences, one a line."""
+    sentences = [sentence for lora in loras for sentence in (*lora.file.notes, warning_of(model, lora)) if sentence]
+    for sentence in sentences:
         logging.getLogger(__name__).warning(sentence)
-    if warnings:
-        show_text(node, "\n".join(warnings))
+    if sentences:
+        show_text(node, "\n".join(sentences))
+    return "\n".join(sentences)
 
 
 def _teller(node: str | None, name: str, threshold: float) -> Callable[[float], None]:
@@ -247,15 +249,17 @@ def _rendered(
     if not lines:
         raise ConfigError("There is no prompt to render: write at least one line.")
     native = load_native(flux)
-    _warn(cls.hidden.unique_id, native.model, [path])
-    models = [apply_lora(native.model, path, strength) for strength in columns.values()]
+    lora = place_lora(native.model, path)
+    text = _told(cls.hidden.unique_id, native.model, [lora])
+    models = [apply_lora(native.model, lora, strength) for strength in columns.values()]
     steps = steps or native.variant.default_steps
     progress = comfy.utils.ProgressBar(len(models) * len(lines) * steps)
     numbers = [seed + i for i in range(seeds)]
     # model by model, since the host puts a LoRA into the weights and takes it out again
     made = [[render(native, model, line, numbers, steps, progress) for line in lines] for model in models]
     picture = comparison_grid(lines, numbers, list(columns), list(zip(*made, strict=True)))
-    return io.NodeOutput(picture, ui=ui.PreviewImage(picture, cls=cls))
+    shown = ui.PreviewImage(picture, cls=cls).as_dict()
+    return io.NodeOutput(picture, ui={**shown, "text": [text]} if text else shown)
 
 
 def render(

@@ -17,7 +17,7 @@ from ..training.lora.bake import bake
 from ..training.lora.files import merge_files, numbered
 from ..training.lora.format import KEY_CONCEPT, read_metadata
 from ..training.lora.merge import MODES, PRESERVE
-from .compat import io, list_files, resolve_file, temp_path
+from .compat import file_stamp, io, linked_stamp, list_files, resolve_file, temp_path
 from .stack import MAX_WEIGHT, Row, Stack, checked_weight
 from .types import CATEGORY, NONE, FluxSourceType, StackType
 
@@ -132,6 +132,14 @@ class BakeIntoCheckpoint(io.ComfyNode):
     def validate_inputs(cls, checkpoint: str = NONE) -> bool:
         """Nothing is refused before the node runs: see ChoosesLora."""
         return True
+
+    @classmethod
+    def fingerprint_inputs(cls, checkpoint: str | None = None, **_: object) -> str:
+        """Changes when the checkpoint's file does."""
+        if checkpoint is None:
+            return linked_stamp()
+        kind, _, name = checkpoint.partition("/")
+        return file_stamp(folder_paths.get_full_path(kind, name)) if kind in _CHECKPOINTS else ""
 
     @classmethod
     def execute(cls, checkpoint: str, stack: Stack, strength: float, save_as: str) -> io.NodeOutput:

@@ -3,11 +3,12 @@ MODEL."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import comfy.lora
 import comfy.model_management
@@ -23,11 +24,12 @@ from safetensors.torch import load_file
 
 from ..training.errors import LoraError, SourceError
 from ..training.flux.device import weights_dtype
+from ..training.flux.native_layout import diffusers_parts
 from ..training.flux.source import FluxSource, fingerprint_of
 from ..training.flux.text import TextEncoders
 from ..training.flux.variants import FluxVariant, variant_of
 from ..training.flux.weights import HOST_FORMATS, kinds_in
-from ..training.lora.format import KEY_BASE, PREFIX, LoraWeights, read_lora, read_metadata
+from ..training.lora.format import KEY_BASE, LoraFile, open_lora
 from .compat import flux_config, quiet_log, readable_quantisation
 
 
@@ -240,32 +242,75 @@ def _vae(source: FluxSource) -> comfy.sd.VAE:
     return _FluxVAE(source)
 
 
-def place_lora(
-    model: comfy.model_patcher.ModelPatcher, path: str
-) -> tuple[LoraWeights, dict[str, str], dict[str, tuple[str, tuple[int, int] | None]]]:
-    """A LoRA's weights and metadata, and where each module is in the MODEL: the weight's name and the range of its
-    outputs (start, length), None for all of them. LoraError if it does not fit."""
-    weights, metadata = read_lora(path)
-    keys = comfy.lora.model_lora_keys_unet(model.model, {})
-    shapes = {name: tuple(weight.shape) for name, weight in model.model.state_dict().items()}
-    places: dict[str, tuple[str, tuple[int, int] | None]] = {}
-    for module, (a, b, _) in weights.items():
-        target = keys.get(PREFIX + module)
-        # a slice of a fused projection comes as (name, (dimension, start, length))
-        name, part = (target[0], target[1][1:]) if isinstance(target, tuple) else (target, None)
-        if name not in shapes or (b.shape[0], a.shape[1]) != (part[1] if part else shapes[name][0], shapes[name][1]):
-            raise LoraError(f"{Path(path).name} was made for another Flux: choose the model it was trained on.")
-        places[module] = name, part
-    return weights, metadata, places
+class Place(NamedTuple):
+    """Where rows of a LoRA's B belong in a MODEL. weight: its name; outputs: of the weight's, None for all of them."""
+
+    weight: str
+    outputs: slice | None
+    rows: slice
 
 
-def apply_lora(model: comfy.model_patcher.ModelPatcher, path: str, strength: float) -> comfy.model_patcher.ModelPatcher:
-    """The MODEL with an erasure LoRA at `strength`, through the host's own LoRA code; LoraError if it does not fit."""
-    place_lora(model, path)
+@dataclass(frozen=True)
+class PlacedLora:
+    """A LoRA file as it was read, and where each of its modules is in a MODEL."""
+
+    name: str
+    file: LoraFile
+    places: dict[str, list[Place]]
+
+
+def place_lora(model: comfy.model_patcher.ModelPatcher, path: str) -> PlacedLora:
+    """Read a LoRA of any dialect for a MODEL; LoraError if it is none, or does not fit."""
+    name, file = Path(path).name, open_lora(path)
+    prefix, places = "diffusion_model.", {}
+    for weight, tensor in model.model.state_dict().items():
+        if not (weight.startswith(prefix) and weight.endswith(".weight") and len(tensor.shape) == 2):
+            continue
+        outputs, inputs = tensor.shape
+        module = weight.removeprefix(prefix).removesuffix(".weight")
+        for part, pieces in (diffusers_parts(module, outputs, inputs) or {}).items():
+            sizes = [piece.stop - piece.start for piece in pieces]
+            if part not in file.weights:
+                continue
+            a, b, _ = file.weights[part]
+            if (len(b), a.shape[1]) != (sum(sizes), inputs):
+                continue
+            ends = list(itertools.accumulate(sizes))
+            places[part] = [
+                Place(weight, None if size == outputs else piece, slice(end - size, end))
+                for piece, size, end in zip(pieces, sizes, ends, strict=True)
+            ]
+    if places.keys() != file.weights.keys():
+        raise LoraError(f"{name} was made for another Flux: choose the model it was trained on.")
+    return PlacedLora(name, file, places)
+
+
+def apply_lora(
+    model: comfy.model_patcher.ModelPatcher, lora: PlacedLora, strength: float
+) -> comfy.model_patcher.ModelPatcher:
+    """The MODEL with a LoRA at `strength`, as patches of the host's own; LoraError if it does not take them all.
+
+    The host gets what this pack read, never the file: it knows fewer dialects, and passes over the names it does not
+    know.
+    """
     if strength == 0:
         return model
-    state = comfy.utils.load_torch_file(path, safe_load=True)
-    return comfy.sd.load_lora_for_models(model, None, state, strength, 0)[0]
+    state: dict[str, torch.Tensor] = {}
+    targets: dict[str, str | tuple[str, tuple[int, int, int]]] = {}
+    for module, places in lora.places.items():
+        a, b, alpha = lora.file.weights[module]
+        for number, (weight, outputs, rows) in enumerate(places):
+            key = f"{module}.{number}"
+            state |= {f"{key}.lora_A.weight": a, f"{key}.lora_B.weight": b[rows], f"{key}.alpha": torch.tensor(alpha)}
+            # a part of a weight: (dimension, start, length)
+            targets[key] = weight if outputs is None else (weight, (0, outputs.start, outputs.stop - outputs.start))
+    patched = model.clone()
+    placed = patched.add_patches(comfy.lora.load_lora(state, targets), strength)
+    if len(placed) != len(targets):
+        raise LoraError(
+            f"ComfyUI placed {len(placed)} of the {len(targets)} patches of {lora.name}: update this pack or ComfyUI."
+        )
+    return patched
 
 
 def base_of(model: comfy.model_patcher.ModelPatcher) -> str | None:
@@ -283,12 +328,12 @@ def base_of(model: comfy.model_patcher.ModelPatcher) -> str | None:
         return None
 
 
-def warning_of(model: comfy.model_patcher.ModelPatcher, path: str) -> str:
+def warning_of(model: comfy.model_patcher.ModelPatcher, lora: PlacedLora) -> str:
     """A sentence if a LoRA was trained on another base than the MODEL; empty if not, or if that cannot be told."""
-    wanted, found = read_metadata(path).get(KEY_BASE), base_of(model)
+    wanted, found = lora.file.metadata.get(KEY_BASE), base_of(model)
     if wanted is None or found is None or wanted == found:
         return ""
     return (
-        f"{Path(path).name} was trained on another Flux ({wanted}, this one is {found}), where it may erase less or "
+        f"{lora.name} was trained on another Flux ({wanted}, this one is {found}), where it may erase less or "
         "change more: choose that one, or compare before you rely on it."
     )

@@ -11,7 +11,16 @@ import folder_paths
 from ..training.config import validate_name
 from ..training.errors import ConfigError, LoraError
 from ..training.lora.files import describe, numbered
-from .compat import ChoosesLora, io, list_files, lora_name, resolve_lora
+from .compat import (
+    ChoosesLora,
+    file_stamp,
+    io,
+    linked_stamp,
+    list_files,
+    lora_name,
+    lora_stamp,
+    resolve_lora,
+)
 from .types import CATEGORY, NONE, StackType
 
 
@@ -100,18 +109,25 @@ class LoraFolder(io.ComfyNode):
 
     @classmethod
     def execute(cls, folder: str, weight: float, stack: Stack = ()) -> io.NodeOutput:
-        wanted = [part for part in folder.replace("\\", "/").split("/") if part not in ("", ".")]
-        names = [name for name in list_files("loras") if Path(name).parts[:-1] == tuple(wanted)]
+        names = _inside(folder)
         if not names:
             raise LoraError(
                 f"There is no LoRA in the folder {folder or 'loras'!r}: choose another, or put some into it."
             )
-        rows = (Row(resolve_lora(name), checked_weight(weight)) for name in sorted(names))
+        rows = (Row(resolve_lora(name), checked_weight(weight)) for name in names)
         return _told((*stack, *rows))
 
     @classmethod
-    def fingerprint_inputs(cls, **_: object) -> str:
-        return "\n".join(sorted(list_files("loras")))  # a folder changes without the graph
+    def fingerprint_inputs(cls, folder: str | None = None, **_: object) -> str:
+        """Changes when files of the folder do: their names, times and sizes (of a connected folder, those of all)."""
+        names = sorted(list_files("loras")) if folder is None else _inside(folder)
+        return "\n".join(f"{name} {lora_stamp(name)}" for name in names)
+
+
+def _inside(folder: str) -> list[str]:
+    """Names of the LoRAs that lie in a folder below models/loras itself, sorted."""
+    wanted = [part for part in folder.replace("\\", "/").split("/") if part not in ("", ".")]
+    return sorted(name for name in list_files("loras") if Path(name).parts[:-1] == tuple(wanted))
 
 
 class LoraSet(io.ComfyNode):
@@ -147,9 +163,16 @@ class LoraSet(io.ComfyNode):
         return _told((*stack, *(Row(row.path, row.weight * factor) for row in rows)))
 
     @classmethod
-    def fingerprint_inputs(cls, saved: str, **_: object) -> str:
-        path = _sets() / f"{saved}.json"
-        return path.read_text(encoding="utf-8") if saved != NONE and path.is_file() else ""
+    def fingerprint_inputs(cls, saved: str | None = None, **_: object) -> str:
+        """Changes when the set does, or a file of one of its LoRAs (of a connected set, of any that was read)."""
+        if saved is None:
+            return linked_stamp()
+        if saved == NONE:
+            return ""
+        try:
+            return repr([(row, file_stamp(row.path)) for row in read_set(saved)])
+        except LoraError as error:
+            return str(error)
 
 
 class SaveLoraSet(io.ComfyNode):
@@ -247,7 +270,7 @@ def _told(stack: Stack) -> io.NodeOutput:
     for row in stack:
         known = describe(row.path)
         what = ", ".join(str(known[key]) for key in ("concept", "method") if known[key]) or known["dialect"]
-        lines.append(f"{row.weight:g} × {Path(row.path).stem} ({what}, rank {known['rank']})")
+        lines += [f"{row.weight:g} × {Path(row.path).stem} ({what}, rank {known['rank']})", *known["notes"]]
     text = "\n".join(lines)
     return io.NodeOutput(stack, text, ui={"text": [text]})
 

@@ -88,15 +88,18 @@ def main(folder: Path) -> None:
     loaded = comfy.lora.load_lora(lora, keys, log_missing=False)
     known = {f"{key}{end}" for key in keys for end in (".lora_A.weight", ".lora_B.weight", ".alpha")}
     result = {"lora_patches": len(loaded), "unknown_keys": sorted(set(lora) - known)}
-    apply_lora, warning_of = pack_module("nodes.native").apply_lora, pack_module("nodes.native").warning_of
-    result["base"] = pack_module("nodes.native").base_of(model)
-    result["warnings"] = {name: warning_of(model, path) for name, path in request["bases"].items()}
-    ours = apply_lora(model, request["lora"], 1.0)
+    pack = pack_module("nodes.native")
+    place_lora, apply_lora, warning_of = pack.place_lora, pack.apply_lora, pack.warning_of
+    result["base"] = pack.base_of(model)
+    bases = {name: place_lora(model, path) for name, path in request["bases"].items()}
+    result["warnings"] = {name: warning_of(model, lora) for name, lora in bases.items()}
+    placed = place_lora(model, request["lora"])
+    ours = apply_lora(model, placed, 1.0)
     out["lora_ours"] = host_nodes.VAEDecode().decode(vae, {"samples": ksampler(ours)})[0]
-    result["strength_zero_is_base"] = apply_lora(model, request["lora"], 0.0) is model
+    result["strength_zero_is_base"] = apply_lora(model, placed, 0.0) is model
     errors = pack_module("training.errors")
     try:
-        apply_lora(model, request["foreign_lora"], 1.0)
+        place_lora(model, request["foreign_lora"])
         result["foreign"] = None
     except errors.LoraError as error:
         result["foreign"] = str(error)
@@ -117,9 +120,9 @@ def main(folder: Path) -> None:
 
     save_file({name: tensor.contiguous().clone() for name, tensor in out.items()}, folder / "result.safetensors")
     model.model.diffusion_model.to(torch.float8_e4m3fn)  # what UNETLoader's weight_dtype does
-    result["warnings"]["in fp8"] = warning_of(model, request["bases"]["same"])
+    result["warnings"]["in fp8"] = warning_of(model, bases["same"])
     model.model.diffusion_model.to(torch.float8_e5m2)
-    result["base in e5m2"] = pack_module("nodes.native").base_of(model)
+    result["base in e5m2"] = pack.base_of(model)
     (folder / "result.json").write_text(json.dumps(result))
 
 

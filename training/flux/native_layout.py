@@ -73,6 +73,11 @@ NATIVE_LINEARS = {
     "single_blocks": (*_SINGLE, "linear1"),
 }
 DIFFUSERS_LINEARS = {stream: tuple(names) for stream, names in _WIDTHS.items()}
+NATIVE_NORMS = {
+    "double_blocks": tuple(name for name in _NORMS if "_attn." in name),
+    "single_blocks": tuple(name for name in _NORMS if "_attn." not in name),
+}
+DIFFUSERS_NORMS = {_STREAMS[stream]: tuple(_NORMS[name] for name in names) for stream, names in NATIVE_NORMS.items()}
 
 
 def linear_widths(module: str) -> tuple[int | None, int | None] | None:

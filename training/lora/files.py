@@ -17,6 +17,7 @@ from ..errors import ConfigError, LoraError
 from .format import KEY_BASE, KEY_CONCEPT, KEY_METHOD, KEY_VERSION, LoraWeights, open_lora, write_lora
 from .inputs import INPUTS_SUFFIX, inputs_path, read_inputs
 from .merge import PRESERVE, Source, merge
+from .scales import KEY_ADAPTER
 
 KEY_MERGE = (
     "erase_anything.merge"  # JSON: mode, its settings, and of every source file, sha256, weight, concept, method
@@ -57,7 +58,10 @@ def lora_files(paths: Sequence[str | Path]) -> list[Path]:
         if not path.is_dir():
             found.append(path)
             continue
-        inside = [file for file in sorted(path.glob("*.safetensors")) if not file.name.endswith(INPUTS_SUFFIX)]
+        inside = [
+            file for file in sorted(path.iterdir())
+            if file.suffix.lower() == ".safetensors" and not file.name.lower().endswith(INPUTS_SUFFIX)
+        ]  # fmt: skip
         if not inside:
             raise LoraError(f"The folder {path.name} holds no .safetensors files: choose another one.")
         found += inside
@@ -143,21 +147,47 @@ def describe(path: str | Path) -> dict[str, Any]:
 
 
 def convert(path: str | Path, out: str | Path, *, dtype: str = "auto", overwrite: bool = False) -> dict[str, Any]:
-    """Write a LoRA of any dialect in our layout, exactly: A, B and alpha keep their values; `describe`'s result for it.
+    """Write a LoRA of any dialect in our layout; `describe`'s result for it.
+
+    A, B and alpha of a LoRA keep their values; "notes" say what was left out, and what was no LoRA and became one.
 
     dtype: "auto" is the file's own. Raises ConfigError and LoraError; then nothing is written.
     """
     path, out = Path(path), new_file(out, overwrite)
     file = open_lora(path)
+    weights = _for_diffusers(file.weights)
     if dtype == "auto":
         own = [getattr(torch, name) for name in file.dtypes]
-        number = own[0] if len(own) == 1 and own[0] in DTYPES.values() else torch.float32
+        # what became a LoRA when it was read has numbers of its own
+        fits = len(own) == 1 and own[0] in DTYPES.values() and not rounding_error(weights, own[0])
+        number = own[0] if fits else torch.float32
     else:
         number = _dtype(dtype)
     origin = {"file": path.name, "sha256": sha256_of(path), "dialect": file.dialect}
-    metadata = {**file.metadata, KEY_CONVERTED: json.dumps(origin, sort_keys=True)}
-    write_lora(out, file.weights, metadata, number)
+    # diffusers refuses alpha in tensors and in metadata at once
+    metadata = {name: text for name, text in file.metadata.items() if name != KEY_ADAPTER}
+    metadata[KEY_CONVERTED] = json.dumps(origin, sort_keys=True)
+    write_lora(out, weights, metadata, number)
     return {**describe(out), "notes": list(file.notes)}
+
+
+def _for_diffusers(weights: LoraWeights) -> LoraWeights:
+    """The same changes, with one rank and alpha for all layers that are called proj_out.
+
+    diffusers and PEFT take a layer's rank and alpha by the end of its name, so what they read of the model's own
+    `proj_out` counts for that of every single block too.
+    """
+    ends = [name for name in weights if name.split(".")[-1] == "proj_out"]
+    if "proj_out" not in weights or len({(len(weights[name][0]), weights[name][2]) for name in ends}) == 1:
+        return weights
+    rank = max(len(weights[name][0]) for name in ends)
+    unified = dict(weights)
+    for name in ends:
+        a, b, alpha = weights[name]
+        more = rank - len(a)
+        a = torch.nn.functional.pad(a, (0, 0, 0, more))
+        unified[name] = (a, torch.nn.functional.pad(b * (alpha / (rank - more)), (0, more)), float(rank))
+    return unified
 
 
 def _dtype(name: str) -> torch.dtype:
@@ -209,13 +239,14 @@ def merge_files(
     metadata = {KEY_MERGE: json.dumps(facts, sort_keys=True), KEY_METHOD: f"merge ({mode})", KEY_VERSION: __version__}
     if len(bases) == 1:
         metadata[KEY_BASE] = next(iter(bases))
-    write_lora(out, merged.weights, metadata, number)
+    written = _for_diffusers(merged.weights)
+    write_lora(out, written, metadata, number)
     report = merged.report
     report["sources"] = [
         {**row, **{key: origin[key] for key in ("file", "sha256", "concept")}}
         for row, origin in zip(report["sources"], origins, strict=True)
     ]
-    rounding = 0.0 if number == torch.float32 else rounding_error(merged.weights, number)
+    rounding = 0.0 if number == torch.float32 else rounding_error(written, number)
     return {"file": str(out), **report, "dtype": dtype, "rounding": rounding, "notes": [*notes, *report["notes"]]}
 
 

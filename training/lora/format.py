@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +21,10 @@ from torch import Tensor
 
 from ..errors import LoraError
 from ..flux.native_layout import diffusers_parts, linear_widths
-from .dialects import NOT_LORA, QKV_OF_LINEAR1, LoraKey, is_text_encoder, parse_key
+from .dialects import QKV_OF_LINEAR1, UNREADABLE, LoraKey, embedding_word, is_text_encoder, parse_key
+from .factors import Factors, Unfactorable, factors_of
+from .other_bases import other_base
+from .scales import AdapterConfig, read_config
 
 # module name in FluxTransformer2DModel -> (A [rank, in], B [out, rank], alpha); W is changed by alpha / rank * B @ A
 LoraWeights = dict[str, tuple[Tensor, Tensor, float]]
@@ -62,7 +66,8 @@ def write_lora(
             raise LoraError(
                 f"The LoRA of {module} has shapes {tuple(a.shape)} and {tuple(b.shape)}, which do not multiply."
             )
-        a, b = (matrix.detach().to("cpu", dtype).contiguous() for matrix in (a, b))
+        # a copy, since the parts of a fused layer share their A, which the library refuses to write
+        a, b = (matrix.detach().to("cpu", dtype, copy=True).contiguous() for matrix in (a, b))
         if not (torch.isfinite(a).all() and torch.isfinite(b).all()):
             raise LoraError(
                 f"The LoRA of {module} holds infinite or undefined numbers: train again with a lower learning rate."
@@ -119,8 +124,8 @@ class LoraFile:
     """A LoRA file as it was read.
 
     weights: fp32 on the CPU, under diffusers' names; dialect: that of its keys (see `dialects`), or "mixed";
-    host_format: whether ComfyUI's Load LoRA knows every key; tensors, parameters (of A and B), dtypes (of A and B):
-    what is in the file; notes: sentences about what was left out.
+    host_format: whether ComfyUI's Load LoRA knows every key; tensors, parameters (of the matrices), dtypes (of the
+    matrices): what is in the file; notes: sentences about what was left out, converted, or read from elsewhere.
     """
 
     weights: LoraWeights
@@ -142,78 +147,188 @@ def read_lora(path: str | Path) -> tuple[LoraWeights, dict[str, str]]:
 def open_lora(path: str | Path) -> LoraFile:
     """A Flux LoRA in any dialect; LoraError, one sentence, if it is anything else.
 
-    Fused projections are split into diffusers' own, each with a copy of A. A missing alpha means rank (scale 1), as
-    ComfyUI and diffusers read it. What changes text encoders is left out, with a note: this pack works on transformers.
-    Pickled files are never loaded, since unpickling runs code.
+    Fused projections are split into diffusers' own, each with a copy of A. LoHa, LoKr and whole differences become
+    LoRAs (see `factors`). alpha is that of the tensors, else of PEFT's settings (see `scales`), else the rank (scale
+    1), as ComfyUI and diffusers read it. What no LoRA of a transformer can hold is left out, with a note: changes of
+    text encoders, biases and norms, and embeddings. Pickled files are never loaded, since unpickling runs code.
     """
     path = Path(path)
     with _opened(path) as file:
         names, metadata = list(file.keys()), dict(file.metadata() or {})
-        text = [name for name in names if is_text_encoder(name)]
-        keys = _understood(path, [name for name in names if not is_text_encoder(name)])
+        keys = _understood(path, names, file)
         try:
             tensors = {name: file.get_tensor(name) for name in keys}
         except Exception as error:  # whatever the library raises for types that torch lacks
             raise LoraError(f"{path.name} holds numbers that cannot be read: download it again.") from error
+    matrices = [tensors[name] for name, key in keys.items() if key.role not in (*_NUMBERS, *_LEFT_OUT)]
     layers: dict[tuple[str, bool], dict[str, Tensor]] = {}
     for name, key in keys.items():
         layer = layers.setdefault((key.module, key.native), {})
         if key.role in layer:
             raise LoraError(f"{path.name} has two LoRAs of {key.module}: choose a file that was not mixed of two.")
-        layer[key.role] = tensors[name]
-    weights: LoraWeights = {}
-    for (module, native), layer in layers.items():
-        for part, value in _parts(module, native, _checked(path, module, layer)).items():
-            if part in weights:
-                raise LoraError(f"{path.name} has two LoRAs of {part}: choose a file that was not mixed of two.")
-            weights[part] = value
-    _check_widths(path, weights)
+        # integers stay what they are, to be refused, but for an alpha
+        floating = key.role in _NUMBERS or tensors[name].is_floating_point()
+        layer[key.role] = tensors[name].float() if floating else tensors[name]
+    notes = _left_out(path, names, keys, layers)
+    if not layers:
+        raise LoraError(f"{path.name} changes no weights of linear layers, only biases or norms: choose another file.")
+    weights, more = _weights(path, layers, read_config(path, metadata))
+    _check_widths(path, weights, keys, tensors)
     dialects = sorted({key.dialect for key in keys.values()})
-    matrices = [tensors[name] for name, key in keys.items() if key.role != "alpha"]
     kinds = {str(matrix.dtype).removeprefix("torch.") for matrix in matrices}
-    notes = []
-    if text:
-        notes.append(f"{path.name}: {len(text)} tensors for the text encoders were left out ({text[0]}, …).")
     return LoraFile(
         weights, metadata, dialects[0] if len(dialects) == 1 else "mixed",
         host_format=all(key.host for key in keys.values()), tensors=len(names),
-        parameters=sum(matrix.numel() for matrix in matrices), dtypes=tuple(sorted(kinds)), notes=tuple(notes),
+        parameters=sum(matrix.numel() for matrix in matrices), dtypes=tuple(sorted(kinds)), notes=(*notes, *more),
     )  # fmt: skip
 
 
-def _understood(path: Path, names: Iterable[str]) -> dict[str, LoraKey]:
+_NUMBERS = ("alpha", "scalar")
+_LEFT_OUT = ("bias", "set", "reshape")  # of a layer, what is no change of a weight
+
+
+def _understood(path: Path, names: Iterable[str], file: safe_open) -> dict[str, LoraKey]:
     """The names of the transformer's tensors with what they are for; LoraError for any that no Flux LoRA has."""
-    keys, foreign = {}, []
+    keys, foreign, encoders = {}, [], False
     for name in names:
+        if is_text_encoder(name) or embedding_word(name) is not None:
+            encoders = True
+            continue
         key = parse_key(name)
         if key is None:
             foreign.append(name)
         else:
             keys[name] = key
-    for ends, kind in NOT_LORA:
-        if any(name.endswith(ends) for name in foreign):
-            raise LoraError(f"{path.name} is {kind}, which is no sum of low-rank matrices: choose a plain LoRA.")
-    if foreign or not keys:
-        example = f" (it holds {min(foreign)[:100]!r})" if foreign else ""
-        raise LoraError(f"{path.name} is not a Flux LoRA{example}: choose another file.")
+    for end, kind in UNREADABLE:
+        if any(match.end() == len(name) for name in foreign if (match := end.search(name))):
+            raise LoraError(f"{path.name} is {kind}: choose a LoRA, a LoHa or a LoKr.")
+    if foreign:
+        base = other_base({name: tuple(file.get_slice(name).get_shape()) for name in names})
+        if base is not None:
+            raise _foreign(path, base)
+        raise LoraError(f"{path.name} is not a Flux LoRA (it holds {min(foreign)[:100]!r}): choose another file.")
+    if any(key.role == "reshape" or (key.role == "set" and key.norm) for key in keys.values()):
+        raise LoraError(
+            f"{path.name} is a control LoRA, which gives the model further inputs for an image and sets its norms: "
+            "load it with ComfyUI's own Load LoRA, and choose another file here."
+        )
+    if not keys and encoders:
+        raise LoraError(
+            f"{path.name} is not a Flux LoRA that erases: it changes text encoders or embeddings only, which this pack "
+            "leaves as they are; load it with ComfyUI's own nodes."
+        )
+    if not keys:
+        raise LoraError(f"{path.name} is not a Flux LoRA: choose another file.")
     return keys
 
 
-def _checked(path: Path, module: str, layer: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, float]:
-    """(A, B, alpha) of one layer in fp32; LoraError if one lacks, does not multiply or is no number."""
-    for role, what in (("A", "lora_A"), ("B", "lora_B")):
-        if role not in layer:
-            raise LoraError(f"{path.name} lacks {what} of {module}: train or download it again.")
-    a, b = layer["A"], layer["B"]
-    if a.ndim != 2 or b.ndim != 2 or a.shape[0] != b.shape[1] or 0 in (*a.shape, *b.shape):
-        raise LoraError(f"{path.name} has matrices that do not multiply at {module}: train or download it again.")
-    alpha = layer.get("alpha", torch.tensor(float(len(a))))
-    if alpha.numel() != 1 or not (a.is_floating_point() and b.is_floating_point()):
-        raise LoraError(f"{path.name} has an alpha or matrices of a wrong kind at {module}: download it again.")
-    a, b, alpha = a.float(), b.float(), alpha.float()
-    if not (torch.isfinite(a).all() and torch.isfinite(b).all() and torch.isfinite(alpha).all()):
-        raise LoraError(f"{path.name} holds infinite or undefined numbers at {module}: train or download it again.")
-    return a, b, float(alpha)
+def _foreign(path: Path, base: str) -> LoraError:
+    return LoraError(f"{path.name} is a LoRA for {base}, not for FLUX.1: choose one that was made for FLUX.1.")
+
+
+def _left_out(
+    path: Path, names: Sequence[str], keys: Mapping[str, LoraKey], layers: dict[tuple[str, bool], dict[str, Tensor]]
+) -> list[str]:
+    """Sentences about what is left out; takes it out of `layers`. What is zero changes nothing and is not told."""
+    notes = []
+    text = [name for name in names if is_text_encoder(name)]
+    if text:
+        notes.append(f"{path.name}: {len(text)} tensors for the text encoders were left out ({text[0]}, …).")
+    words = sorted({word for name in names if (word := embedding_word(name)) is not None})
+    if words:
+        notes.append(
+            f"{path.name}: the embeddings of {', '.join(map(repr, words[:5]))} were left out: save them as files of "
+            "their own in models/embeddings."
+        )
+    norms = {key.module for key in keys.values() if key.norm}
+    counts = {"biases": 0, "norms": 0}
+    for (module, native), layer in list(layers.items()):
+        extra = {role: layer.pop(role) for role in _LEFT_OUT if role in layer}
+        if module in norms:
+            extra.update(layers.pop((module, native)))
+        elif extra and layer.keys() <= set(_NUMBERS):
+            del layers[module, native]
+        if any(value.any() for role, value in extra.items() if role not in _NUMBERS):
+            counts["norms" if module in norms else "biases"] += 1
+    for what, count in counts.items():
+        if count:
+            notes.append(
+                f"{path.name}: its changes of {count} {what} were left out, since a LoRA holds changes of weights "
+                "only: what it paints differs from what its trainer meant."
+            )
+    return notes
+
+
+def _weights(
+    path: Path, layers: Mapping[tuple[str, bool], Mapping[str, Tensor]], config: AdapterConfig | None
+) -> tuple[LoraWeights, list[str]]:
+    """Every layer's LoRA under diffusers' names, and sentences about how they were made."""
+    weights: LoraWeights = {}
+    made: dict[str, list[Factors]] = {}
+    found = {place: _checked(path, place[0], layer) for place, layer in layers.items()}
+    if config is not None:
+        ranks = [(module, factors.rank) for (module, _), factors in found.items() if factors.kind in ("", "LoHa")]
+        odd = next(((module, rank) for module, rank in ranks if rank != config.rank_of(module)), None)
+    used = config is not None and odd is None
+    scaled = []
+    for (module, native), factors in found.items():
+        value, by_config = _scaled(path, module, factors, layers[module, native], config if used else None)
+        if by_config:
+            scaled.append(module)
+        if factors.kind:
+            made.setdefault(factors.kind, []).append(factors)
+        for part, piece in _parts(module, native, value).items():
+            if part in weights:
+                raise LoraError(f"{path.name} has two LoRAs of {part}: choose a file that was not mixed of two.")
+            weights[part] = piece
+    notes = [_told(path, kind, each) for kind, each in made.items()]
+    if config is not None and odd is not None:
+        notes.append(
+            f"{path.name}: {config.where} says rank {config.rank_of(odd[0])} where {odd[0]} has {odd[1]}, so it is of "
+            "another LoRA and its alpha was not used."
+        )
+    elif scaled:
+        rule = ", divided by the rank's square root (rsLoRA)" if config.rslora else ""
+        notes.append(f"{path.name}: alpha was read from {config.where}: {config.alpha:g} at rank {config.rank}{rule}.")
+    return weights, notes
+
+
+def _told(path: Path, kind: str, made: Sequence[Factors]) -> str:
+    """What became of layers that were no LoRA."""
+    rank, total = max(len(each.a) for each in made), sum(each.total for each in made)
+    error = math.sqrt(sum(each.lost for each in made) / total) if total else 0.0
+    exact = "exactly" if error < 1e-6 else f"which leaves out {error:.2g} of their change (relative Frobenius error)"
+    many = f"{len(made)} {kind} layer{'s' if len(made) > 1 else ''}"
+    return f"{path.name}: {many} became a LoRA of rank up to {rank}, {exact}."
+
+
+def _checked(path: Path, module: str, layer: Mapping[str, Tensor]) -> Factors:
+    """The two matrices of one layer; LoraError if one lacks, does not multiply or is no number."""
+    for role, value in layer.items():
+        if (role in _NUMBERS and value.numel() != 1) or not value.is_floating_point():
+            raise LoraError(f"{path.name} has an alpha or matrices of a wrong kind at {module}: download it again.")
+        if not torch.isfinite(value).all():
+            raise LoraError(f"{path.name} holds infinite or undefined numbers at {module}: train or download it again.")
+    try:
+        factors = factors_of(layer)
+    except Unfactorable as reason:
+        raise LoraError(f"{path.name} {reason} at {module}: train or download it again.") from None
+    return factors
+
+
+def _scaled(
+    path: Path, module: str, factors: Factors, layer: Mapping[str, Tensor], config: AdapterConfig | None
+) -> tuple[tuple[Tensor, Tensor, float], bool]:
+    """(A, B, alpha) of one layer in fp32, and whether its alpha is from `config`."""
+    size = len(factors.a)
+    scale, by_config = 1.0, False
+    if "alpha" in layer and factors.kind != "whole difference":
+        scale = float(layer["alpha"]) / factors.rank if factors.rank else 1.0
+    elif config is not None and factors.kind != "whole difference":
+        scale, by_config = config.scale_of(module), True
+    if "scalar" in layer:
+        scale *= float(layer["scalar"])
+    return (factors.a.float(), factors.b.float(), scale * size), by_config
 
 
 def _parts(module: str, native: bool, value: tuple[Tensor, Tensor, float]) -> LoraWeights:
@@ -232,6 +347,9 @@ def _parts(module: str, native: bool, value: tuple[Tensor, Tensor, float]) -> Lo
         own = torch.cat([b[piece] for piece in pieces])
         # trainers that fuse separate LoRAs of q, k and v leave each part the others' ranks, filled with zeros
         used = own.any(0) if len(rows) > 1 else torch.ones(len(a), dtype=torch.bool)
+        if used.all():
+            parts[part] = (a, own, alpha)
+            continue
         if not used.any():
             used[0] = True
         kept = int(used.sum())
@@ -239,8 +357,11 @@ def _parts(module: str, native: bool, value: tuple[Tensor, Tensor, float]) -> Lo
     return parts
 
 
-def _check_widths(path: Path, weights: LoraWeights) -> None:
-    """LoraError unless all widths are those of one Flux, of whatever hidden size."""
+def _check_widths(path: Path, weights: LoraWeights, keys: Mapping[str, LoraKey], tensors: Mapping[str, Tensor]) -> None:
+    """LoraError unless all widths are those of one FLUX.1, of whatever hidden size."""
+    base = other_base({name: tuple(tensors[name].shape) for name in keys})
+    if base is not None:
+        raise _foreign(path, base)
     hidden: float | None = None
     for module, (a, b, _) in weights.items():
         for size, multiple in zip((a.shape[1], b.shape[0]), linear_widths(module), strict=True):
@@ -256,6 +377,8 @@ def _check_widths(path: Path, weights: LoraWeights) -> None:
 
 def _opened(path: Path):
     try:
+        if path.exists() and not path.is_file() and not path.is_dir():  # a pipe would be waited for without end
+            raise LoraError(f"{path.name} is no regular file: choose a .safetensors file.")
         return safe_open(path, framework="pt")
     except FileNotFoundError:
         raise LoraError(f"The LoRA {path.name} is missing: refresh the list and choose another one.") from None
