@@ -429,6 +429,8 @@ READ: dict[str, Layout] = {
         diffusers(under("lycoris_"), KOHYA),
         {"lycoris_transformer_blocks_0_attn_norm_q.w_norm": torch.ones(HIDDEN),
          "lycoris_transformer_blocks_0_attn_norm_q.b_norm": torch.ones(HIDDEN),
-         "lycoris_single_transformer_blocks_0_attn_norm_k.diff": torch.ones(HIDDEN)},
-        "its changes of 2 norms were left out"),
+         "lycoris_single_transformer_blocks_0_attn_norm_k.diff": torch.ones(HIDDEN),
+         "lycoris_norm_out_norm.b_norm": torch.ones(HIDDEN),
+         "lycoris_transformer_blocks_1_norm1_norm.b_norm": torch.ones(HIDDEN)},
+        "its changes of 4 norms were left out"),
 }  # fmt: skip

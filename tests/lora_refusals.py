@@ -43,7 +43,18 @@ REFUSED: dict[str, Layout] = {
     "FourierFT": refused({f"{STEM}.fourierft_spectrum": torch.ones(4)}, "another method of PEFT's"),
     "kernels": refused({f"{STEM}.{x}": torch.ones(4, HIDDEN) for x in ("hada_w1_a", "hada_w1_b", "hada_t1")},
                        "kernels of convolutions"),
+    "T-LoRA": refused({"lycoris_norm_out_linear.lambda_layer": torch.ones(1, 4)}, "is a T-LoRA"),
     # nothing that this pack can apply
+    "modules_to_save": refused({**PLAIN, "base_model.model.x_embedder.weight": torch.ones(HIDDEN, 16),
+                                "base_model.model.x_embedder.bias": torch.ones(HIDDEN)}, "whole layers", "x_embedder"),
+    "modules_to_save, with an adapter's name": refused(
+        {**PLAIN, "transformer.x_embedder.modules_to_save.default.weight": torch.ones(HIDDEN, 16)}, "whole layers"),
+    "a whole model": refused({"model.diffusion_model.img_in.weight": torch.ones(HIDDEN, 16),
+                              "model.diffusion_model.double_blocks.0.img_attn.norm.key_norm.weight": torch.ones(8)},
+                             "is a whole model and no LoRA"),
+    "a whole model, as Black Forest Labs name it": refused(
+        {"img_in.weight": torch.ones(HIDDEN, 16), "double_blocks.0.img_attn.norm.key_norm.scale": torch.ones(8)},
+        "is a whole model and no LoRA"),
     "a control LoRA": refused(
         {**spelt({"img_in": N["img_in"]}, dotted(""), ".lora_A.weight", ".lora_B.weight", ""),
          "double_blocks.0.img_attn.norm.key_norm.scale": torch.ones(HIDDEN)}, "is a control LoRA"),
@@ -54,7 +65,15 @@ REFUSED: dict[str, Layout] = {
     "embeddings only": refused({"bundle_emb.x.string_to_param.*": torch.ones(2, 4)},
                                "text encoders or embeddings only"),
     "biases only": refused({f"{STEM}.diff_b": torch.ones(HIDDEN)}, "only biases or norms"),
+    "a checkpoint of all parts": refused(
+        {"model.diffusion_model.img_in.weight": torch.ones(HIDDEN, 16),
+         "first_stage_model.decoder.mid.block_1.conv1.weight": torch.ones(2, 2, 3, 3)}, "is a whole model and no LoRA"),
+    "an autoencoder": refused({"decoder.mid_block.resnets.0.conv1.weight": torch.ones(2, 2, 3, 3)},
+                              "is not a Flux LoRA"),
     # other bases
+    "an unknown base with text encoders": refused(
+        {**pair("transformer.other"), **pair("lora_te1_text_model_encoder_layers_0_mlp_fc1", ends=KOHYA)},
+        "is not a Flux LoRA"),
     "FLUX.2, diffusers": base("FLUX.2", pair("transformer.single_transformer_blocks.0.attn.to_qkv_mlp_proj")),
     "FLUX.2, feed forward": base("FLUX.2", pair("transformer.transformer_blocks.0.ff.linear_in")),
     "FLUX.2, modulation": base("FLUX.2", pair("diffusion_model.double_stream_modulation_img.lin")),

@@ -73,11 +73,26 @@ NATIVE_LINEARS = {
     "single_blocks": (*_SINGLE, "linear1"),
 }
 DIFFUSERS_LINEARS = {stream: tuple(names) for stream, names in _WIDTHS.items()}
+# norms; the layer norms among them have no weights, but trainers write changes of theirs
 NATIVE_NORMS = {
-    "double_blocks": tuple(name for name in _NORMS if "_attn." in name),
-    "single_blocks": tuple(name for name in _NORMS if "_attn." not in name),
+    "": ("final_layer.norm_final",),
+    "double_blocks": (
+        *(name for name in _NORMS if "_attn." in name),
+        "img_norm1",
+        "img_norm2",
+        "txt_norm1",
+        "txt_norm2",
+    ),
+    "single_blocks": (*(name for name in _NORMS if "_attn." not in name), "pre_norm"),
 }
-DIFFUSERS_NORMS = {_STREAMS[stream]: tuple(_NORMS[name] for name in names) for stream, names in NATIVE_NORMS.items()}
+DIFFUSERS_NORMS = {
+    "": ("norm_out.norm",),
+    "transformer_blocks": (
+        "attn.norm_q", "attn.norm_k", "attn.norm_added_q", "attn.norm_added_k",
+        "norm1.norm", "norm1_context.norm", "norm2", "norm2_context",
+    ),
+    "single_transformer_blocks": ("attn.norm_q", "attn.norm_k", "norm.norm"),
+}  # fmt: skip
 
 
 def linear_widths(module: str) -> tuple[int | None, int | None] | None:

@@ -38,7 +38,7 @@ _END = re.compile("(?P<stem>.+?)_*(?:" + "|".join(f"(?P<end{i}>{end})" for i, (e
 # what ComfyUI's Load LoRA reads of those
 _HOST_ENDS = re.compile(
     r"\.lora_(A|B)(\.default)?\.weight|\.lora_[AB]|\.lora_(down|up|mid)\.weight|\.alpha|[._]lora\.(down|up)\.weight"
-    r"|\.lora_linear_layer\.(down|up)\.weight|\.(hada|lokr)_\w+|\.diff|\.w_norm"
+    r"|\.lora_linear_layer\.(down|up)\.weight|\.(hada|lokr)_\w+|\.diff(_b)?|\.[wb]_norm"
 )
 _UNDERSCORED = ("lora_unet_", "lora_transformer_", "lycoris_")
 # each word alone, so that there is one way to read a prefix, however long a file makes it
@@ -85,13 +85,15 @@ UNREADABLE = (
     (re.compile(r"\.oft_(blocks|diag|R(\.[^.]+)?(\.weight)?)"),
      "an OFT, which turns the weights instead of adding to them"),
     (re.compile(r"\.boft_[RS](\.[^.]+)?"), "a BOFT, which turns the weights instead of adding to them"),
-    (re.compile(r"\.(a1|a2|b1|b2)\.weight"), "a GLoRA, which multiplies the weights instead of adding to them"),
+    (re.compile(r"\.(a1|a2|b1|b2|bm)\.weight"), "a GLoRA, which multiplies the weights instead of adding to them"),
     (re.compile(r"\.(ia3_l(\.[^.]+)?|on_input)"), "an IA³, which multiplies the weights instead of adding to them"),
-    (re.compile(r"\.(vera_lambda_[bd]|randlora_lambda|randlora_gamma)(\.[^.]+)?|.*vera_[AB](\.[^.]+)?"),
+    (re.compile(r"\.([qp]_layer\.weight|lambda_layer)"), "a T-LoRA, which changes with the step of the sampling"),
+    (re.compile(r"\.(vera_lambda_[bd]|randlora_lambda|randlora_gamma)(\.[^.]+)?|[._](vera|randlora)_[AB](\.[^.]+)?"),
      "a VeRA or RandLoRA, whose matrices are drawn at random and shared by layers"),
     (re.compile(r"\.(lora_E|ranknum)(\.[^.]+)?"), "an AdaLoRA, which has singular values beside its matrices"),
-    (re.compile(r"\.(fourierft_spectrum|hra_u|hra_theta|waveft_spectrum|shira_weight|c3a_kernel|bone_\w+|miss_\w+|lora_embedding_[AB])"
-                r"(\.[^.]+)?"), "of another method of PEFT's, which is no sum of low-rank matrices"),
+    (re.compile(r"\.(adamss|beft|bone|c3a|deft|delora|fourierft|frod|glora|gralora|hira|hra|lily|lora_embedding|miss|osf"
+                r"|peanut|poly|psoft|pvera|road|shira|supertuning|tinylora|trainable_tokens|unilora|vblora|waveft)_\w+"
+                r"(\.[^.]+)*"), "of another method of PEFT's, which is no sum of low-rank matrices"),
 )  # fmt: skip
 
 
@@ -121,6 +123,21 @@ def embedding_word(key: str) -> str | None:
     """The word whose embedding the tensor is, as OneTrainer and kohya bundle them with a LoRA; None if it is none."""
     match = _EMBEDDINGS.fullmatch(key)
     return match["word"] if match else None
+
+
+def is_change(key: str) -> bool:
+    """Whether the name ends as a part of a LoRA's, of whatever model."""
+    return len(key) < MAX_NAME and _END.fullmatch(key) is not None
+
+
+_WHOLE = re.compile(r"(?P<layer>.+?)(?:\.modules_to_save(?:\.[^.]+)?|\.base_layer)?\.(?:weight|bias|scale)")
+
+
+def whole_layer(key: str) -> str | None:
+    """The layer of Flux whose own weight, bias or scale a tensor is, and no change of it; None if it is none."""
+    match = _WHOLE.fullmatch(key)
+    found = parse_key(f"{match['layer']}.diff") if match else None
+    return found.module if found else None
 
 
 def parse_key(key: str) -> LoraKey | None:

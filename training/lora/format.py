@@ -21,7 +21,16 @@ from torch import Tensor
 
 from ..errors import LoraError
 from ..flux.native_layout import diffusers_parts, linear_widths
-from .dialects import QKV_OF_LINEAR1, UNREADABLE, LoraKey, embedding_word, is_text_encoder, parse_key
+from .dialects import (
+    QKV_OF_LINEAR1,
+    UNREADABLE,
+    LoraKey,
+    embedding_word,
+    is_change,
+    is_text_encoder,
+    parse_key,
+    whole_layer,
+)
 from .factors import Factors, Unfactorable, factors_of
 from .other_bases import other_base
 from .scales import AdapterConfig, read_config
@@ -202,8 +211,17 @@ def _understood(path: Path, names: Iterable[str], file: safe_open) -> dict[str, 
     for end, kind in UNREADABLE:
         if any(match.end() == len(name) for name in foreign if (match := end.search(name))):
             raise LoraError(f"{path.name} is {kind}: choose a LoRA, a LoHa or a LoKr.")
+    whole = [layer for name in foreign if (layer := whole_layer(name))]
+    if whole and all(key.role in _LEFT_OUT for key in keys.values()):
+        raise LoraError(f"{path.name} is a whole model and no LoRA: put it into models/diffusion_models.")
+    if whole and len(whole) == len(foreign):
+        raise LoraError(
+            f"{path.name} holds whole layers beside its LoRA ({min(whole)}, …), which would replace the model's own: "
+            "train again without modules_to_save."
+        )
     if foreign:
-        base = other_base({name: tuple(file.get_slice(name).get_shape()) for name in names})
+        shapes = {name: tuple(file.get_slice(name).get_shape()) for name in names if is_change(name)}
+        base = other_base(shapes)
         if base is not None:
             raise _foreign(path, base)
         raise LoraError(f"{path.name} is not a Flux LoRA (it holds {min(foreign)[:100]!r}): choose another file.")
