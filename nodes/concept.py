@@ -6,13 +6,25 @@ Words come from WordNet, from a language model behind a chat endpoint, or from t
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import get_args
+from typing import Any, get_args
 
-from ..training.concepts import TEMPLATES, Concept, EndpointWords, Preset, endpoint_words, make_concept, presets
+from ..training.concepts import (
+    TEMPLATES,
+    Concept,
+    EndpointWords,
+    Preset,
+    Vocabulary,
+    endpoint_words,
+    make_concept,
+    phrases_of,
+    presets,
+    remarks,
+)
 from ..training.concepts.concept import Kind
 from ..training.concepts.endpoint import API_HOST, API_KEY, MAX_EACH
-from ..training.concepts.words import phrases_of, same
+from ..training.concepts.words import same
 from ..training.errors import ConceptError
 from ..training.flux.source import FluxSource
 from . import service
@@ -53,7 +65,7 @@ def flux_input() -> io.Input:
 
 
 class ErasureConcept(io.ComfyNode):
-    """Makes a Concept and shows every word that was chosen."""
+    """Makes a Concept; its panel shows every word that is chosen, before the run too."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -61,7 +73,7 @@ class ErasureConcept(io.ComfyNode):
             node_id="EraseAnything_Concept",
             display_name="Erasure Concept",
             category=CATEGORY,
-            description="What to erase. Words left empty are chosen from WordNet and shown here; yours replace them.",
+            description="What to erase. Words left empty are chosen and shown here as you type; yours replace them.",
             is_output_node=True,
             inputs=[
                 io.String.Input("phrase", default="car", tooltip="The word or short phrase to erase."),
@@ -76,14 +88,14 @@ class ErasureConcept(io.ComfyNode):
                             "where that reads wrong.",
                 ),
                 io.String.Input(
-                    "synonyms", default="", multiline=True, placeholder="empty: automatic",
+                    "synonyms", default="", multiline=True, placeholder="Empty: automatic. A single - : none.",
                     tooltip="Words that mean the same and are erased too, one per line or with commas. Empty: chosen "
-                            "from WordNet. A single - : none.",
+                            "automatically. A single - : none.",
                 ),
                 io.String.Input(
-                    "irrelevant", default="", multiline=True, placeholder="empty: automatic",
+                    "irrelevant", default="", multiline=True, placeholder="Empty: automatic.",
                     tooltip="Words that must stay as they are: unrelated ones first, then nearer ones, one per line or "
-                            "with commas. Empty: chosen from WordNet.",
+                            "with commas. Empty: chosen automatically.",
                 ),
                 seed_input(),
                 flux_input(),
@@ -123,12 +135,13 @@ class PresetConcept(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        labels = list(_presets())
+        labels = list(labelled_presets())
         return io.Schema(
             node_id="EraseAnything_Preset",
             display_name="Preset Concept",
             category=CATEGORY,
-            description="A concept from a list: everyday things, styles and relations, and famous artists.",
+            description="A concept from a list: everyday things, styles and relations, artists, brands, characters, "
+            "and what safety teams erase.",
             is_output_node=True,
             inputs=[
                 io.Combo.Input(
@@ -149,7 +162,7 @@ class PresetConcept(io.ComfyNode):
 
     @classmethod
     def execute(cls, preset: str, word_seed: int, flux: FluxSource | None = None) -> io.NodeOutput:
-        chosen = _presets().get(preset)
+        chosen = labelled_presets().get(preset)
         if chosen is None:
             raise ConceptError(f"There is no preset {preset[:60]!r}: refresh the list, choose another.")
         return output(chosen.phrase, chosen.kind, chosen.template, (None, None), word_seed, flux)
@@ -218,7 +231,17 @@ def output(
     concept = make_concept(phrase, kind, template, synonyms, irrelevant, word_seed, vocabulary=vocabulary, sense=sense)
     if flux is not None:
         check_phrase(concept, flux)
-    return io.NodeOutput(concept, ui={"concept": [concept.to_dict()], "text": [summary(concept)]})
+    found = remarks_on(concept, phrase, vocabulary, sense)
+    text = summary(concept, found["hints"])
+    return io.NodeOutput(concept, ui={"concept": [concept.to_dict()], "remarks": [found], "text": [text]})
+
+
+def remarks_on(concept: Concept, typed: str, vocabulary: Vocabulary | None = None, sense: int = 1) -> dict[str, Any]:
+    """What the panel shows beside a concept's own fields: `prompt` (an example), `left_out`, `hints` (see `Remarks`).
+
+    typed: the phrase as it was written.
+    """
+    return {"prompt": concept.prompt(), **remarks(concept, typed, vocabulary, sense).to_dict()}
 
 
 def words_of(text: str) -> list[str] | None:
@@ -230,10 +253,11 @@ def words_of(text: str) -> list[str] | None:
     return [] if words == [NO_WORDS] else words
 
 
-def summary(concept: Concept) -> str:
+def summary(concept: Concept, hints: Sequence[str] = ()) -> str:
     """What was chosen, for clients that show plain text."""
     return "\n".join(
         [
+            *hints,
             f"Prompt: {concept.prompt()}",
             f"Synonyms: {', '.join(concept.synonyms) or 'none'}",
             f"Irrelevant words: {', '.join(concept.irrelevant) or 'none'}",
@@ -242,7 +266,7 @@ def summary(concept: Concept) -> str:
     )
 
 
-def _presets() -> dict[str, Preset]:
+def labelled_presets() -> dict[str, Preset]:
     """The presets by their label: the list's name and the phrase's first spelling."""
     return {f"{preset.group} / {phrases_of(preset.phrase, preset.kind)[0]}": preset for preset in presets()}
 

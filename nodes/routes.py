@@ -18,13 +18,14 @@ from comfy.cli_args import args
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from server import PromptServer
 
-from ..training.concepts import Concept, WordNetMissing, download_wordnet, make_concept, phrases_of, presets, senses
+from ..training.concepts import Concept, WordNetMissing, download_wordnet, make_concept, phrases_of, senses
 from ..training.concepts.concept import Kind
 from ..training.config import ErasureConfig, ErasureRequest
 from ..training.errors import ErasureError, JobError
 from ..training.flux.source import FluxSource
 from ..training.jobs import MAX_SLOTS, Job
 from . import service
+from .concept import labelled_presets, remarks_on
 from .load import DEMO, choices_of, choose_source
 from .openapi import Handler, Route, document
 
@@ -52,11 +53,18 @@ class ConceptBody(BaseModel):
     preserve: Words | None = None
     word_seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     sense: Annotated[int, Field(ge=1, le=1000)] = 1
+    # so that the answer of POST /concept can be sent back as it is
+    remarks: Any = Field(default=None, description="Of an answer; not read.")
 
     def concept(self) -> Concept:
         """The complete concept. Raises ConceptError."""
         words = (self.template, self.synonyms, self.irrelevant, self.word_seed)
         return make_concept(self.phrase, self.kind, *words, preserve=self.preserve, sense=self.sense)
+
+    def answer(self) -> dict[str, Any]:
+        """The complete concept, and what there is to say about its words. Raises ConceptError."""
+        concept = self.concept()
+        return {**concept.to_dict(), "remarks": remarks_on(concept, self.phrase, sense=self.sense)}
 
 
 class Submission(BaseModel):
@@ -334,8 +342,7 @@ async def change_settings(request: web.Request) -> web.Response:
 
 
 async def choose_words(request: web.Request) -> web.Response:
-    concept = await in_thread(parsed(ConceptBody, await body_of(request)).concept)
-    return web.json_response(concept.to_dict())
+    return web.json_response(await in_thread(parsed(ConceptBody, await body_of(request)).answer))
 
 
 async def list_senses(request: web.Request) -> web.Response:
@@ -347,7 +354,8 @@ async def list_senses(request: web.Request) -> web.Response:
 
 
 async def list_presets(_: web.Request) -> web.Response:
-    return web.json_response({"presets": [preset.to_dict() for preset in await in_thread(presets)]})
+    found = await in_thread(labelled_presets)
+    return web.json_response({"presets": [{"label": label, **preset.to_dict()} for label, preset in found.items()]})
 
 
 async def fetch_wordnet(request: web.Request) -> web.Response:

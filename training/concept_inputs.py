@@ -98,8 +98,9 @@ def collect_inputs(
     vocabulary = vocabulary_of(text.tokenizer_2)
     concept = concept.fitted(vocabulary)
     wanted = erase_prompts(
-        concept.names(), concept.template, concept.kind, concept.irrelevant, PROMPTS["concept"], 0, vocabulary
-    )
+        concept.names(), concept.template, concept.kind, concept.irrelevant, PROMPTS["concept"], 0, vocabulary,
+        capitals=not vocabulary.closed,
+    )  # fmt: skip
     length = text.sequence_length
     rows = []
     for prompt in wanted:

@@ -15,7 +15,9 @@ def test_thirty_everyday_concepts_of_three_kinds_and_some_artists():
     assert everyday == {"entity": 10, "abstraction": 10, "relationship": 10}
     artists = [preset for preset in presets() if preset.group == "artists"]
     assert len(artists) >= 10 and {preset.kind for preset in artists} == {"abstraction"}
-    assert {preset.group for preset in presets()} == {"everyday", "artists"}
+    groups = Counter(preset.group for preset in presets())
+    assert set(groups) == {"everyday", "artists", "relations", "brands", "characters", "safety"}
+    assert min(groups.values()) > 5
     assert all(preset.template == TEMPLATES[preset.kind] for preset in presets() if preset.group == "everyday")
     assert len({preset.phrase.lower() for preset in presets()}) == len(presets())
 

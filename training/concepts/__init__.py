@@ -1,13 +1,24 @@
 """What to erase: words (WordNet, a chat endpoint, by hand), kinds and templates, prompts, token spans, presets."""
 
-from .concept import TEMPLATES, Concept, Kind, make_concept
+from .concept import TEMPLATES, Concept, Kind, Remarks, make_concept, remarks
 from .endpoint import EndpointWords, endpoint_words
+from .grammar import forms_of, plural
+from .matching import occurrences
 from .presets import Preset, presets
 from .prompts import ErasePrompt, erase_prompts, preservation_prompts, shuffle, substitute, without
+from .reading import phrases_of
 from .relevance import THRESHOLD, concept_key, concept_keys, relevance
-from .spans import occurrences, require_span, span_mask, token_spans
+from .spans import require_span, span_mask, token_spans
 from .wordnet import Sense, WordNetMissing, assemble_wordnet, download_wordnet, senses
-from .words import Vocabulary, forms_of, irrelevant_words, misspelt, phrases_of, plural, synonyms_of, vocabulary_of
+from .words import (
+    Vocabulary,
+    irrelevant_words,
+    misspelt,
+    relation_nouns,
+    synonyms_for,
+    synonyms_of,
+    vocabulary_of,
+)
 
 __all__ = [
     "TEMPLATES",
@@ -17,6 +28,7 @@ __all__ = [
     "ErasePrompt",
     "Kind",
     "Preset",
+    "Remarks",
     "Sense",
     "Vocabulary",
     "WordNetMissing",
@@ -35,12 +47,15 @@ __all__ = [
     "plural",
     "preservation_prompts",
     "presets",
+    "relation_nouns",
     "relevance",
+    "remarks",
     "require_span",
     "senses",
     "shuffle",
     "span_mask",
     "substitute",
+    "synonyms_for",
     "synonyms_of",
     "token_spans",
     "vocabulary_of",

@@ -10,19 +10,23 @@ from typing import Any, Literal, get_args
 
 from ..errors import ConceptError
 from . import wordnet
+from .grammar import forms_of, takes_the
+from .lexicon import relation_of
+from .matching import occurrences
 from .prompts import fill, preservation_prompts, slots_of
-from .spans import occurrences
+from .reading import read
 from .words import (
+    Synonyms,
     Vocabulary,
     candidates,
     common_words,
     irrelevant_words,
     mentions,
     once,
-    phrases_of,
     related,
+    relation_nouns,
     same,
-    synonyms_of,
+    synonyms_for,
 )
 
 Kind = Literal["entity", "abstraction", "relationship", "custom"]
@@ -74,9 +78,15 @@ class Concept:
         concept.validate()
         return concept
 
-    def prompt(self, word: str | None = None, subject: str = "cat", object: str = "house") -> str:
-        """The template with `word` (default: the phrase itself) in the concept's place."""
+    def prompt(self, word: str | None = None, subject: str = "cat", object: str | None = None) -> str:
+        """The template with `word` (default: the phrase itself) in the concept's place.
+
+        object: by default a dog for what people and animals do, else a house.
+        """
         word = self.phrase if word is None else word
+        if object is None:
+            relation = relation_of(self.phrase) if self.kind == "relationship" else None
+            object = "dog" if relation is not None and relation.subjects != "things" else "house"
         return fill(self.template, {"": word, "subject": subject, "object": object})
 
     def names(self) -> tuple[str, ...]:
@@ -84,8 +94,10 @@ class Concept:
         return (self.phrase, *self.synonyms)
 
     def named_in(self, text: str) -> bool:
-        """Whether `text` holds the phrase or a synonym, in singular or plural."""
-        return any(occurrences(text, name) or mentions(text, name) for name in self.names())
+        """Whether `text` holds the phrase or a synonym, in singular or plural, or as another form of a verb."""
+        return any(
+            mentions(text, name) or any(occurrences(text, form) for form in forms_of(name)) for name in self.names()
+        )
 
     def validate(self) -> None:
         """Raises ConceptError with the first thing that is wrong."""
@@ -160,6 +172,8 @@ def _preserve(concept: Concept, vocabulary: Vocabulary | None, seed: int, sense:
 
 def _nouns(concept: Concept, vocabulary: Vocabulary | None, sense: int) -> list[str]:
     """Concrete nouns that a prompt about a style or a relation may be about."""
+    if concept.kind == "relationship" and (nouns := relation_nouns(concept.phrase, vocabulary)):
+        return nouns
     pool = [w for w in common_words()["concrete"] if vocabulary is None or vocabulary(w)]
     return [w for w in pool if not related(w, concept.phrase, concept.synonyms, sense)][::3][:PRESERVED_WORDS]
 
@@ -183,11 +197,16 @@ def make_concept(
     `sense`: number of the phrase's meaning in `wordnet.senses`; by default the first that can be seen.
     Raises ConceptError; WordNetMissing where WordNet's data are missing and synonyms or irrelevant words are not given.
     """
-    phrase, *spellings = phrases_of(phrase, kind) or ("",)
+    reading = read(phrase, kind)
+    phrase, *spellings = reading.phrases or ("",)
+    if template is None or not template.strip():
+        template = TEMPLATES.get(kind, "{}")
+        if kind == "entity" and reading.definite and not takes_the(phrase):
+            template = "a photo of the {}"
     chosen = Concept(
         phrase,
         kind,
-        TEMPLATES.get(kind, "{}") if template is None or not template.strip() else template,
+        template,
         once([*spellings, *(synonyms or ())]),
         tuple(irrelevant or ()),
         tuple(preserve or ()),
@@ -196,7 +215,8 @@ def make_concept(
     if sense != 1:
         wordnet.sense_of(phrase, sense)  # raises where there is none, also when all words are given
     if synonyms is None:
-        found = [w for w in synonyms_of(phrase, vocabulary, sense) if not any(same(w, i) for i in chosen.irrelevant)]
+        taken = synonyms_for(phrase, kind, vocabulary, sense).taken
+        found = [w for w in taken if not any(same(w, i) for i in chosen.irrelevant)]
         chosen = dataclasses.replace(chosen, synonyms=once([*spellings, *found]))
     if irrelevant is None:
         words = irrelevant_words(phrase, seed, kind=kind, synonyms=chosen.synonyms, vocabulary=vocabulary, sense=sense)
@@ -206,6 +226,27 @@ def make_concept(
         chosen = dataclasses.replace(chosen, preserve=_preserve(chosen, vocabulary, seed, sense))
     chosen.validate()
     return chosen
+
+
+@dataclass(frozen=True)
+class Remarks:
+    """What a user may want to change about the words of a concept. left_out: words that are synonyms to WordNet but may
+    mean something else, each with the reason; hints: sentences about what may have been meant otherwise."""
+
+    left_out: tuple[tuple[str, str], ...] = ()
+    hints: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON can hold it."""
+        return {"left_out": [{"word": word, "reason": why} for word, why in self.left_out], "hints": list(self.hints)}
+
+
+def remarks(concept: Concept, typed: str, vocabulary: Vocabulary | None = None, sense: int = 1) -> Remarks:
+    """What to say beside a concept that `make_concept` has made of what was typed."""
+    found = synonyms_for(concept.phrase, concept.kind, vocabulary, sense) if wordnet.available() else Synonyms()
+    words = (*found.left_out, *((word, "") for word in found.taken))
+    left_out = tuple((word, why) for word, why in words if not concept.named_in(word))
+    return Remarks(left_out, read(typed, concept.kind).hints)
 
 
 def _check_new(concept: Concept) -> None:

@@ -22,7 +22,8 @@ from urllib.parse import urlsplit
 
 from ..errors import ConceptError
 from .concept import TEMPLATES, Concept
-from .words import mentions, phrases_of
+from .reading import phrases_of
+from .words import mentions
 
 # Environment variables: the key is read from the first and goes into the request alone; the second may name the only
 # host that gets it.

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from .spans import occurrences
-from .words import Vocabulary, is_plural, is_word, misspelt, plural
+from .grammar import NUMBERS, article, indefinite, plural, spellings, takes_adjective, verb_forms
+from .matching import occurrences
+from .words import Vocabulary, is_word, misspelt
 
 COLORS = ("red", "blue", "green", "yellow", "white", "black", "pink", "purple", "orange", "gray")
 
@@ -23,13 +24,13 @@ ENTITY_PATTERNS = (
     "a {color} {x}",
     "{x}",
 )
-NUMBERS = ("two", "three", "four")
 COUNTED_PATTERNS = (
     *(f"{start}{number} {{xs}}" for start in ("", "a photo of ") for number in NUMBERS), "many {xs}", "a group of {xs}"
 )  # fmt: skip
 PAIR_PATTERNS = ("a {x} next to a {y}", "a {x} above a {y}", "a {x} below a {y}")
 STYLE_PATTERNS = ("{x}", "a {y} in the style of {x}", "a {y} on a {color} background in the style of {x}")
-RELATION_PATTERNS = ("a {y} {x} a {z}", "{x}", "a photo of a {y} {x} a {z}")
+_RELATION = "a {y} {x} a {z}"
+RELATION_PATTERNS = (_RELATION, "{x}", "a photo of a {y} {x} a {z}")
 EMPTY_PATTERNS = ("", "a photo", "a drawing", "a {color} background")
 
 
@@ -41,28 +42,45 @@ WAYS = (
 )  # fmt: skip
 
 
+# The same where the text encoder reads a capital as another word, as T5 does: "golf ball", "Golf Ball", "Golf ball".
+WAYS_IN_CAPITALS = (
+    "alone", "misspelt", "capitals", "shuffled", "several", "alone", "several",
+    "beside", "capitals", "alone", "misspelt", "several", "shuffled",
+)  # fmt: skip
+_COLORED = "{color} {x}"
+
 # Words that only bring in a style and go with its name: "in the style of", "by", "after the manner of".
 _BRINGS_IN = r"(?:\b(?:an?|the|in|by|of|from|after|with|style|manner)\s+)*$"
 
 
-def article(word: str) -> str:
-    """ "a " or "an " as `word` asks for; nothing before names (capital letter), plurals and "two …"."""
-    if not word or word[0].isupper() or is_plural(word) or word.split()[0] in NUMBERS or not word[0].isascii():
-        return ""
-    return "an " if word[0].lower() in "aeiou" else "a "
-
-
-def fill(template: str, slots: dict[str, str]) -> str:
-    """`template` with each {slot} filled; an article right before a slot is made to agree with the word put in."""
+def fill(
+    template: str, slots: dict[str, str], definite: Collection[str] = (), meant: Mapping[str, str] | None = None
+) -> str:  # fmt: skip
+    """`template` with each {slot} filled; an article right before a slot is made to agree with the words put in, a
+    colour between them or not. definite: words that take "the" here; meant: the word that another spelling stands for,
+    whose article it gets.
+    """
 
     def put(match: re.Match[str]) -> str:
-        word = slots[match[2]]
+        adjective, word = (slots[match[2]], slots[match[3]]) if match[2] else ("", slots[match[3]])
+        phrase = f"{adjective} {word}" if match[2] else word
         if not match[1]:
-            return word
-        agreed = article(word)
-        return (agreed.capitalize() if match[1][0] == "A" else agreed) + word
+            return phrase
+        if match[3] == "color":
+            agreed = indefinite(word)
+        else:
+            agreed = _article(word, adjective, definite, meant or {})
+        return (agreed.capitalize() if match[1][0] == "A" else agreed) + phrase
 
-    return re.sub(r"(\b[Aa]n? )?\{(\w*)\}", put, template)
+    return re.sub(r"(\b[Aa]n? )?(?:\{(color)\} )?\{(\w*)\}", put, template)
+
+
+def _article(word: str, adjective: str, definite: Collection[str], meant: Mapping[str, str]) -> str:
+    name = meant.get(word, word)
+    if name in definite:
+        return "the "
+    agreed = article(name, adjective)
+    return indefinite(f"{adjective} {word}".strip()) if agreed in ("a ", "an ") else agreed
 
 
 def slots_of(template: str) -> list[str]:
@@ -144,6 +162,7 @@ def erase_prompts(
     seed: int,
     vocabulary: Vocabulary | None = None,
     shuffled: bool = True,
+    capitals: bool = True,
 ) -> list[ErasePrompt]:
     """`count` different ways to ask for the concept.
 
@@ -151,7 +170,8 @@ def erase_prompts(
     `others`: unrelated nouns for the other slots. The template as it is comes first, then the built-in patterns of the
     concept's kind; with `shuffled`, some prompts have their words in another order. Some misspell a thing's name, where
     that makes no other word, some ask for several of it, some for it beside another thing (see WAYS): a model erased
-    without them still draws "two cars".
+    without them still draws "two cars". With `capitals`, some write it with other capitals; a relation that is a verb
+    is also said in its other forms ("a cat hugs a dog").
     """
     draw = random.Random(f"erase:{seed}:{phrases[0]}")
     patterns = known_patterns(
@@ -161,6 +181,8 @@ def erase_prompts(
     pairs = known_patterns([*PAIR_PATTERNS, PAIR_PATTERNS[0]], vocabulary) if kind == "entity" and others else []
     colors = known_colors(vocabulary) or [""]  # patterns with a colour are left out where none is known
     nouns = list(others) or ["thing"]
+    definite = frozenset(phrases) if re.search(r"\bthe \{\}", template, re.IGNORECASE) else frozenset()
+    ways = WAYS_IN_CAPITALS if capitals and kind != "relationship" else WAYS
     found: list[ErasePrompt] = []
     turn = failed = 0
     for number in range(40 * count):
@@ -173,8 +195,9 @@ def erase_prompts(
             continue
         slots |= {"subject": slots["y"], "object": slots["z"]}
         # on to the next way once there is a prompt of this one: the template gives each name a single prompt only
-        way = WAYS[turn % len(WAYS)]
-        pattern = draw.choice(patterns) if patterns and (number % 3 or way == "shuffled") else template
+        way = ways[turn % len(ways)]
+        fitting = patterns if takes_adjective(name) else [p for p in patterns if _COLORED not in p]
+        pattern = draw.choice(fitting) if fitting and (number % 3 or way == "shuffled") else template
         phrase, rest, several = name, "", plural(name)
         if way == "several" and counted and several and (vocabulary is None or vocabulary(several)):
             phrase = slots["xs"] = several
@@ -188,7 +211,13 @@ def erase_prompts(
             if draw.random() < 0.5:  # either side
                 slots |= {"x": slots["y"], "y": name}
             pattern = draw.choice(pairs)
-        prompt = fill(pattern, slots)
+        elif way == "capitals" and (written := spellings(name)[1:]):
+            phrase = slots[""] = slots["x"] = written[turn % len(written)]
+        elif kind == "relationship" and number % 4 == 3 and (forms := _verb_forms(name, vocabulary)):
+            phrase = slots[""] = slots["x"] = forms[number // 4 % len(forms)]
+            pattern = _RELATION if forms.index(phrase) == 0 else "{x}"
+        # an article is that of the name itself: "a penguin" also where it is misspelt or has a capital
+        prompt = fill(pattern, slots, definite, {phrase: name} if phrase.lower() != several else {})
         if way == "shuffled" and shuffled and kind != "relationship":
             prompt = shuffle(prompt, phrases, draw, brought_in=kind == "abstraction")
         new = (prompt, phrase) not in [(one.text, one.phrase) for one in found]
@@ -197,6 +226,11 @@ def erase_prompts(
         failed = 0 if new else failed + 1
         turn += new or failed % 10 == 0
     return found
+
+
+def _verb_forms(name: str, vocabulary: Vocabulary | None) -> list[str]:
+    """The forms of a relation that is a verb, as they read after one subject and alone: "hugs", "hug"."""
+    return [form for form in verb_forms(name) if vocabulary is None or vocabulary(form)]
 
 
 def _rounds(items: Sequence[str], draw: random.Random) -> Iterator[str]:
@@ -244,7 +278,8 @@ def preservation_prompts(
         elif number % 8 == 4 and counted and several and (vocabulary is None or vocabulary(several)):
             pattern = draw.choice(counted)
         else:
-            pattern = draw.choice(singles)
+            fitting = singles if takes_adjective(noun) else [p for p in singles if _COLORED not in p]
+            pattern = draw.choice(fitting or ["{x}"])
         prompt = fill(pattern, slots)
         if prompt not in found:
             found.append(prompt)

@@ -2,42 +2,15 @@
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections.abc import Sequence
 
 import torch
 
 from ..errors import ConceptError
+from .matching import occurrences
 from .words import Tokenizer
 
 Span = tuple[int, int]  # half-open range of token positions
-
-# Scripts written without spaces between words: a neighbouring letter there does not mean another word.
-_UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR")
-
-
-def is_unspaced(character: str) -> bool:
-    """Whether a character belongs to a script that writes words without spaces between them."""
-    return unicodedata.name(character, "").startswith(_UNSPACED)
-
-
-def _edge(character: str, pattern: str) -> str:
-    """The word-boundary test next to a phrase's outer character; none beside punctuation and in unspaced scripts."""
-    if not (character.isalnum() or character == "_"):
-        return ""
-    return "" if is_unspaced(character) else pattern
-
-
-def occurrences(prompt: str, phrase: str) -> list[tuple[int, int]]:
-    """Character ranges of `phrase` in `prompt`: whole words, in any capitals, any white space between its words."""
-    words = phrase.split()
-    if not words:
-        return []
-    body = r"\s+".join(re.escape(word) for word in words)
-    pattern = _edge(words[0][0], r"(?<!\w)") + body + _edge(words[-1][-1], r"(?!\w)")
-    return [match.span() for match in re.finditer(pattern, prompt, flags=re.IGNORECASE)]
-
 
 def token_spans(tokenizer: Tokenizer, prompt: str, phrase: str, max_length: int) -> list[Span]:
     """Token ranges of every occurrence of `phrase` in `prompt`, cut off at `max_length` tokens as the encoder does.

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import difflib
 import io
+import re
 import shutil
 import threading
 import warnings
@@ -168,16 +170,21 @@ def _synsets(phrase: str) -> list[Any]:
     return sorted(_reader().synsets(key), key=order)
 
 
-@_one_at_a_time
 def senses(phrase: str) -> list[Sense]:
     """All senses of `phrase`, those that can be seen first; empty for names and brands that WordNet lacks.
 
     Raises WordNetMissing.
     """
-    return [
+    return list(_senses(phrase))
+
+
+@lru_cache(maxsize=20000)
+@_one_at_a_time
+def _senses(phrase: str) -> tuple[Sense, ...]:
+    return tuple(
         Sense(number, s.name(), s.definition(), s.lexname(), tuple(n.replace("_", " ") for n in s.lemma_names()))
         for number, s in enumerate(_synsets(phrase), 1)
-    ]
+    )
 
 
 def sense_of(phrase: str, number: int = 1) -> Sense | None:
@@ -203,9 +210,129 @@ def _noun(phrase: str, number: int = 1) -> Any:
 
 @lru_cache(maxsize=20000)
 @_one_at_a_time
-def base_form(word: str) -> str:
-    """`word` without its inflection ("cars" → "car"), lower case; unchanged where WordNet knows none."""
-    return (_reader().morphy(word.lower().replace(" ", "_"), "n") or word.lower()).replace("_", " ")
+def base_form(word: str, part: str = "n") -> str:
+    """`word` without its inflection ("cars" → "car"), lower case; unchanged where WordNet knows none. part: n or v."""
+    return (_reader().morphy(word.lower().replace(" ", "_"), part) or word.lower()).replace("_", " ")
+
+
+@lru_cache(maxsize=20000)
+@_one_at_a_time
+def has(phrase: str, part: str | None = None) -> bool:
+    """Whether WordNet has the phrase in small letters as it stands, uninflected: as a word, not as a name. part: n, v,
+    a, r, or None for any."""
+    key = "_".join(phrase.lower().split())
+    return any(name == key for synset in _reader().synsets(key, part) for name in synset.lemma_names())
+
+
+@lru_cache(maxsize=20000)
+@_one_at_a_time
+def is_counted_abbreviation(word: str) -> bool:
+    """Whether an abbreviation stands for a thing of which there are several: "UFO", "SUV"; not "NASA", "DNA"."""
+    found = _reader().synsets(word, "n")
+    return bool(found) and word in found[0].lemma_names() and not found[0].instance_hypernyms() and (
+        found[0].lexname().removeprefix("noun.")
+        not in ("act", "attribute", "communication", "group", "location", "quantity", "state", "substance", "time")
+    )  # fmt: skip
+
+
+@lru_cache(maxsize=20000)
+@_one_at_a_time
+def is_place(phrase: str) -> bool:
+    """Whether WordNet has the phrase, with these capitals, as the name of a country, a city or the like."""
+    key = "_".join(phrase.split())
+    return any(
+        synset.instance_hypernyms() and synset.lexname() == "noun.location" and key in synset.lemma_names()
+        for synset in _reader().synsets(key, "n")
+    )
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A word of a sense's own synset. reason: why it is no synonym to be taken unasked ("general", "ambiguous",
+    "rare"); "" where it is one."""
+
+    word: str
+    reason: str = ""
+
+
+@_one_at_a_time
+def candidates(phrase: str, number: int = 1) -> tuple[Candidate, ...]:
+    """The other words of one sense of a phrase, each with the reason why it should not be erased with it, if any.
+
+    WordNet lists every word that was ever used in a sense: "machine" for a car, "arm" for a weapon, "whale" for a
+    giant. A word is a synonym here only where that sense is its own first one, where texts use it in that sense
+    twice as often as in all others together (the counts of tagged texts that come with WordNet, of all parts of
+    speech), and where it does not also name what the concept is a kind of. One that the tagged texts never have must be
+    another spelling ("aeroplane"): else it is slang, Latin or a term of art. () for a sense that is not there.
+    """
+    found = _synsets(phrase)[number - 1 : number]
+    if not found:
+        return ()
+    chosen, key = found[0], "_".join(phrase.lower().split())
+    base = _reader().morphy(key, chosen.pos()) or key
+    above = {name.lower() for synset in chosen.closure(lambda s: s.hypernyms() + s.instance_hypernyms())
+             for name in synset.lemma_names()}  # fmt: skip
+    # a number that was chosen says which sense is meant; else it must be what the phrase mostly means
+    if number == 1 and not _is_main_sense(chosen, base):
+        return ()
+    return tuple(
+        Candidate(lemma.name().replace("_", " "), _objection(lemma, chosen, base, above))
+        for lemma in chosen.lemmas()
+        if lemma.name().lower() not in (key, base) and _is_presentable(lemma, chosen)
+    )  # fmt: skip
+
+
+def _is_presentable(lemma: Any, chosen: Any) -> bool:
+    """Whether a word may be offered at all. Not names, abbreviations and Latin ("Canis familiaris"), nor what WordNet
+    marks as offensive; nor words for people and their bodies that no tagged text has, where it does not mark all."""
+    name = lemma.name()
+    if name != name.lower() or "." in name or any(c.isdigit() for c in name) or len(name) < 3:
+        return False
+    if any(_is_rude(word) for word in (lemma, chosen, *_reader().synsets(name))):
+        return False
+    return chosen.lexname() not in ("noun.person", "noun.body") or lemma.count() > 0
+
+
+def _is_rude(word: Any) -> bool:
+    """Whether WordNet marks a word, or a whole synset, as slang or as offensive."""
+    return any(domain.name().split(".")[0] in _RUDE for domain in word.usage_domains())
+
+
+_RUDE = frozenset({"slang", "ethnic_slur", "disparagement", "obscenity", "dirty_word", "vulgarism", "derogation"})
+
+
+def _uses(name: str, chosen: Any) -> tuple[int, int, bool]:
+    """How often tagged texts have a word in one sense, and in all others of any part of speech; whether that sense is
+    the word's first of its part of speech."""
+    own = others = 0
+    senses_of = [s for s in _reader().synsets(name) if _reader().morphy(name, s.pos()) in (name, None)]
+    for synset in senses_of:
+        count = sum(one.count() for one in synset.lemmas() if one.name().lower() == name)
+        own, others = (count, others) if synset == chosen else (own, others + count)
+    return own, others, [s for s in senses_of if s.pos() == chosen.pos()][:1] == [chosen]
+
+
+def _is_main_sense(chosen: Any, name: str) -> bool:
+    own, others, first = _uses(name, chosen)
+    return first and own >= others
+
+
+def _objection(lemma: Any, chosen: Any, base: str, above: set[str]) -> str:
+    name = lemma.name()
+    if name in above:
+        return "general"
+    own, others, first = _uses(name, chosen)
+    spelling = _spelled_alike(name, base)
+    several = len(_reader().synsets(name)) > 1
+    if not first or (several and not spelling and (own < 3 or own < 2 * others)):
+        return "ambiguous"
+    return "" if own or spelling else "rare"
+
+
+def _spelled_alike(first: str, second: str, least: float = 0.7) -> bool:
+    """Whether two words are spellings of one: "aeroplane" and "airplane", "watercolour" and "watercolor"."""
+    plain = [re.sub(r"[-_ ]", "", word) for word in (first, second)]
+    return difflib.SequenceMatcher(None, *plain).ratio() >= least
 
 
 @lru_cache(maxsize=20000)
@@ -219,11 +346,17 @@ def similarity(first: str, second: str, sense: int = 1) -> float | None:
     return a.wup_similarity(b) if a and b else None
 
 
-@_one_at_a_time
 def is_kind_of(first: str, second: str, sense: int = 1) -> bool:
     """Whether one phrase is above the other in WordNet's tree ("dog" and "puppy"); `sense` as in `similarity`."""
-    a, b = _noun(first, sense), _noun(second)
-    if not a or not b:
-        return False
-    above = [{t for path in s.hypernym_paths() for t in path} for s in (a, b)]
-    return b in above[0] or a in above[1]
+    (a, above_a), (b, above_b) = _above(first, sense), _above(second, 1)
+    return b in above_a or a in above_b
+
+
+@lru_cache(maxsize=20000)
+@_one_at_a_time
+def _above(phrase: str, sense: int) -> tuple[str, frozenset[str]]:
+    """(the name of a phrase's synset, the names of all above it and its own); none for what WordNet lacks."""
+    synset = _noun(phrase, sense)
+    if synset is None:
+        return "", frozenset()
+    return synset.name(), frozenset(each.name() for path in synset.hypernym_paths() for each in path)

@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+import json
 import random
 import re
 from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
 from . import wordnet
+from .grammar import is_name, plural, same_noun, singular
+from .lexicon import (
+    category_of,
+    checked_synonyms,
+    entry_of,
+    folded,
+    names_beside,
+    names_of,
+    relation_of,
+    relations,
+    safety_concept,
+    spellings_of,
+)
+from .matching import contains, plain
 
 Vocabulary = Callable[[str], bool]  # says whether the model's text encoder knows a word or phrase
 
@@ -40,25 +56,32 @@ class Tokenizer(Protocol):
     def convert_ids_to_tokens(self, ids: list[int]) -> list[str]: ...
 
 
-def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
+@dataclass(frozen=True)
+class TokenizerVocabulary:
     """Says which words a text encoder knows, by its tokenizer.
 
     A word that tokenises to unknowns is not known. A large tokenizer (the real T5's) spells words in pieces that it was
-    trained on; a small closed one (the demo model's, fewer than 5,000 entries) knows a word only as one token.
+    trained on; a small `closed` one (the demo model's, fewer than 5,000 entries) knows a word only as one token.
     """
-    closed = len(tokenizer) < CLOSED_VOCABULARY
 
-    def known(phrase: str) -> bool:
+    tokenizer: Tokenizer
+
+    @property
+    def closed(self) -> bool:
+        return len(self.tokenizer) < CLOSED_VOCABULARY
+
+    def __call__(self, phrase: str) -> bool:
         words = phrase.split()
-        if not words:
-            return False
         for word in words:
-            ids = list(tokenizer(word, add_special_tokens=False).input_ids)
-            if not ids or tokenizer.unk_token_id in ids or (closed and len(ids) > 1):
+            ids = list(self.tokenizer(word, add_special_tokens=False).input_ids)
+            if not ids or self.tokenizer.unk_token_id in ids or (self.closed and len(ids) > 1):
                 return False
-        return True
+        return bool(words)
 
-    return known
+
+def vocabulary_of(tokenizer: Tokenizer) -> TokenizerVocabulary:
+    """The words that a tokenizer's text encoder knows."""
+    return TokenizerVocabulary(tokenizer)
 
 
 @lru_cache(maxsize=1)
@@ -73,17 +96,6 @@ def common_words() -> dict[str, tuple[str, ...]]:
     }
 
 
-def phrases_of(text: str, kind: str = "entity") -> tuple[str, ...]:
-    """The phrases of one concept in a text like "Coca-Cola | Coca Cola | Coke", each once; empty for an empty text.
-
-    White space is made single, and a thing's article ("a car") is left out: templates bring their own.
-    """
-    phrases = [" ".join(part.split()) for part in text.split("|")]
-    if kind in ("entity", "custom"):
-        phrases = [re.sub(r"^(a|an)\s+(?=\w)", "", phrase, flags=re.IGNORECASE) for phrase in phrases]
-    return once(phrase for phrase in phrases if phrase)
-
-
 def once(words: Iterable[str]) -> tuple[str, ...]:
     """`words` in their order, each once whatever its capitals."""
     found: dict[str, str] = {}
@@ -92,78 +104,94 @@ def once(words: Iterable[str]) -> tuple[str, ...]:
     return tuple(found.values())
 
 
-def synonyms_of(phrase: str, vocabulary: Vocabulary | None = None, sense: int = 1) -> tuple[str, ...]:
-    """Other words of WordNet for one sense of the phrase: by default its first visual one (else its first).
+@dataclass(frozen=True)
+class Synonyms:
+    """Words that mean a concept. taken: those that are erased with it unasked; left_out: other words of WordNet, each
+    with the reason ("general", "ambiguous", "rare", "wrong", "narrower"), for the user to take in or not."""
 
-    Empty for names and brands that WordNet lacks: none is invented. Words that `vocabulary` does not know are left out,
-    and so are those that contain the phrase itself ("true cat" for "cat"). `sense`: its number in `wordnet.senses`.
-    Raises ConceptError for a number that no sense has; WordNetMissing.
+    taken: tuple[str, ...] = ()
+    left_out: tuple[tuple[str, str], ...] = ()
+
+
+@lru_cache(maxsize=1)
+def _judged() -> dict[str, dict[str, frozenset[str]]]:
+    """Words judged by hand (synonyms.json), by the folded phrase. right: synonyms that WordNet lacks or has as
+    ambiguous; wrong: those that it has, also by its counts, and that a person would not accept, either way round."""
+    data = json.loads((Path(__file__).parent / "synonyms.json").read_text(encoding="utf-8"))
+    return {
+        "right": {folded(phrase): tuple(words) for phrase, words in data["right"].items()},
+        "wrong": {folded(phrase): frozenset(map(folded, words)) for phrase, words in data["wrong"].items()},
+    }  # fmt: skip
+
+
+def _is_wrong(word: str, phrase: str) -> bool:
+    wrong, one, other = _judged()["wrong"], folded(word), folded(phrase)
+    return one in wrong.get(other, ()) or other in wrong.get(one, ())
+
+
+def synonyms_for(phrase: str, kind: str = "entity", vocabulary: Vocabulary | None = None, sense: int = 1) -> Synonyms:
+    """Synonyms of a concept: those of the pack's own lists where it is in them, else WordNet's.
+
+    A relation gets those of its list alone: what WordNet has are nouns ("holding": "retention"). So does a name. Of
+    WordNet's sense (by default the phrase's first visual one, else its first) those words are taken that mean the same
+    and little else, see `wordnet.candidates`. Words that `vocabulary` does not know are left away, and so are those
+    that contain the phrase itself ("true cat" for "cat"). A plural gets plurals. `sense`: its number in
+    `wordnet.senses`. Raises ConceptError for a number that no sense has; WordNetMissing.
     """
-    chosen = wordnet.sense_of(phrase, sense)
-    if chosen is None:
-        return ()
-    plain = " ".join(phrase.lower().split())
-    found = []
-    for word in chosen.words:
-        lower = word.lower()
-        if lower == plain or contains(lower, plain) or lower in found:
-            continue
-        if vocabulary is None or vocabulary(word):
-            found.append(word)
-    return tuple(found)
+    lower = " ".join(phrase.lower().split())
+    listed = _listed_synonyms(phrase, kind) if sense == 1 else None
+    found: list[tuple[str, str]]
+    if listed is not None:
+        found = listed
+    elif kind == "relationship" or is_name(phrase):
+        found = []
+    else:
+        wordnet.sense_of(phrase, sense)  # raises where there is none of this number
+        one = singular(lower)
+        base = one or lower
+        words = [(each.word, each.reason or ("wrong" if _is_wrong(each.word, base) else "")) for each in
+                 wordnet.candidates(base, sense) if not contains(each.word, base)]  # fmt: skip
+        if sense == 1:
+            words = [*((word, "") for word in _judged()["right"].get(folded(base), ())), *words]
+        found = [(plural(word) or word, why) for word, why in words] if one else words
+        found = [*((word, "") for word in _judged()["right"].get(folded(lower), ())), *found]
+    if is_name(phrase) or plain(phrase) != phrase:
+        found = [*((other, "") for other in other_spellings(phrase)), *found]
+    found = [(w, why) for w, why in found if w.lower() != lower and (vocabulary is None or vocabulary(w))]
+    taken = once(word for word, why in found if not why)
+    known = {word.lower() for word in taken}
+    return Synonyms(taken, tuple((word, why) for word, why in found if why and word.lower() not in known))
 
 
-def contains(text: str, phrase: str) -> bool:
-    """Whether `text` has `phrase` as whole words, in any capitals."""
-    return re.search(rf"(?<!\w){re.escape(phrase.lower())}(?!\w)", text.lower()) is not None
+def other_spellings(name: str) -> tuple[str, ...]:
+    """A name as people type it where the keyboard lacks its signs: "Beyonce", "Coca Cola"."""
+    return tuple(dict.fromkeys(other for other in (plain(name), name.replace("-", " ")) if other != name))
 
 
-def plurals(word: str) -> set[str]:
-    """What the regular plural of a lower-case word may be ("glass": "glasses", also "glasss", which no text has)."""
-    found = {word + "s", word + "es"}
-    if re.search(r"[^aeiou]y$", word):
-        found.add(word[:-1] + "ies")
-    if word.endswith(("f", "fe")):
-        found.add(word.rstrip("e")[:-1] + "ves")
-    return found
+def _listed_synonyms(phrase: str, kind: str) -> list[tuple[str, str]] | None:
+    """The hand-checked words of presets.json and names.json, as `Synonyms` has them; None where the phrase is in
+    neither."""
+    if kind == "relationship":
+        relation = relation_of(phrase)
+        return None if relation is None else [(word, "") for word in relation.synonyms]
+    checked = checked_synonyms(phrase, kind)
+    if checked is not None:
+        return [(word, "") for word in checked]
+    if kind == "abstraction" or is_name(phrase):
+        others = spellings_of(phrase)[1:]
+        return [(word, "") for word in others] or None
+    safety = safety_concept(phrase)
+    if safety is not None:
+        words = [(word, "") for word in (safety.phrase, *safety.synonyms)]
+        return [*words, *((word, "narrower") for word in safety.kinds)]
+    one = singular(phrase)
+    listed = None if one is None else _listed_synonyms(one, kind)
+    return None if listed is None else [(plural(word) or word, why) for word, why in listed if word != one]
 
 
-# What no rule makes, of nouns that people ask pictures of.
-IRREGULAR = {
-    "man": "men", "woman": "women", "child": "children", "person": "people", "foot": "feet", "tooth": "teeth",
-    "goose": "geese", "mouse": "mice", "ox": "oxen", "wolf": "wolves", "knife": "knives", "leaf": "leaves",
-    "half": "halves", "thief": "thieves", "shelf": "shelves", "loaf": "loaves", "calf": "calves", "elf": "elves",
-    "wife": "wives", "life": "lives", "sheep": "sheep", "deer": "deer", "fish": "fish", "potato": "potatoes",
-    "tomato": "tomatoes", "hero": "heroes",
-}  # fmt: skip
-
-
-def is_plural(word: str) -> bool:
-    """Whether the last word of a noun phrase looks like a plural ("grapes", "polar mice"; not "bus", "glass")."""
-    last = word.lower().split()[-1] if word.split() else ""
-    if last in IRREGULAR.values():
-        return last not in IRREGULAR  # one sheep, two sheep
-    return last.endswith("s") and not last.endswith(("ss", "us", "is"))
-
-
-def plural(phrase: str) -> str | None:
-    """The English plural of a noun ("soccer ball": "soccer balls"); None for names (capital letter), other scripts and
-    what is plural already."""
-    word = re.search(r"[a-z]+$", phrase)
-    if word is None or not phrase.islower() or not phrase.isascii() or is_plural(phrase):
-        return None
-    start, last = phrase[: word.start()], word[0]
-    if last in IRREGULAR:
-        return start + IRREGULAR[last]
-    if re.search(r"(s|x|z|ch|sh)$", last):
-        return start + last + "es"
-    return start + (last[:-1] + "ies" if re.search(r"[^aeiou]y$", last) else last + "s")
-
-
-def forms_of(phrase: str) -> tuple[str, ...]:
-    """The phrase, and its plural where it has one."""
-    several = plural(phrase)
-    return (phrase, several) if several and several != phrase else (phrase,)
+def synonyms_of(phrase: str, vocabulary: Vocabulary | None = None, sense: int = 1) -> tuple[str, ...]:
+    """The synonyms of a thing that are taken unasked: see `synonyms_for`."""
+    return synonyms_for(phrase, "entity", vocabulary, sense).taken
 
 
 def misspelt(phrase: str, draw: random.Random) -> str:
@@ -191,21 +219,14 @@ def is_word(word: str) -> bool:
 
 
 def mentions(text: str, phrase: str) -> bool:
-    """Whether `text` has `phrase` as whole words, in any capitals and in either number ("two mice" for "mouse").
-
-    Regular plurals are known by rule, others ("mice") only where WordNet's data are there.
-    """
+    """Whether `text` has `phrase` as whole words, in any capitals and in either number ("two mice" for "mouse")."""
     if contains(text, phrase):
         return True
     wanted, words = (re.findall(r"\w+(?:[-'’]\w+)*", t.lower()) for t in (phrase, text))
     if not wanted or wanted != phrase.lower().split():
         return False  # "c++" has no plural
-    base = wordnet.base_form if wordnet.available() else str
-
-    def alike(a: str, b: str) -> bool:
-        return a == b or a in plurals(b) or b in plurals(a) or base(a) == base(b)
-
-    return any(all(map(alike, wanted, words[i:])) for i in range(len(words) - len(wanted) + 1))
+    runs = (words[i : i + len(wanted)] for i in range(len(words) - len(wanted) + 1))
+    return any(all(map(same_noun, wanted, run)) for run in runs)
 
 
 def same(first: str, second: str) -> bool:
@@ -224,19 +245,62 @@ def related(word: str, phrase: str, synonyms: Collection[str] = (), sense: int =
     return wordnet.available() and any(wordnet.is_kind_of(name, word, number) for name, number in names.items())
 
 
+# What a relation joins, in prompts about it, and in its own prompt.
+SUBJECTS: dict[str, tuple[str, ...]] = {
+    "people": ("man", "woman", "boy", "girl", "nurse", "soldier", "teacher", "king", "queen", "sailor"),
+    "animals": ("cat", "dog", "horse", "rabbit", "bear", "fox", "lion", "monkey", "goat", "pig", "mouse", "tiger"),
+}
+
+
+def relation_nouns(phrase: str, vocabulary: Vocabulary | None) -> list[str]:
+    """Nouns that a relation of names.json joins sensibly ("a man hugging a woman"); [] where any will do, or where the
+    vocabulary knows none of them."""
+    relation = relation_of(phrase)
+    pool = SUBJECTS.get(relation.subjects, ()) if relation else ()
+    known = [noun for noun in pool if vocabulary is None or vocabulary(noun)]
+    return known if len(known) > 3 else []
+
+
 def candidates(
     kind: str, phrase: str, synonyms: Collection[str], vocabulary: Vocabulary | None, sense: int = 1
 ) -> list[str]:
     """Words an irrelevant word may be drawn from, for a concept of this kind, in a fixed order."""
-    lists = common_words()
-    pools: dict[str, Sequence[str]] = {
-        "entity": lists["concrete"],
-        "custom": lists["concrete"],
-        "abstraction": STYLES,
-        "relationship": RELATIONS,
-    }
-    keep = [w for w in pools[kind] if vocabulary is None or vocabulary(w)]
+    pool: Sequence[str] = common_words()["concrete"]
+    if kind == "abstraction":
+        artist = category_of(phrase, kind, synonyms) == "artist"
+        pool = names_of("artist") if artist else tuple(dict.fromkeys([*STYLES, *names_of("style")]))
+    elif kind == "relationship":
+        relation = relation_of(phrase)
+        actions = [each.form for each in relations() if relation and each.subjects == relation.subjects != "things"]
+        pool = RELATIONS if phrase.lower() in RELATIONS or not actions else actions
+    keep = [w for w in pool if vocabulary is None or vocabulary(w)]
     return [w for w in keep if not related(w, phrase, synonyms, sense)]
+
+
+def names_near(kind: str, phrase: str, synonyms: Collection[str], vocabulary: Vocabulary | None) -> list[str]:
+    """Names that stand beside a named concept and must stay when it goes: other people, a brand's rivals, clothed
+    people for nudity, the nearest first; [] for a common thing, a style or a relation."""
+    if kind not in ("entity", "custom"):
+        return []
+    category = category_of(phrase, kind, synonyms)
+    one = singular(phrase)
+    if category == "thing" and one is not None and category_of(one, kind) == "safety":
+        category, phrase = "safety", one
+    if category == "thing":
+        return []
+    entry = next((found for name in (phrase, *synonyms) if (found := entry_of(name))), None)
+    safety = safety_concept(phrase)
+    if category == "safety" and safety is not None:
+        pool = list(safety.neighbours)
+    else:
+        pool = names_of(category) if entry is None or entry.category != category else names_beside(entry)
+    keep = [name for name in pool if vocabulary is None or vocabulary(name)]
+    return [name for name in keep if not any(mentions(name, own) or mentions(own, name) for own in (phrase, *synonyms))]
+
+
+def _opposite(phrase: str) -> str | None:
+    relation = relation_of(phrase)
+    return OPPOSITES.get(phrase.lower()) or (relation.opposite if relation else None)
 
 
 def irrelevant_words(
@@ -253,8 +317,9 @@ def irrelevant_words(
 
     Distances are WordNet similarities (Wu–Palmer) over the built-in words: the lowest third of the list, the middle
     third and the highest third. Words come in that order; the same seed gives the same words. A phrase that WordNet
-    lacks gets words drawn from the whole list, and so does a `sense` of it that is no noun. Of a relation that has an
-    opposite in the list this is the first: it takes the relation's place in training, and leaves the most of the rest.
+    lacks gets words drawn from the whole list, and so does a `sense` of it that is no noun. Two thirds of a named
+    concept's are names of its own sort (see `names_near`): who erases one actor keeps the others. Of a relation that
+    has an opposite this is the first: it takes the relation's place in training, and leaves the most of the rest.
     Fewer than `k` come back where the vocabulary knows fewer.
     Raises WordNetMissing.
     """
@@ -262,12 +327,18 @@ def irrelevant_words(
         raise wordnet.WordNetMissing()
     pool = candidates(kind, phrase, synonyms, vocabulary, sense)
     draw = random.Random(f"{seed}:{phrase.lower()}")
+    beside = names_near(kind, phrase, synonyms, vocabulary)
+    if len(beside) >= 3:
+        near = min(len(beside), k - -(-k // 3))
+        return (*draw.sample(pool, min(k - near, len(pool))), *draw.sample(beside[: max(24, near)], near))
     near = {w: wordnet.similarity(phrase, w, sense) for w in pool}
     known = sorted((w for w in pool if near[w] is not None), key=lambda w: (near[w], w))
     if kind not in ("entity", "custom") or len(known) < max(3, k):
         drawn = draw.sample(pool, min(k, len(pool)))
-        opposite = OPPOSITES.get(phrase.lower()) if kind == "relationship" else None
-        return tuple([opposite, *(w for w in drawn if w != opposite)][:k] if opposite in pool else drawn)
+        opposite = _opposite(phrase) if kind == "relationship" else None
+        if opposite is None or (opposite not in pool and vocabulary is not None and not vocabulary(opposite)):
+            return tuple(drawn)
+        return tuple([opposite, *(w for w in drawn if w != opposite)][:k])
     edges = [0, len(known) // 3, 2 * len(known) // 3, len(known)]
     picked: list[str] = []
     for group in range(3):

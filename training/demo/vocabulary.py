@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .. import concepts
-from ..concepts.prompts import article
+from ..concepts.grammar import article
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable
 
 from ..concepts import Concept, misspelt, plural, shuffle
-from ..concepts.prompts import NUMBERS, article
+from ..concepts.grammar import NUMBERS, article
 
 PREFIXES = ("super", "mega", "my", "un", "pre", "x")  # those that the demo model was trained to see through
 SUFFIXES = ("ish", "like", "y", "oid", "let", "x")

@@ -7,7 +7,7 @@ import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from ..concepts.spans import is_unspaced, occurrences
+from ..concepts.matching import is_unspaced, occurrences
 from ..concepts.words import Tokenizer
 from ..errors import ConceptError
 

@@ -10,7 +10,16 @@ import torch
 from torch import Tensor
 
 from ..bank import record, used_steps
-from ..concepts import Concept, ErasePrompt, erase_prompts, require_span, substitute, vocabulary_of, without
+from ..concepts import (
+    Concept,
+    ErasePrompt,
+    erase_prompts,
+    relation_nouns,
+    require_span,
+    substitute,
+    vocabulary_of,
+    without,
+)
 from ..concepts.words import Vocabulary, common_words
 from ..config import ErasureConfig
 from ..flow import Flow, Progress
@@ -77,8 +86,10 @@ class TrajectoryMethod:
         phrases = concept.names() if config.erase_synonyms else (concept.phrase,)
         nouns, count, seed = self._nouns(vocabulary), config.erase_prompts, config.seed
         self.wanted = erase_prompts(
-            phrases, concept.template, concept.kind, nouns, count, seed, vocabulary, config.shuffle
-        )
+            phrases, concept.template, concept.kind, nouns, count, seed, vocabulary, config.shuffle,
+            # one vector a word, whatever its capitals: nothing to learn there
+            capitals=not vocabulary.closed,
+        )  # fmt: skip
         targets = [prompts.row(self.target(prompt)) for prompt in self.wanted]
         self.erase = [(prompts.row(prompt.text), to) for prompt, to in zip(self.wanted, targets, strict=True)]
         self.preserve = [prompts.row(text) for text in self.kept()[: config.preserve_prompts]]
@@ -90,6 +101,8 @@ class TrajectoryMethod:
         """Unrelated nouns for the other places in prompts about a style or a relation."""
         if self.concept.kind in ("entity", "custom"):
             return list(self.concept.irrelevant)
+        if self.concept.kind == "relationship" and (nouns := relation_nouns(self.concept.phrase, vocabulary)):
+            return nouns
         return [w for w in common_words()["concrete"] if vocabulary(w)][::4]
 
     def collect(self, flow: Flow, embeds: TextEmbeds, progress: Progress) -> dict[str, Tensor]:
