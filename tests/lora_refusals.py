@@ -116,6 +116,9 @@ REFUSED: dict[str, Layout] = {
     # damage
     "numbers that are none": refused({**PLAIN, f"{STEM}.lora_B.weight": torch.full((HIDDEN, 4), float("nan"))},
                                      "infinite"),
+    "products that are too large": refused(
+        {f"{STEM}.hada_{x}": torch.full((4, HIDDEN) if x.endswith("b") else (HIDDEN, 4), 1e30)
+         for x in ("w1_a", "w1_b", "w2_a", "w2_b")}, "too large"),
     "integers": refused({**PLAIN, f"{STEM}.lora_A.weight": torch.ones(4, HIDDEN, dtype=torch.int8)}, "wrong kind"),
     "half of it": refused({f"{STEM}.lora_B.weight": torch.ones(HIDDEN, 4)}, "lacks lora_A"),
     "two adapters": refused(

@@ -163,6 +163,7 @@ def test_a_file_that_was_replaced_counts(host: Host, loras: Path, graph: Callabl
     assert "show" in again and "flux" not in again
     assert psnr(picture(host, graph(name)), before) < 40
     assert not ran(host, graph(name))
+    (host.base / "user" / "__erase_anything" / "lora_sets" / "replaced.json").unlink(missing_ok=True)
 
 
 def test_alpha_beside_a_file_counts_too(host: Host, loras: Path) -> None:

@@ -15,7 +15,7 @@ largest singular values are kept (Eckart and Young), and the error is measured.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -39,7 +39,7 @@ class Unfactorable(ValueError):
 class Factors:
     """ΔW ≈ scale · b @ a, with rank the r of the formula (None where it has none); kind: "" for a LoRA.
 
-    a, b as they are in the file for a LoRA, else float64; lost, total: ‖ΔW − b a‖² and ‖ΔW‖², of the unscaled change.
+    lost, total: ‖ΔW − b a‖² and ‖ΔW‖², of the unscaled change.
     """
 
     a: Tensor
@@ -51,19 +51,21 @@ class Factors:
 
 
 def factors_of(layer: Mapping[str, Tensor]) -> Factors:
-    """A layer's tensors by role (see `dialects.LoraKey`) as two matrices; Unfactorable where they make none."""
+    """A layer's tensors by role (see `dialects.LoraKey`) as two matrices in fp32; Unfactorable where they make none."""
     if "hada_t1" in layer or "lokr_t2" in layer:
         raise Unfactorable("has the kernels of convolutions, and a Flux has no convolutions")
     kinds = sorted({_KINDS[role] for role in layer if role in _KINDS})
     if len(kinds) > 1:
         raise Unfactorable(f"has a {kinds[0]} and a {kinds[1]} at once; choose a file that was not mixed of two")
+    if not kinds:
+        raise Unfactorable("lacks lora_A")
     if kinds == ["LoHa"]:
-        return _loha(*(_matrix(layer, f"hada_{part}") for part in ("w1_a", "w1_b", "w2_a", "w2_b")))
-    if kinds == ["LoKr"]:
-        return _lokr(layer)
-    if kinds:
-        return _lora(layer) if kinds == ["LoRA"] else _cut(_matrix(layer, "diff"), None, "whole difference")
-    raise Unfactorable("lacks lora_A")
+        found = _loha(*(_matrix(layer, f"hada_{part}") for part in ("w1_a", "w1_b", "w2_a", "w2_b")))
+    elif kinds == ["LoKr"]:
+        found = _lokr(layer)
+    else:
+        found = _lora(layer) if kinds == ["LoRA"] else _cut(_matrix(layer, "diff"), None, "whole difference")
+    return replace(found, a=found.a.float(), b=found.b.float())  # fp64 of a whole model's layers would not fit
 
 
 def _matrix(layer: Mapping[str, Tensor], role: str) -> Tensor:
@@ -115,22 +117,27 @@ def _loha(w1_a: Tensor, w1_b: Tensor, w2_a: Tensor, w2_b: Tensor) -> Factors:
 
 
 def _lokr(layer: Mapping[str, Tensor]) -> Factors:
-    rank, pairs = None, []
+    rank, pairs, whole = None, [], []
     for name in ("lokr_w1", "lokr_w2"):
         if name in layer:
-            pairs.append(_halves(_matrix(layer, name)))
+            whole.append(_svd(_matrix(layer, name)))
+            u, s, v = whole[-1]
+            pairs.append((u * s.sqrt(), s.sqrt()[:, None] * v))
             continue
         outer, inner = _matrix(layer, f"{name}_a"), _matrix(layer, f"{name}_b")
         if outer.shape[1] != len(inner):
             raise Unfactorable("has matrices that do not multiply")
         pairs.append((outer, inner))
+        whole.append(None)
         rank = len(inner)  # of the second one where both have one, as LyCORIS and the host take it
     (b1, a1), (b2, a2) = pairs
     if len(a1) * len(a2) <= min(MAX_RANK, len(b1) * len(b2), a1.shape[1] * a2.shape[1]):
-        (b1, a1, b2, a2) = (matrix.contiguous() for matrix in (b1, a1, b2, a2))  # torch.kron takes no others
+        b1, a1, b2, a2 = (matrix.contiguous() for matrix in (b1, a1, b2, a2))  # torch.kron takes no others
         return Factors(torch.kron(a1, a2), torch.kron(b1, b2), rank, "LoKr")
     # the singular vectors of a Kronecker product are products of its parts' singular vectors
-    (u1, s1, v1), (u2, s2, v2) = (_svd(b @ a) for b, a in pairs)
+    (u1, s1, v1), (u2, s2, v2) = (
+        found or _svd(outer @ inner) for found, (outer, inner) in zip(whole, pairs, strict=True)
+    )
     values = torch.outer(s1, s2).flatten()
     order = values.argsort(descending=True)[:MAX_RANK]
     first, second = order // len(s2), order % len(s2)
@@ -146,11 +153,6 @@ def _svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     tail = s.flip(0).square().cumsum(0).flip(0).sqrt()
     kept = max(1, int((tail > NOISE * s.norm()).sum()))
     return u[:, :kept], s[:kept], v[:kept]
-
-
-def _halves(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    u, s, v = _svd(matrix)
-    return u * s.sqrt(), s.sqrt()[:, None] * v
 
 
 def _cut(change: Tensor, rank: int | None, kind: str) -> Factors:

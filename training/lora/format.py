@@ -290,7 +290,7 @@ def _weights(
     used = config is not None and odd is None
     scaled = []
     for (module, native), factors in found.items():
-        value, by_config = _scaled(path, module, factors, layers[module, native], config if used else None)
+        value, by_config = _scaled(module, factors, layers[module, native], config if used else None)
         if by_config:
             scaled.append(module)
         if factors.kind:
@@ -331,11 +331,13 @@ def _checked(path: Path, module: str, layer: Mapping[str, Tensor]) -> Factors:
         factors = factors_of(layer)
     except Unfactorable as reason:
         raise LoraError(f"{path.name} {reason} at {module}: train or download it again.") from None
+    if factors.kind and not (torch.isfinite(factors.a).all() and torch.isfinite(factors.b).all()):
+        raise LoraError(f"{path.name} holds numbers at {module} whose products are too large: train it again.")
     return factors
 
 
 def _scaled(
-    path: Path, module: str, factors: Factors, layer: Mapping[str, Tensor], config: AdapterConfig | None
+    module: str, factors: Factors, layer: Mapping[str, Tensor], config: AdapterConfig | None
 ) -> tuple[tuple[Tensor, Tensor, float], bool]:
     """(A, B, alpha) of one layer in fp32, and whether its alpha is from `config`."""
     size = len(factors.a)
@@ -346,7 +348,7 @@ def _scaled(
         scale, by_config = config.scale_of(module), True
     if "scalar" in layer:
         scale *= float(layer["scalar"])
-    return (factors.a.float(), factors.b.float(), scale * size), by_config
+    return (factors.a, factors.b, scale * size), by_config
 
 
 def _parts(module: str, native: bool, value: tuple[Tensor, Tensor, float]) -> LoraWeights:
