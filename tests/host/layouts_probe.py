@@ -25,6 +25,15 @@ from comfy.ldm.flux.model import FluxParams  # noqa: E402
 from native_probe import pack_module  # noqa: E402
 from safetensors.torch import save_file  # noqa: E402
 
+cpu = torch.device("cpu")
+
+
+class Forgetful(comfy.model_patcher.ModelPatcher):
+    """Does not take the last of the patches that it is given."""
+
+    def add_patches(self, patches: dict, *args, **kwargs) -> list:
+        return super().add_patches(dict(list(patches.items())[:-1]), *args, **kwargs)
+
 
 def blank_model(config: dict) -> comfy.model_patcher.ModelPatcher:
     """The host's Flux with zeros for weights."""
@@ -35,7 +44,6 @@ def blank_model(config: dict) -> comfy.model_patcher.ModelPatcher:
     model = made.get_model({}, "")
     for parameter in model.parameters():
         parameter.data.zero_()
-    cpu = torch.device("cpu")
     return comfy.model_patcher.ModelPatcher(model, load_device=cpu, offload_device=cpu)
 
 
@@ -64,6 +72,10 @@ def main(folder: Path) -> None:
         for place, forward in part.put_on(model).object_patches.items():
             inputs = shapes[place.removesuffix(".forward") + ".weight"][1]
             dense[f"some/{name}/{place.removesuffix('.forward')}.weight"] = forward(torch.eye(inputs)[None])[0].T
+    try:
+        native.apply_lora(Forgetful(model.model, cpu, cpu), native.place_lora(model, request["files"]["kohya"]), 1.0)
+    except errors.LoraError as error:
+        result["forgetful"] = str(error)
     (folder / "result.json").write_text(json.dumps(result))
     save_file({name: value.clone().contiguous() for name, value in dense.items()}, folder / "dense.safetensors")
 

@@ -62,3 +62,8 @@ def test_the_host_gets_what_was_meant(name: str, kind: str, found: tuple[dict, d
 def test_refusals(name: str, found: tuple[dict, dict[str, torch.Tensor]]) -> None:
     sentence = found[0][name]
     assert isinstance(sentence, str) and all(part in sentence for part in REFUSED[name].says)
+
+
+def test_a_host_that_does_not_take_all_patches_is_no_success(found: tuple[dict, dict[str, torch.Tensor]]) -> None:
+    # 17 native layers are 24 of diffusers', one of which, the final adaLN, has its halves swapped
+    assert "placed 24 of the 25 patches of lora.safetensors" in found[0]["forgetful"]

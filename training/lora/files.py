@@ -118,7 +118,7 @@ def erased_names(metadata: Mapping[str, str]) -> tuple[str, ...]:
 def describe(path: str | Path) -> dict[str, Any]:
     """What a LoRA file is: "concept" and "method" (None where it does not say), "rank" (the highest), "ranks",
     "targets" (layers without their block; "single: …" in single blocks), "blocks" (how many), "tensors", "parameters",
-    "host_format" (whether ComfyUI's Load LoRA knows every key), "dialect", "dtypes", "base", "inputs" (whether concept
+    "host_format" (whether ComfyUI's Load LoRA reads it alike), "dialect", "dtypes", "base", "inputs" (whether concept
     inputs lie beside it), "merge" (of a merged one: mode, settings, sources), "notes". Raises LoraError.
     """
     path = Path(path)

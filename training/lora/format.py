@@ -133,8 +133,9 @@ class LoraFile:
     """A LoRA file as it was read.
 
     weights: fp32 on the CPU, under diffusers' names; dialect: that of its keys (see `dialects`), or "mixed";
-    host_format: whether ComfyUI's Load LoRA knows every key; tensors, parameters (of the matrices), dtypes (of the
-    matrices): what is in the file; notes: sentences about what was left out, converted, or read from elsewhere.
+    host_format: whether ComfyUI's Load LoRA knows every key, and alpha is where it looks; tensors, parameters (of the
+    matrices), dtypes (of the matrices): what is in the file; notes: sentences about what was left out, converted, or
+    read from elsewhere.
     """
 
     weights: LoraWeights
@@ -181,13 +182,13 @@ def open_lora(path: str | Path) -> LoraFile:
     notes = _left_out(path, names, keys, layers)
     if not layers:
         raise LoraError(f"{path.name} changes no weights of linear layers, only biases or norms: choose another file.")
-    weights, more = _weights(path, layers, read_config(path, metadata))
+    weights, more, rescaled = _weights(path, layers, read_config(path, metadata))
     _check_widths(path, weights, keys, tensors)
     dialects = sorted({key.dialect for key in keys.values()})
     kinds = {str(matrix.dtype).removeprefix("torch.") for matrix in matrices}
     return LoraFile(
         weights, metadata, dialects[0] if len(dialects) == 1 else "mixed",
-        host_format=all(key.host for key in keys.values()), tensors=len(names),
+        host_format=all(key.host for key in keys.values()) and not rescaled, tensors=len(names),
         parameters=sum(matrix.numel() for matrix in matrices), dtypes=tuple(sorted(kinds)), notes=(*notes, *more),
     )  # fmt: skip
 
@@ -279,8 +280,8 @@ def _left_out(
 
 def _weights(
     path: Path, layers: Mapping[tuple[str, bool], Mapping[str, Tensor]], config: AdapterConfig | None
-) -> tuple[LoraWeights, list[str]]:
-    """Every layer's LoRA under diffusers' names, and sentences about how they were made."""
+) -> tuple[LoraWeights, list[str], bool]:
+    """Every layer's LoRA under diffusers' names, sentences about how they were made, whether `config` gave alpha."""
     weights: LoraWeights = {}
     made: dict[str, list[Factors]] = {}
     found = {place: _checked(path, place[0], layer) for place, layer in layers.items()}
@@ -308,7 +309,7 @@ def _weights(
     elif scaled:
         rule = ", divided by the rank's square root (rsLoRA)" if config.rslora else ""
         notes.append(f"{path.name}: alpha was read from {config.where}: {config.alpha:g} at rank {config.rank}{rule}.")
-    return weights, notes
+    return weights, notes, bool(scaled)
 
 
 def _told(path: Path, kind: str, made: Sequence[Factors]) -> str:

@@ -53,13 +53,12 @@ def read_config(path: Path, metadata: Mapping[str, str]) -> AdapterConfig | None
     if values:
         return _config(KEY_ADAPTER, own or values)
     beside = path.with_name(CONFIG_FILE)
-    if not beside.is_file() or beside.stat().st_size > _MAX_BYTES:
-        return None
-    if path.stem != _PEFT_FILE and any(
-        each != path and each.suffix.lower() == path.suffix.lower() for each in path.parent.iterdir()
-    ):
-        return None
     try:
+        if not beside.is_file() or beside.stat().st_size > _MAX_BYTES:
+            return None
+        others = [each for each in path.parent.iterdir() if each.suffix.lower() == path.suffix.lower()]
+        if path.stem != _PEFT_FILE and len(others) > 1:
+            return None
         return _config(CONFIG_FILE, _object(beside.read_text(encoding="utf-8")))
     except (OSError, UnicodeDecodeError):
         return None
