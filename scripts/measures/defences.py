@@ -152,7 +152,7 @@ class _Evaluation:
         order = Order(
             place.source, concept, subjects, **place.counts, heatmap=False, suites=self.suites, white_box=self.budget
         )
-        folder = place.folder / "defences" / f"{self.key}-{place.engine}"
+        folder = place.folder / "defences" / f"{self.key}-{place.behaviour}"
         found = evaluate(order, folder, place.args.device)
         names = dict(zip((s["id"] for s in found["subjects"]), ("base", DELETION, *loras), strict=True))
         row = {

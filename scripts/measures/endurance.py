@@ -17,7 +17,7 @@ from scripts.environment import CACHE, ROOT, SetupError, say
 from .page import conclude
 from .rows import Rows, key_of, machine
 from .train import MODELS, random_weights
-from .workplace import engine_digest
+from .workplace import behaviour
 
 NAME = "erase-car"
 WORDS = ("--no-synonyms", "--irrelevant", "dog", "--irrelevant", "apple", "--irrelevant", "bus")
@@ -174,6 +174,6 @@ def endurance(args: argparse.Namespace) -> None:
     }
     slot = {"model": args.model, "precision": args.precision, "device": where["gpu"] or device.type}
     slot |= {"pairs": args.pairs, "settings": args.set}
-    rows.put(key_of(slot), slot, {"engine": engine_digest(), **row})
+    rows.put(key_of(slot), slot, {"behaviour": behaviour(), **row})
     shutil.rmtree(folder)
     conclude(rows, "endurance")

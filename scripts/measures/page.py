@@ -35,7 +35,7 @@ from .summaries import (
     train_summary,
 )
 from .text import markdown, percent
-from .workplace import engine_digest
+from .workplace import behaviour
 
 
 def _cell(share: Summary | None, worst: bool = False) -> str:
@@ -471,17 +471,17 @@ def _made(result: dict[str, Any]) -> list[str]:
     where, rows = result["machine"], result["rows"]
     device = where["gpu"] or f"{where['cores']} cores ({where['machine']})"
     lines = [f"`python {result['command']}`, {result['date']}, {device}, torch {where['torch']}.", ""]
-    for what in ("model", "engine", "threads", "counts"):
+    for what in ("model", "behaviour", "threads", "counts"):
         different = {json.dumps(row.get(what), sort_keys=True) for row in rows if what in row}
         if len(different) > 1:
             lines += [
                 f"**These rows are of {len(different)} different states ({what}): make them again before quoting.**",
                 "",
             ]
-    engine = engine_digest()
-    older = sum(row["engine"] != engine for row in rows if "engine" in row)
+    today = behaviour()
+    older = sum(row["behaviour"] != today for row in rows if "behaviour" in row)
     if older:
-        lines += [f"**{older} of {len(rows)} rows are of another state of the engine than this page's.**", ""]
+        lines += [f"**{older} of {len(rows)} rows are of an engine that computed something else than today's.**", ""]
     return lines
 
 

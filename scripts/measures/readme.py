@@ -54,15 +54,15 @@ def filled(text: str, results: Mapping[str, dict[str, Any]]) -> str:
         if name not in results:
             return f"{head}{old}{end}"
         lines = BLOCKS[name](results[name]["rows"])
-        if name != "erasure" and _engines(results[name]["rows"]) - _engines(_trained(results["erasure"]["rows"])):
+        if name != "erasure" and _behaviours(results[name]["rows"]) - _behaviours(_trained(results["erasure"]["rows"])):
             lines += ["*Of an earlier state of the code than the first table, in part or whole.*", ""]
         return "\n".join([head, *lines, end])
 
     return _BLOCK.sub(block, text)
 
 
-def _engines(rows: list[Row]) -> set[str]:
-    return {row["engine"] for row in rows if "engine" in row}
+def _behaviours(rows: list[Row]) -> set[int]:
+    return {row["behaviour"] for row in rows if "behaviour" in row}
 
 
 def _trained(rows: list[Row]) -> list[Row]:

@@ -32,7 +32,7 @@ def seeds(args: argparse.Namespace) -> None:
             with place.rows.claim(key) as mine:
                 if not mine or place.done(key):
                     continue
-                folder = place.folder / "seeds" / f"{key}-{place.engine}"
+                folder = place.folder / "seeds" / f"{key}-{place.behaviour}"
                 found = evaluate(order, folder, args.device)
                 same = {}
                 if seed == seeds_of(args.seeds)[0]:

@@ -18,7 +18,7 @@ from .cost import count_flops
 from .page import conclude
 from .rows import Rows, key_of, machine
 from .table import RSC
-from .workplace import engine_digest
+from .workplace import behaviour
 
 # Geometry under diffusers' names, and what of a variant of Flux it is.
 MODELS: dict[str, dict[str, Any]] = {
@@ -92,7 +92,7 @@ class Bench:
             shapes = {name: tuple(p.shape) for name, p in self._empty().named_parameters()}
         self.variant = FLUX_DEV if self.geometry["num_attention_heads"] == 24 else FLUX_EMOJI
         self.size = ModelSize(self.variant, self.geometry, *block_sizes(shapes), *BESIDE)
-        self.engine, self.where = engine_digest(), machine()
+        self.behaviour, self.where = behaviour(), machine()
 
     def _empty(self):
         from diffusers import FluxTransformer2DModel
@@ -307,13 +307,13 @@ class Bench:
     def done(self, slot: dict[str, Any]) -> bool:
         """Whether there is a row for this slot, by this code where --fresh asks for it."""
         return any(
-            row["key"] == key_of(slot) and (not self.args.fresh or row["engine"] == self.engine)
+            row["key"] == key_of(slot) and (not self.args.fresh or row.get("behaviour") == self.behaviour)
             for row in self.rows.all()
         )
 
     def keep(self, slot: dict[str, Any], row: dict[str, Any]) -> None:
         """Keeps a row with what it was made by."""
-        self.rows.put(key_of(slot), slot, {"engine": self.engine, "peak_flops": self.peak, **row})
+        self.rows.put(key_of(slot), slot, {"behaviour": self.behaviour, "peak_flops": self.peak, **row})
 
 
 def _concept():

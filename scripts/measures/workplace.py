@@ -14,7 +14,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-from scripts.environment import CACHE, ROOT, say
+from scripts.environment import CACHE, say
 
 from .rows import Row, Rows, files_digest, key_of
 
@@ -22,9 +22,12 @@ NOUNS = ("car", "penguin", "rose", "guitar", "castle", "pizza", "robot", "butter
 STYLES = ("twemoji", "fluent")
 RELATIONS = ("above",)
 
-ENGINE = (
-    "concepts", "evaluation", "flux", "lora", "methods", "bank.py", "config.py", "flow.py", "parallel.py", "trainer.py",
-)  # fmt: skip
+
+def behaviour() -> int:
+    """The number of what the engine computes, by which rows tell whether they are of today's: see `training`."""
+    from training import BEHAVIOUR
+
+    return BEHAVIOUR
 
 
 def seeds_of(text: str) -> list[int]:
@@ -41,15 +44,6 @@ def course(config: Any) -> dict[str, Any]:
         name: value for name, value in config.to_dict().items()
         if name not in NOT_THE_COURSE and (name not in later or value)
     }  # fmt: skip
-
-
-def engine_digest() -> str:
-    """A hash of the code that training and measuring run on; rows tell by it whether they are of one state."""
-    files: list[Path] = []
-    for name in ENGINE:
-        path = ROOT / "training" / name
-        files += path.rglob("*.py") if path.is_dir() else [path]
-    return files_digest(files)
 
 
 @dataclasses.dataclass
@@ -80,7 +74,7 @@ class Workplace:
         self.source.validate()
         files = [path for path in folder.rglob("*") if path.suffix in (".json", ".safetensors")]
         self.model = files_digest(path for path in files if path.name != "measured.json")
-        self.engine = engine_digest()
+        self.behaviour = behaviour()
         self.folder = CACHE / "bench" / self.model
         self.rows = Rows(args.out / f"{args.name or name}.json", CACHE / "bench" / "locks")
         self.settings = read_settings(args.set)
@@ -199,7 +193,7 @@ class Workplace:
         It is removed at the end, and kept when something went wrong, so that a rerun by the same code goes on from
         there.
         """
-        name = f"{self.rows.path.stem}-{phrase.replace(' ', '_')}-{seed}-{self.engine}"
+        name = f"{self.rows.path.stem}-{phrase.replace(' ', '_')}-{seed}-{self.behaviour}"
         with self.rows.claim(f"{self.model} {phrase} {seed}") as mine:
             if not mine:
                 say(f"{phrase}, seed {seed}: another process is at it")
@@ -275,13 +269,13 @@ class Workplace:
             copy = path.with_suffix(f".{os.getpid()}.part")  # another command may train the same
             shutil.copyfile(trained.path, copy)
             os.replace(copy, path)
-            facts = {**trained.times, "engine": self.engine}
+            facts = {**trained.times, "behaviour": self.behaviour}
             path.with_suffix(".json").write_text(json.dumps(facts), encoding="utf-8")
             how = config.method if config.bilevel else f"{config.method}, one level"
             print(f"· trained {concept.phrase}, seed {config.seed}, {how}, in {facts['seconds']} s", flush=True)
         weights, metadata = read_lora(path)
         times = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))
-        times.pop("engine")
+        times.pop("behaviour", None)
         return Trained(path, weights, Concept.from_dict(json.loads(metadata[KEY_CONCEPT])), times)
 
     def _lora_file(self, concept: Any, config: Any) -> Path:
@@ -292,7 +286,7 @@ class Workplace:
         facts = lora.with_suffix(".json")  # the last one to be written
         if not facts.is_file():
             return False
-        return not self.args.fresh or json.loads(facts.read_text(encoding="utf-8"))["engine"] == self.engine
+        return not self.args.fresh or json.loads(facts.read_text(encoding="utf-8")).get("behaviour") == self.behaviour
 
     def loras(self, phrase: str, seed: int, variants: Mapping[str, dict[str, Any]]) -> dict[str, Path] | None:
         """A concept's LoRAs by settings beside the defaults, kept for all commands; None: another process is at it.
@@ -379,12 +373,13 @@ class Workplace:
     def done(self, key: str) -> bool:
         """Whether there is a row with this key, with --fresh one that today's code has made."""
         return any(
-            row["key"] == key and (not self.args.fresh or row["engine"] == self.engine) for row in self.rows.all()
+            row["key"] == key and (not self.args.fresh or row.get("behaviour") == self.behaviour)
+            for row in self.rows.all()
         )
 
     def keep(self, key: str, slot: dict[str, Any], row: dict[str, Any]) -> Row:
         """Keeps a row, with what it was made by."""
-        made = {"model": self.model, "engine": self.engine, "threads": self.threads}
+        made = {"model": self.model, "behaviour": self.behaviour, "threads": self.threads}
         return self.rows.put(key, slot, {**made, **row})
 
 

@@ -104,7 +104,7 @@ class DryRun(Workplace):
 
     def measured(self, slot: dict, key: str, folder, concept, config, factory=None, precision="", more=None) -> dict:
         self.made.append((slot, concept, config))
-        facts = row("", "", 0, 0.5, measure_seconds=1.0, engine=self.engine)
+        facts = row("", "", 0, 0.5, measure_seconds=1.0, behaviour=self.behaviour)
         return self.rows.put(key, slot, {n: v for n, v in facts.items() if n not in ("key", *slot)})
 
 
@@ -139,7 +139,7 @@ def test_a_second_run_does_nothing_and_a_wider_one_only_the_rest(dry_run, monkey
         *(("owl", seed, method) for seed in (1, 2) for method in methods),
     ]
     assert made("--concepts", "car", "--seeds", "1", "--fresh") == []
-    monkeypatch.setattr(workplace, "engine_digest", lambda: "another state")
+    monkeypatch.setattr(workplace, "behaviour", lambda: 0)
     assert made("--concepts", "car", "--seeds", "1") == []
     assert len(made("--concepts", "car", "--seeds", "1", "--fresh")) == 3
     assert len(made("--concepts", "car", "--seeds", "1", "--images", "7")) == 3  # other counts, other rows

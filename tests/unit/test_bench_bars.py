@@ -167,7 +167,7 @@ def test_a_term_is_judged_by_concepts_of_every_kind_and_each_kind_has_a_table():
 def test_a_long_training_is_judged_at_full_size_on_a_gpu_only():
     row = {"model": "flux-dev-random", "device": "NVIDIA H200", "precision": "nf4", "pairs": 1000, "steps": 1000,
            "killed_after": 500, "seconds": 900.0, "finite": True, "taken_by_the_host": True, "taken_by_diffusers": True,
-           "key": "k", "engine": "e"}  # fmt: skip
+           "key": "k", "behaviour": 2}  # fmt: skip
     cpu = {**row, "model": "flux-tiny-random", "device": "cpu", "identical": False}
 
     def judged(*rows: dict) -> bars.Bar:

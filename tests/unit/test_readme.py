@@ -29,12 +29,12 @@ def test_a_block_is_made_anew_and_the_rest_stays():
     assert filled(text, {"erasure": result("erasure", ROWS)}) == text and filled(BLOCK, {}) == BLOCK
 
 
-@pytest.mark.parametrize("engine", ["e", "later"])
-def test_figures_of_an_earlier_state_are_told(engine: str):
+@pytest.mark.parametrize("behaviour", [2, 3])
+def test_figures_of_an_earlier_state_are_told(behaviour: int):
     block = BLOCK.replace("erasure", "cost")
-    pairs = {"what": "pairs", "steps": 1, "engine": engine, "pair_flops": {}, "pair_seconds": {}}
+    pairs = {"what": "pairs", "steps": 1, "behaviour": behaviour, "pair_flops": {}, "pair_seconds": {}}
     pairs |= {"bank_flops": {}, "bank_seconds": {}}
     trained = {**row("", "car", 0, 0.0), "what": "training", "schedule": "ours", "config": {"steps": 9}}
     found = {"erasure": result("erasure", ROWS), "cost": result("cost", [pairs, trained])}
     text = filled(block, found)
-    assert ("an earlier state" in text) is (engine != "e") and "| 9 pairs of steps |" in text
+    assert ("an earlier state" in text) is (behaviour != 2) and "| 9 pairs of steps |" in text
