@@ -120,6 +120,14 @@ def test_what_exceeds_the_highest_rank_is_cut_and_the_error_is_told(kind: str, t
     assert f"rank up to 256, which leaves out {error:.2g} of their change" in note and kind in note
 
 
+def test_another_loader_is_recommended_where_much_is_left_out(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    stem = "lora_unet_double_blocks_0_img_attn_proj"
+    tensors = {f"{stem}.lokr_w{i}": torch.randn(28, 28, generator=generator) for i in (1, 2)}
+    (note,) = open_lora(Layout(tensors, None).save(tmp_path)).notes
+    assert "ComfyUI's own Load LoRA applies such files whole" in note
+
+
 def test_the_settings_of_a_neighbour_are_not_used(tmp_path: Path) -> None:
     """In a folder of many LoRAs nobody can tell whose adapter_config.json is."""
     layout = READ["adapter_config.json beside a lone file"]

@@ -193,6 +193,7 @@ def open_lora(path: str | Path) -> LoraFile:
     )  # fmt: skip
 
 
+MUCH = 0.1  # relative error of a change above which another loader is recommended
 _NUMBERS = ("alpha", "scalar")
 _LEFT_OUT = ("bias", "set", "reshape")  # of a layer, what is no change of a weight
 
@@ -317,6 +318,8 @@ def _told(path: Path, kind: str, made: Sequence[Factors]) -> str:
     rank, total = max(len(each.a) for each in made), sum(each.total for each in made)
     error = math.sqrt(sum(each.lost for each in made) / total) if total else 0.0
     exact = "exactly" if error < 1e-6 else f"which leaves out {error:.2g} of their change (relative Frobenius error)"
+    if error > MUCH:
+        exact += "; ComfyUI's own Load LoRA applies such files whole where it knows their names"
     many = f"{len(made)} {kind} layer{'s' if len(made) > 1 else ''}"
     return f"{path.name}: {many} became a LoRA of rank up to {rank}, {exact}."
 
