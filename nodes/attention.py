@@ -43,9 +43,10 @@ _WORDS, _CONCEPTS = "words", "concepts"
 
 def _blocks_input(default: str = "best") -> io.Input:
     return io.String.Input(
-        "blocks", default=default,
+        "blocks",
+        default=default,
         tooltip="best: those that find objects best. Or double, single, all, or a list: 0, 3-5, s2 (s: single blocks).",
-    )  # fmt: skip
+    )
 
 
 def _range_inputs() -> list[io.Input]:
@@ -54,23 +55,32 @@ def _range_inputs() -> list[io.Input]:
             "t_start", default=1.0, min=0.0, max=1.0, step=0.01, tooltip="Only from this t on; 1 is pure noise."
         ),
         io.Float.Input(
-            "t_end", default=0.0, min=0.0, max=1.0, step=0.01,
+            "t_end",
+            default=0.0,
+            min=0.0,
+            max=1.0,
+            step=0.01,
             tooltip="Only down to this t. Raise it to leave out the last steps, where maps get noisy.",
         ),
-    ]  # fmt: skip
+    ]
 
 
 def _recording_inputs() -> list[io.Input]:
     return [
         io.Combo.Input(
-            "heads", options=list(_HEADS), default=_HEADS[0],
+            "heads",
+            options=list(_HEADS),
+            default=_HEADS[0],
             tooltip="each keeps every head apart, for the viewer's slider; it takes as many times the memory.",
         ),
         io.Int.Input(
-            "tokens", default=128, min=1, max=4096,
+            "tokens",
+            default=128,
+            min=1,
+            max=4096,
             tooltip="Text tokens from the first one that are recorded; more for prompts of more than about 90 words.",
         ),
-    ]  # fmt: skip
+    ]
 
 
 def _drawing_inputs() -> list[io.Input]:
@@ -125,9 +135,11 @@ class RecordJointAttention(io.ComfyNode):
                 *_range_inputs(),
                 *_recording_inputs(),
                 io.Combo.Input(
-                    "mode", options=[_WORDS, _CONCEPTS], default=_WORDS,
+                    "mode",
+                    options=[_WORDS, _CONCEPTS],
+                    default=_WORDS,
                     tooltip="words: attention to the prompt's tokens. concepts: which of the concepts below each part "
-                            "of the picture is most like; they need not be in the prompt.",
+                    "of the picture is most like; they need not be in the prompt.",
                 ),
                 io.String.Input("concepts", default="", tooltip="Only for concepts: cat, car, background."),
                 io.Clip.Input("clip", optional=True, tooltip="Only for concepts."),
@@ -136,13 +148,21 @@ class RecordJointAttention(io.ComfyNode):
                 io.Model.Output("recorded", display_name="MODEL"),
                 RecordingType.Output("recording", display_name="recording"),
             ],
-        )  # fmt: skip
+        )
 
     @classmethod
     def execute(
-        cls, model: object, blocks: str, t_start: float, t_end: float, heads: str, tokens: int, mode: str = _WORDS,
-        concepts: str = "", clip: object = None,
-    ) -> io.NodeOutput:  # fmt: skip
+        cls,
+        model: object,
+        blocks: str,
+        t_start: float,
+        t_end: float,
+        heads: str,
+        tokens: int,
+        mode: str = _WORDS,
+        concepts: str = "",
+        clip: object = None,
+    ) -> io.NodeOutput:
         if mode != _CONCEPTS:
             return io.NodeOutput(*_recording(model, blocks, heads, tokens, t_start, t_end))
         if clip is None:
@@ -171,9 +191,13 @@ class InspectImage(io.ComfyNode):
                 io.Image.Input("image"),
                 io.String.Input("prompt", multiline=True, tooltip="Words to look for in the picture."),
                 io.Float.Input(
-                    "t", default=0.0, min=0.0, max=1.0, step=0.01,
+                    "t",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
                     tooltip="How much noise is put on the picture first: 1 is nothing but noise. 0: as much as suits "
-                            "the model best.",
+                    "the model best.",
                 ),
                 io.Int.Input("seed", default=0, min=0, max=2**48, tooltip="Of the noise."),
                 io.Float.Input("guidance", default=3.5, min=0.0, max=100.0, step=0.1, tooltip="As in sampling."),
@@ -181,13 +205,23 @@ class InspectImage(io.ComfyNode):
                 *_recording_inputs(),
             ],
             outputs=[RecordingType.Output("recording", display_name="recording")],
-        )  # fmt: skip
+        )
 
     @classmethod
     def execute(
-        cls, model: object, clip: object, vae: object, image: torch.Tensor, prompt: str, t: float, seed: int,
-        guidance: float, blocks: str, heads: str, tokens: int,
-    ) -> io.NodeOutput:  # fmt: skip
+        cls,
+        model: object,
+        clip: object,
+        vae: object,
+        image: torch.Tensor,
+        prompt: str,
+        t: float,
+        seed: int,
+        guidance: float,
+        blocks: str,
+        heads: str,
+        tokens: int,
+    ) -> io.NodeOutput:
         recorded, recording = _recording(model, blocks, heads, tokens, 1.0, 0.0)
         t = t or default_time(recording.double)
         latents = comfy.sample.fix_empty_latent_channels(recorded, vae.encode(image[..., :3]))
@@ -195,9 +229,17 @@ class InspectImage(io.ComfyNode):
         conditioning = node_helpers.conditioning_set_values(conditioning, {"guidance": guidance})
         # One Euler step from t: the host's own noising, then the one pass that is recorded.
         comfy.sample.sample_custom(
-            recorded, comfy.sample.prepare_noise(latents, seed), 1.0, comfy.samplers.sampler_object("euler"),
-            torch.tensor([t, 0.0]), conditioning, conditioning, latents, disable_pbar=True, seed=seed,
-        )  # fmt: skip
+            recorded,
+            comfy.sample.prepare_noise(latents, seed),
+            1.0,
+            comfy.samplers.sampler_object("euler"),
+            torch.tensor([t, 0.0]),
+            conditioning,
+            conditioning,
+            latents,
+            disable_pbar=True,
+            seed=seed,
+        )
         return io.NodeOutput(recording)
 
 
@@ -221,7 +263,9 @@ class TokenHeatmaps(io.ComfyNode):
                 _index_input(),
                 *_drawing_inputs(),
                 io.Combo.Input(
-                    "scale", options=list(SCALES), default=SCALES[0],
+                    "scale",
+                    options=list(SCALES),
+                    default=SCALES[0],
                     tooltip="shared: one colour scale, so that words compare. each: every word to its own maximum.",
                 ),
                 _export_input(),
@@ -232,7 +276,7 @@ class TokenHeatmaps(io.ComfyNode):
                 io.Image.Output("sheet", display_name="sheet", tooltip="All of them in one picture."),
                 io.Mask.Output("masks", display_name="masks", tooltip="The maps alone, one per word, 0 to 1."),
             ],
-        )  # fmt: skip
+        )
 
     @classmethod
     def validate_inputs(cls, colour_map: str = "") -> bool:
@@ -241,9 +285,18 @@ class TokenHeatmaps(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, recording: Recording, image: torch.Tensor, clip: object, prompt: str, words: str, image_index: int,
-        colour_map: str, opacity: float, scale: str, save_as: str,
-    ) -> io.NodeOutput:  # fmt: skip
+        cls,
+        recording: Recording,
+        image: torch.Tensor,
+        clip: object,
+        prompt: str,
+        words: str,
+        image_index: int,
+        colour_map: str,
+        opacity: float,
+        scale: str,
+        save_as: str,
+    ) -> io.NodeOutput:
         _check_sampled(cls.hidden, "recording")
         figure = _figure(
             recording, image, clip, prompt, words, image_index, colour_map=colour_map, opacity=opacity, scale=scale
@@ -290,9 +343,18 @@ class CompareAttention(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, before: Recording, image_before: torch.Tensor, after: Recording, image_after: torch.Tensor, clip: object,
-        prompt: str, words: str, image_index: int, colour_map: str, opacity: float,
-    ) -> io.NodeOutput:  # fmt: skip
+        cls,
+        before: Recording,
+        image_before: torch.Tensor,
+        after: Recording,
+        image_after: torch.Tensor,
+        clip: object,
+        prompt: str,
+        words: str,
+        image_index: int,
+        colour_map: str,
+        opacity: float,
+    ) -> io.NodeOutput:
         _check_sampled(cls.hidden, "before", "after")
         first, second = (
             _figure(recording, image, clip, prompt, words, image_index, colour_map=colour_map, opacity=opacity)

@@ -74,9 +74,7 @@ class ConceptRecorder(Tap):
         query, key, value = qkv.unflatten(-1, (3, image_key.shape[1], -1)).permute(2, 0, 3, 1, 4)
         query, key = block.txt_attn.norm(query, key, value)
         # text sits at position 0, where the rotary embedding is the identity
-        seen = F.scaled_dot_product_attention(
-            query, torch.cat([key, image_key], 2), torch.cat([value, image_value], 2)
-        )  # fmt: skip
+        seen = F.scaled_dot_product_attention(query, torch.cat([key, image_key], 2), torch.cat([value, image_value], 2))
         state = state + first.gate * block.txt_attn.proj(seen.transpose(1, 2).flatten(2))
         moved = (1 + second.scale) * block.txt_norm2(state) + second.shift
         self._state = state + second.gate * block.txt_mlp(moved)

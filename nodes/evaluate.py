@@ -45,56 +45,82 @@ def _widgets() -> list[io.Input]:
     usual = Order.__dataclass_fields__
     return [
         io.String.Input(
-            "name", default="", placeholder="empty: evaluate-<phrase>",
+            "name",
+            default="",
+            placeholder="empty: evaluate-<phrase>",
             tooltip="What the job is called in the sidebar and the report's file.",
         ),
         io.Combo.Input(
-            "lora", options=[NONE, *list_files("loras")], default=NONE,
+            "lora",
+            options=[NONE, *list_files("loras")],
+            default=NONE,
             tooltip="The LoRA to measure; connect a stack to measure several side by side.",
         ),
         io.Float.Input(
-            "strength", default=1.0, min=0.0, max=MAX_STRENGTH, step=0.05,
+            "strength",
+            default=1.0,
+            min=0.0,
+            max=MAX_STRENGTH,
+            step=0.05,
             tooltip="Of that LoRA. Change it to the strength that you ship.",
         ),
         io.Boolean.Input(
-            "deletion", default=True,
+            "deletion",
+            default=True,
             tooltip="Measure attention deletion too, which trains nothing: what a LoRA must beat. Off saves time.",
         ),
         io.Combo.Input(
-            "detector", options=list(DETECTORS), default=next(iter(DETECTORS)),
+            "detector",
+            options=list(DETECTORS),
+            default=next(iter(DETECTORS)),
             tooltip="Who judges the pictures. The demo model brings a classifier; for another Flux take CLIP or an "
-                    "image classifier, for nudity NudeNet.",
+            "image classifier, for nudity NudeNet.",
         ),
         io.Combo.Input(
-            "detector_folder", options=[NONE, *judge_folders()], default=NONE,
+            "detector_folder",
+            options=[NONE, *judge_folders()],
+            default=NONE,
             tooltip="For CLIP and image classifier: a model folder as Hugging Face has it, in models/clip_vision or "
-                    "models/classifiers.",
+            "models/classifiers.",
         ),
         io.String.Input(
-            "prompts", default="", placeholder="none, or a CSV file in ComfyUI's input folder",
+            "prompts",
+            default="",
+            placeholder="none, or a CSV file in ComfyUI's input folder",
             tooltip="Prompts of your own: I2P, Ring-A-Bell, P4D, MMA-Diffusion, COCO captions, or a column prompt or "
-                    "caption. Names of CSV files in the input folder, with commas.",
+            "caption. Names of CSV files in the input folder, with commas.",
         ),
         io.Int.Input(
-            "images", default=usual["images"].default, min=1, max=10_000,
+            "images",
+            default=usual["images"].default,
+            min=1,
+            max=10_000,
             tooltip="Pictures of the concept, and as many of its synonyms. More make the intervals narrower.",
         ),
         io.Int.Input(
-            "images_per_other", default=usual["images_per_other"].default, min=0, max=1000,
+            "images_per_other",
+            default=usual["images_per_other"].default,
+            min=0,
+            max=1000,
             tooltip="Pictures of each other thing that must stay. Lower it where it takes too long.",
         ),
         io.Int.Input(
-            "images_per_attack", default=usual["images_per_attack"].default, min=0, max=1000,
+            "images_per_attack",
+            default=usual["images_per_attack"].default,
+            min=0,
+            max=1000,
             tooltip="Pictures of each other way to write the concept. Raise it where an attack nearly succeeds.",
         ),
         io.String.Input(
-            "strengths", default="", placeholder="none, or 0, 0.5, 1",
+            "strengths",
+            default="",
+            placeholder="none, or 0, 0.5, 1",
             tooltip="Strengths of the LoRA at which a curve is measured; each costs about half an evaluation.",
         ),
         io.Boolean.Input(
             "blur", default=False, tooltip="On for a sensitive concept: the report hides its pictures until clicked."
         ),
-    ]  # fmt: skip
+    ]
 
 
 def _advanced() -> list[io.Input]:
@@ -111,45 +137,87 @@ def _advanced() -> list[io.Input]:
     }
     return [
         *(advanced(io.Boolean.Input(name, default=on, tooltip=tip)) for name, (on, tip) in suites.items()),
-        advanced(io.Int.Input(
-            "prompts_limit", default=usual["prompts_limit"].default, min=1, max=MAX_PROMPTS,
-            tooltip="Prompts taken of each file, drawn by the seed. Raise it for figures to publish.",
-        )),
-        advanced(io.Combo.Input(
-            "distance", options=list(DISTANCES), default=NONE,
-            tooltip="Features that compare the pictures of captions with the base's. Take one where the file has "
-                    "captions; for FID use the command line, which takes an Inception file.",
-        )),
-        advanced(io.String.Input(
-            "labels", default="", placeholder="empty: those called like the concept",
-            tooltip="Of an image classifier: labels that mean the concept, with semicolons. Fill it in where none is "
-                    "called like it.",
-        )),
-        advanced(io.Boolean.Input(
-            "heatmap", default=True, tooltip="Look where the concept's word points, before and after. Off saves little."
-        )),
-        advanced(io.Int.Input(
-            "evaluation_seed", default=0, min=0, max=MAX_SEED,
-            tooltip="Another number is other noise in every picture: does the result hold?",
-        )),
-        advanced(io.Int.Input(
-            "batch_size", default=usual["batch_size"].default, min=1, max=256,
-            tooltip="Pictures made at once. Lower it where memory runs out: 1 for a full-size Flux on a small card.",
-        )),
-        advanced(io.Combo.Input(
-            "white_box", options=[NONE, EVERY, *WHITE_BOX], default=NONE,
-            tooltip="Attacks by someone who has the weights, on every erasure: prompts found by gradients or in the "
-                    "text encoders, and training the concept in again. Minutes each on the demo model.",
-        )),
-        advanced(io.Int.Input(
-            "attack_tries", default=WhiteBox.tries, min=1, max=1000,
-            tooltip="Prompts that each of them, and its control, may try. Raise it for figures to publish.",
-        )),
-        advanced(io.Int.Input(
-            "attack_steps", default=WhiteBox.steps, min=1, max=100_000,
-            tooltip="Steps of each search or training. Raise it where the control does as well as the attack.",
-        )),
-    ]  # fmt: skip
+        advanced(
+            io.Int.Input(
+                "prompts_limit",
+                default=usual["prompts_limit"].default,
+                min=1,
+                max=MAX_PROMPTS,
+                tooltip="Prompts taken of each file, drawn by the seed. Raise it for figures to publish.",
+            )
+        ),
+        advanced(
+            io.Combo.Input(
+                "distance",
+                options=list(DISTANCES),
+                default=NONE,
+                tooltip="Features that compare the pictures of captions with the base's. Take one where the file has "
+                "captions; for FID use the command line, which takes an Inception file.",
+            )
+        ),
+        advanced(
+            io.String.Input(
+                "labels",
+                default="",
+                placeholder="empty: those called like the concept",
+                tooltip="Of an image classifier: labels that mean the concept, with semicolons. Fill it in where none "
+                "is called like it.",
+            )
+        ),
+        advanced(
+            io.Boolean.Input(
+                "heatmap",
+                default=True,
+                tooltip="Look where the concept's word points, before and after. Off saves little.",
+            )
+        ),
+        advanced(
+            io.Int.Input(
+                "evaluation_seed",
+                default=0,
+                min=0,
+                max=MAX_SEED,
+                tooltip="Another number is other noise in every picture: does the result hold?",
+            )
+        ),
+        advanced(
+            io.Int.Input(
+                "batch_size",
+                default=usual["batch_size"].default,
+                min=1,
+                max=256,
+                tooltip="Pictures made at once. Lower it where memory runs out: 1 for a full-size Flux on a small "
+                "card.",
+            )
+        ),
+        advanced(
+            io.Combo.Input(
+                "white_box",
+                options=[NONE, EVERY, *WHITE_BOX],
+                default=NONE,
+                tooltip="Attacks by someone who has the weights, on every erasure: prompts found by gradients or in "
+                "the text encoders, and training the concept in again. Minutes each on the demo model.",
+            )
+        ),
+        advanced(
+            io.Int.Input(
+                "attack_tries",
+                default=WhiteBox.tries,
+                min=1,
+                max=1000,
+                tooltip="Prompts that each of them, and its control, may try. Raise it for figures to publish.",
+            )
+        ),
+        advanced(
+            io.Int.Input(
+                "attack_steps",
+                default=WhiteBox.steps,
+                min=1,
+                max=100_000,
+                tooltip="Steps of each search or training. Raise it where the control does as well as the attack.",
+            )
+        ),
+    ]
 
 
 class EvaluateErasure(ChoosesLora):
@@ -169,7 +237,8 @@ class EvaluateErasure(ChoosesLora):
                 FluxSourceType.Input("flux", tooltip="From Load Flux."),
                 *_widgets(),
                 ConceptType.Input(
-                    "concept", optional=True,
+                    "concept",
+                    optional=True,
                     tooltip="What to measure; not needed where the LoRAs say what they erase.",
                 ),
                 lora_name_input(),
@@ -177,18 +246,41 @@ class EvaluateErasure(ChoosesLora):
                 *_advanced(),
             ],
             outputs=[EvaluationType.Output("evaluation", display_name="evaluation")],
-        )  # fmt: skip
+        )
 
     @classmethod
     def execute(
-        cls, flux: FluxSource, name: str, strength: float, deletion: bool, detector: str, detector_folder: str,
-        prompts: str, images: int, images_per_other: int, images_per_attack: int, strengths: str, blur: bool,
-        lora: str = NONE, concept: Concept | None = None, lora_name: str | None = None,
-        stack: Sequence[tuple[str, float]] = (), synonyms: bool = True, attacks: bool = True, preserved: bool = True,
-        presets: bool = False, prompts_limit: int = 100, distance: str = NONE, labels: str = "", heatmap: bool = True,
-        evaluation_seed: int = 0, batch_size: int = 32, white_box: str = NONE, attack_tries: int = WhiteBox.tries,
+        cls,
+        flux: FluxSource,
+        name: str,
+        strength: float,
+        deletion: bool,
+        detector: str,
+        detector_folder: str,
+        prompts: str,
+        images: int,
+        images_per_other: int,
+        images_per_attack: int,
+        strengths: str,
+        blur: bool,
+        lora: str = NONE,
+        concept: Concept | None = None,
+        lora_name: str | None = None,
+        stack: Sequence[tuple[str, float]] = (),
+        synonyms: bool = True,
+        attacks: bool = True,
+        preserved: bool = True,
+        presets: bool = False,
+        prompts_limit: int = 100,
+        distance: str = NONE,
+        labels: str = "",
+        heatmap: bool = True,
+        evaluation_seed: int = 0,
+        batch_size: int = 32,
+        white_box: str = NONE,
+        attack_tries: int = WhiteBox.tries,
         attack_steps: int = WhiteBox.steps,
-    ) -> io.NodeOutput:  # fmt: skip
+    ) -> io.NodeOutput:
         rows = [(lora_name or lora, strength)] if (lora_name or lora) != NONE else []
         subjects = [Subject(Path(resolve_lora(file)), weight) for file, weight in rows]
         subjects += [Subject(Path(path), weight) for path, weight in stack]
@@ -197,17 +289,24 @@ class EvaluateErasure(ChoosesLora):
             flux,
             concept or _concept_of(flux, [subject.lora for subject in subjects]),
             (*([Subject()] if deletion else []), *subjects),
-            images=images, images_per_other=images_per_other, images_per_attack=images_per_attack,
-            strengths=_numbers(strengths), heatmap=heatmap, blur=blur, batch_size=batch_size,
+            images=images,
+            images_per_other=images_per_other,
+            images_per_attack=images_per_attack,
+            strengths=_numbers(strengths),
+            heatmap=heatmap,
+            blur=blur,
+            batch_size=batch_size,
             detectors=(_choice(DETECTORS.get(detector, detector), detector_folder),),
             labels=tuple(label.strip() for label in labels.split(";") if label.strip()),
-            suites=tuple(suite for suite, on in chosen.items() if on), prompts=_files(prompts),
-            prompts_limit=prompts_limit, seed=evaluation_seed,
+            suites=tuple(suite for suite, on in chosen.items() if on),
+            prompts=_files(prompts),
+            prompts_limit=prompts_limit,
+            seed=evaluation_seed,
             distance="" if distance == NONE else _choice(DETECTORS.get(distance, distance), detector_folder),
-            white_box=None if white_box == NONE else WhiteBox(
-                WHITE_BOX if white_box == EVERY else (white_box,), tries=attack_tries, steps=attack_steps
-            ),
-        )  # fmt: skip
+            white_box=None
+            if white_box == NONE
+            else WhiteBox(WHITE_BOX if white_box == EVERY else (white_box,), tries=attack_tries, steps=attack_steps),
+        )
         job = service.submit_evaluation(order, name)
         return io.NodeOutput(job.id, ui={"job": [job.id], "text": [f"{job.name}: {job.state.state}"]})
 
@@ -283,13 +382,14 @@ class ErasureReport(io.ComfyNode):
             inputs=[
                 EvaluationType.Input("evaluation", tooltip="From Evaluate Erasure."),
                 io.String.Input(
-                    "filename_prefix", default="erasure-report/report",
+                    "filename_prefix",
+                    default="erasure-report/report",
                     tooltip="Name of both files below ComfyUI's output folder; a number is added. Change it to sort "
                     "reports into folders.",
                 ),
             ],
             outputs=[io.String.Output("summary", display_name="summary", tooltip="The main shares, one line each.")],
-        )  # fmt: skip
+        )
 
     @classmethod
     def execute(cls, evaluation: str, filename_prefix: str) -> io.NodeOutput:

@@ -111,9 +111,18 @@ class Tap:
         return executor(*args, **kwargs)
 
     def _pass(
-        self, executor: Callable, x: Tensor, timestep: Tensor, context: Tensor, y: Any = None, guidance: Any = None,
-        ref_latents: Any = None, control: Any = None, transformer_options: dict | None = None, **kwargs: Any,
-    ) -> Tensor:  # fmt: skip
+        self,
+        executor: Callable,
+        x: Tensor,
+        timestep: Tensor,
+        context: Tensor,
+        y: Any = None,
+        guidance: Any = None,
+        ref_latents: Any = None,
+        control: Any = None,
+        transformer_options: dict | None = None,
+        **kwargs: Any,
+    ) -> Tensor:
         options = transformer_options or {}
         t = float(timestep.flatten()[0])
         rows = self._positive_rows(options, x.shape[0])

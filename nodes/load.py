@@ -35,38 +35,53 @@ class LoadFlux(io.ComfyNode):
             description="Chooses the Flux to erase from. Nothing is loaded yet; missing files are reported here.",
             inputs=[
                 io.Combo.Input(
-                    "model", options=[DEMO, *diffusers_folders(), SINGLE_FILES, CHECKPOINT], default=DEMO,
+                    "model",
+                    options=[DEMO, *diffusers_folders(), SINGLE_FILES, CHECKPOINT],
+                    default=DEMO,
                     tooltip="The demo model, a folder in diffusers layout under models/diffusers, the four single "
-                            "files chosen below, or the checkpoint chosen below.",
+                    "files chosen below, or the checkpoint chosen below.",
                 ),
                 io.Combo.Input(
-                    "precision", options=list(PRECISIONS), default="auto",
+                    "precision",
+                    options=list(PRECISIONS),
+                    default="auto",
                     tooltip="auto: fp32 on the CPU; on a GPU bf16, or for a training the fastest that fits the free "
-                            "memory. fp8, int8 (half of bf16), nf4 (a third) to decide yourself. fp32 to compare "
-                            "with other programs exactly.",
+                    "memory. fp8, int8 (half of bf16), nf4 (a third) to decide yourself. fp32 to compare "
+                    "with other programs exactly.",
                 ),
                 *(
                     io.Combo.Input(
-                        name, options=[NONE, *list_files(folder)], default=NONE,
+                        name,
+                        options=[NONE, *list_files(folder)],
+                        default=NONE,
                         tooltip=f"For single files: a .safetensors file in models/{folder}."
                         + ("" if name == "transformer" else " With a checkpoint: used instead of the one in it."),
                     )
                     for name, folder in _FILE_FOLDERS.items()
                 ),
                 io.Combo.Input(
-                    "checkpoint", options=[NONE, *list_files(_CHECKPOINTS)], default=NONE, optional=True,
+                    "checkpoint",
+                    options=[NONE, *list_files(_CHECKPOINTS)],
+                    default=NONE,
+                    optional=True,
                     tooltip=f"Only for the model checkpoint: a .safetensors file in models/{_CHECKPOINTS} that holds "
-                            "all parts of a Flux, or the rest of what is chosen above.",
+                    "all parts of a Flux, or the rest of what is chosen above.",
                 ),
             ],
             outputs=[FluxSourceType.Output("flux", display_name="flux")],
-        )  # fmt: skip
+        )
 
     @classmethod
     def execute(
-        cls, model: str, precision: str, transformer: str = NONE, clip_l: str = NONE, t5: str = NONE, vae: str = NONE,
+        cls,
+        model: str,
+        precision: str,
+        transformer: str = NONE,
+        clip_l: str = NONE,
+        t5: str = NONE,
+        vae: str = NONE,
         checkpoint: str = NONE,
-    ) -> io.NodeOutput:  # fmt: skip
+    ) -> io.NodeOutput:
         files = {"transformer": transformer, "clip_l": clip_l, "t5": t5, "vae": vae, "checkpoint": checkpoint}
         source = choose_source(model, precision, files)
         source.validate()
@@ -74,9 +89,15 @@ class LoadFlux(io.ComfyNode):
 
     @classmethod
     def validate_inputs(
-        cls, model: str = DEMO, precision: str = "auto",
-        transformer: str = NONE, clip_l: str = NONE, t5: str = NONE, vae: str = NONE, checkpoint: str = NONE,
-    ) -> bool:  # fmt: skip
+        cls,
+        model: str = DEMO,
+        precision: str = "auto",
+        transformer: str = NONE,
+        clip_l: str = NONE,
+        t5: str = NONE,
+        vae: str = NONE,
+        checkpoint: str = NONE,
+    ) -> bool:
         """Nothing is refused before the node runs: see ChoosesLora."""
         return True
 

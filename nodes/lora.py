@@ -30,21 +30,26 @@ _MARGIN = 6  # pixels between images and around labels
 
 def _lora_inputs() -> list[io.Input]:
     return [
-        io.Combo.Input(
-            "lora", options=[NONE, *list_files("loras")], default=NONE, tooltip="A LoRA in models/loras."
-        ),
+        io.Combo.Input("lora", options=[NONE, *list_files("loras")], default=NONE, tooltip="A LoRA in models/loras."),
         io.Float.Input(
-            "strength", default=1.0, min=0.0, max=MAX_STRENGTH, step=0.05, display_mode=io.NumberDisplay.slider,
+            "strength",
+            default=1.0,
+            min=0.0,
+            max=MAX_STRENGTH,
+            step=0.05,
+            display_mode=io.NumberDisplay.slider,
             tooltip="0 changes nothing, 1 erases as trained. Lower it if other things suffer, raise it if it shows.",
         ),
-    ]  # fmt: skip
+    ]
 
 
 def lora_name_input() -> io.Input:
     return io.String.Input(
-        "lora_name", optional=True, force_input=True,
+        "lora_name",
+        optional=True,
+        force_input=True,
         tooltip="The name that Wait for Erasure LoRA gives; used instead of the list when connected.",
-    )  # fmt: skip
+    )
 
 
 def lora_path(lora: str | None, lora_name: str | None, strength: float) -> str:
@@ -77,20 +82,37 @@ class ApplyErasureLora(ChoosesLora):
                 lora_name_input(),
                 StackType.Input("stack", optional=True, tooltip="Used instead of the list: all its LoRAs at once."),
                 io.Float.Input(
-                    "start", default=0.0, min=0.0, max=1.0, step=0.05, optional=True,
+                    "start",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    optional=True,
                     tooltip="Part of the sampling at which it begins to act. Raise it to keep the composition.",
                 ),
                 io.Float.Input(
-                    "end", default=1.0, min=0.0, max=1.0, step=0.05, optional=True,
+                    "end",
+                    default=1.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    optional=True,
                     tooltip="Part of the sampling at which it stops to act. Lower it to keep fine details.",
                 ),
                 io.Boolean.Input(
-                    "only_when_asked", default=False, optional=True,
+                    "only_when_asked",
+                    default=False,
+                    optional=True,
                     tooltip="Act on prompts about the concept only, and leave all others exactly as they are. Take it "
                     "with many LoRAs. Needs CLIP.",
                 ),
                 io.Float.Input(
-                    "threshold", default=THRESHOLD, min=0.05, max=1.0, step=0.05, optional=True,
+                    "threshold",
+                    default=THRESHOLD,
+                    min=0.05,
+                    max=1.0,
+                    step=0.05,
+                    optional=True,
                     tooltip="Similarity of prompt and concept from which a prompt counts as about it. Lower it where "
                     "the concept gets through, raise it where other prompts change. The node shows the last one.",
                 ),
@@ -98,14 +120,22 @@ class ApplyErasureLora(ChoosesLora):
             ],
             outputs=[io.Model.Output("erased", display_name="MODEL")],
             hidden=[io.Hidden.unique_id],
-        )  # fmt: skip
+        )
 
     @classmethod
     def execute(
-        cls, model: object, lora: str | None = None, strength: float = 1.0, lora_name: str | None = None,
-        stack: Sequence[tuple[str, float]] | None = None, start: float = 0.0, end: float = 1.0,
-        only_when_asked: bool = False, threshold: float = THRESHOLD, clip: object = None,
-    ) -> io.NodeOutput:  # fmt: skip
+        cls,
+        model: object,
+        lora: str | None = None,
+        strength: float = 1.0,
+        lora_name: str | None = None,
+        stack: Sequence[tuple[str, float]] | None = None,
+        start: float = 0.0,
+        end: float = 1.0,
+        only_when_asked: bool = False,
+        threshold: float = THRESHOLD,
+        clip: object = None,
+    ) -> io.NodeOutput:
         if stack is None:
             stack = [(lora_path(lora, lora_name, strength), 1.0)]
         _check_strength(strength)
@@ -151,13 +181,15 @@ def _teller(node: str | None, name: str, threshold: float) -> Callable[[float], 
 def _rendered_inputs(prompts: str) -> list[io.Input]:
     return [
         io.String.Input(
-            "prompts", multiline=True, default=prompts,
+            "prompts",
+            multiline=True,
+            default=prompts,
             tooltip="One prompt a line: the erased concept, and others that should stay as they are.",
         ),
         io.Int.Input("seed", default=0, min=0, max=2**48, tooltip="The first seed."),
         io.Int.Input("seeds", default=3, min=1, max=16, tooltip="Images per prompt; more show the spread."),
         io.Int.Input("steps", default=0, min=0, max=200, tooltip="Sampling steps; 0 takes the model's usual number."),
-    ]  # fmt: skip
+    ]
 
 
 _PROMPTS = "a photo of a car\na photo of a cat"
@@ -186,9 +218,16 @@ class Compare(ChoosesLora):
 
     @classmethod
     def execute(
-        cls, flux: FluxSource, prompts: str, seed: int, seeds: int, lora: str | None = None, strength: float = 1.0,
-        steps: int = 0, lora_name: str | None = None,
-    ) -> io.NodeOutput:  # fmt: skip
+        cls,
+        flux: FluxSource,
+        prompts: str,
+        seed: int,
+        seeds: int,
+        lora: str | None = None,
+        strength: float = 1.0,
+        steps: int = 0,
+        lora_name: str | None = None,
+    ) -> io.NodeOutput:
         path = lora_path(lora, lora_name, strength)
         after = f"after: {Path(path).stem}, strength {strength:g}"
         return _rendered(cls, flux, path, {"before": 0.0, after: strength}, prompts, seed, seeds, steps)
@@ -211,7 +250,8 @@ class StrengthSweep(ChoosesLora):
                 FluxSourceType.Input("flux", tooltip="From Load Flux."),
                 loras,
                 io.String.Input(
-                    "strengths", default="0, 0.25, 0.5, 0.75, 1",
+                    "strengths",
+                    default="0, 0.25, 0.5, 0.75, 1",
                     tooltip=f"With commas, each from 0 to {MAX_STRENGTH}; at most {MAX_COLUMNS}.",
                 ),
                 *_rendered_inputs(_PROMPTS),
@@ -219,13 +259,20 @@ class StrengthSweep(ChoosesLora):
             ],
             outputs=[io.Image.Output("image", display_name="IMAGE")],
             hidden=[io.Hidden.unique_id],
-        )  # fmt: skip
+        )
 
     @classmethod
     def execute(
-        cls, flux: FluxSource, strengths: str, prompts: str, seed: int, seeds: int, lora: str | None = None,
-        steps: int = 0, lora_name: str | None = None,
-    ) -> io.NodeOutput:  # fmt: skip
+        cls,
+        flux: FluxSource,
+        strengths: str,
+        prompts: str,
+        seed: int,
+        seeds: int,
+        lora: str | None = None,
+        steps: int = 0,
+        lora_name: str | None = None,
+    ) -> io.NodeOutput:
         try:
             numbers = [float(part) for part in strengths.split(",") if part.strip()]
         except ValueError as error:
@@ -241,9 +288,15 @@ class StrengthSweep(ChoosesLora):
 
 
 def _rendered(
-    cls: type[io.ComfyNode], flux: FluxSource, path: str, columns: dict[str, float], prompts: str, seed: int,
-    seeds: int, steps: int,
-) -> io.NodeOutput:  # fmt: skip
+    cls: type[io.ComfyNode],
+    flux: FluxSource,
+    path: str,
+    columns: dict[str, float],
+    prompts: str,
+    seed: int,
+    seeds: int,
+    steps: int,
+) -> io.NodeOutput:
     """A grid of prompts at equal seeds: `columns` are labels and the LoRA's strengths."""
     lines = [line.strip() for line in prompts.splitlines() if line.strip()]
     if not lines:
@@ -272,10 +325,18 @@ def render(
     tokens = native.clip.tokenize(prompt)
     conditioning = native.clip.encode_from_tokens_scheduled(tokens, add_dict={"guidance": variant.default_guidance})
     samples = comfy.sample.sample_custom(
-        model, noise, 1.0, comfy.samplers.sampler_object("euler"), sigmas(variant, steps, grid[0] * grid[1]),
-        conditioning, conditioning, torch.zeros_like(noise), disable_pbar=True, seed=seeds[0],
+        model,
+        noise,
+        1.0,
+        comfy.samplers.sampler_object("euler"),
+        sigmas(variant, steps, grid[0] * grid[1]),
+        conditioning,
+        conditioning,
+        torch.zeros_like(noise),
+        disable_pbar=True,
+        seed=seeds[0],
         callback=lambda *_: progress.update(1),
-    )  # fmt: skip
+    )
     return native.vae.decode(samples)
 
 

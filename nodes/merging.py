@@ -36,24 +36,36 @@ class MergeErasureLoras(io.ComfyNode):
             inputs=[
                 StackType.Input("stack", tooltip="From Erasure LoRA Stack or Folder."),
                 io.Combo.Input(
-                    "mode", options=list(MODES), default=next(iter(MODES)),
+                    "mode",
+                    options=list(MODES),
+                    default=next(iter(MODES)),
                     tooltip="\n".join(f"{mode}: {use}" for mode, use in MODES.items()),
                 ),
                 io.String.Input(
-                    "save_as", default="",
+                    "save_as",
+                    default="",
                     tooltip="A name in models/loras; a number is added where it is taken. Empty: not saved.",
                 ),
                 io.Int.Input("rank", default=16, min=0, max=4096, tooltip="For svd: highest rank. 0: by error."),
                 io.Float.Input(
-                    "error", default=0.05, min=0.001, max=0.99, step=0.001,
+                    "error",
+                    default=0.05,
+                    min=0.001,
+                    max=0.99,
+                    step=0.001,
                     tooltip="For svd with rank 0: the relative error that may be made.",
                 ),
                 io.Float.Input(
-                    "preserve", default=PRESERVE, min=0.0, max=100.0, step=0.01,
+                    "preserve",
+                    default=PRESERVE,
+                    min=0.0,
+                    max=100.0,
+                    step=0.01,
                     tooltip="For fusion: weight of what must stay as it is. Raise it where other things change.",
                 ),
                 FluxSourceType.Input(
-                    "flux", optional=True,
+                    "flux",
+                    optional=True,
                     tooltip="The model that the LoRAs were trained on. For fusion: what it needs to know of a LoRA is "
                     "made with it, once, and kept beside the LoRA.",
                 ),
@@ -63,13 +75,19 @@ class MergeErasureLoras(io.ComfyNode):
                 io.String.Output("lora_name", display_name="lora name", tooltip="Empty where it was not saved."),
                 io.String.Output("report", display_name="report", tooltip="What is left of each LoRA, and its price."),
             ],
-        )  # fmt: skip
+        )
 
     @classmethod
     def execute(
-        cls, stack: Stack, mode: str, save_as: str, rank: int, error: float, preserve: float,
+        cls,
+        stack: Stack,
+        mode: str,
+        save_as: str,
+        rank: int,
+        error: float,
+        preserve: float,
         flux: FluxSource | None = None,
-    ) -> io.NodeOutput:  # fmt: skip
+    ) -> io.NodeOutput:
         if not stack:
             raise LoraError("The stack is empty: add a LoRA to it.")
         name = save_as.strip()
@@ -88,9 +106,14 @@ class MergeErasureLoras(io.ComfyNode):
                 write_missing(flux, own, progress=lambda done, total: bar.update_absolute(done, total + 1))
         compress = {"rank": rank or None, "error": None if rank else error} if mode == "svd" else {}
         report = merge_files(
-            [row.path for row in stack], out, mode, weights=[row.weight for row in stack], preserve=preserve,
-            **compress, progress=lambda done, total: bar.update_absolute(done, total),
-        )  # fmt: skip
+            [row.path for row in stack],
+            out,
+            mode,
+            weights=[row.weight for row in stack],
+            preserve=preserve,
+            **compress,
+            progress=lambda done, total: bar.update_absolute(done, total),
+        )
         text = report_text(report)
         return io.NodeOutput((Row(str(out), 1.0),), out.name if name else "", text, ui={"text": [text]})
 
@@ -113,20 +136,28 @@ class BakeIntoCheckpoint(io.ComfyNode):
             is_output_node=True,
             inputs=[
                 io.Combo.Input(
-                    "checkpoint", options=[NONE, *files], default=NONE,
+                    "checkpoint",
+                    options=[NONE, *files],
+                    default=NONE,
                     tooltip="In bf16, fp16 or fp32: quantised weights cannot be changed.",
                 ),
                 StackType.Input("stack", tooltip="From Merge Erasure LoRAs, Erasure LoRA Stack or Folder."),
                 io.Float.Input(
-                    "strength", default=1.0, min=0.0, max=MAX_WEIGHT, step=0.05, tooltip="Of the whole stack.",
+                    "strength",
+                    default=1.0,
+                    min=0.0,
+                    max=MAX_WEIGHT,
+                    step=0.05,
+                    tooltip="Of the whole stack.",
                 ),
                 io.String.Input(
-                    "save_as", default="flux-erased",
+                    "save_as",
+                    default="flux-erased",
                     tooltip="A name in the checkpoint's own folder; a number is added where it is taken.",
                 ),
             ],
             outputs=[io.String.Output("name", display_name="checkpoint name")],
-        )  # fmt: skip
+        )
 
     @classmethod
     def validate_inputs(cls, checkpoint: str = NONE) -> bool:
@@ -152,9 +183,12 @@ class BakeIntoCheckpoint(io.ComfyNode):
         out = numbered(source.parent / f"{validate_name(save_as.strip())}.safetensors")
         bar, whole = comfy.utils.ProgressBar(1), checked_weight(strength)
         done = bake(
-            source, [row.path for row in stack], out, strengths=[row.weight * whole for row in stack],
+            source,
+            [row.path for row in stack],
+            out,
+            strengths=[row.weight * whole for row in stack],
             progress=lambda part, total: bar.update_absolute(part, total),
-        )  # fmt: skip
+        )
         text = "\n".join([f"{out.name}: {done['changed']} of {done['tensors']} tensors changed", *done["notes"]])
         return io.NodeOutput(out.name, ui={"text": [text]})
 

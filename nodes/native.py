@@ -87,13 +87,27 @@ def _model(source: FluxSource) -> comfy.model_patcher.ModelPatcher:
     hidden = config["num_attention_heads"] * config["attention_head_dim"]
     guidance = bool(config["guidance_embeds"])
     flux = comfy.supported_models.Flux if guidance else comfy.supported_models.FluxSchnell
-    model_config = flux(flux_config({
-        "image_model": "flux", "in_channels": config["in_channels"] // 4, "out_channels": config["in_channels"] // 4,
-        "patch_size": 2, "vec_in_dim": config["pooled_projection_dim"], "context_in_dim": config["joint_attention_dim"],
-        "hidden_size": hidden, "mlp_ratio": 4.0, "num_heads": config["num_attention_heads"],
-        "depth": config["num_layers"], "depth_single_blocks": config["num_single_layers"],
-        "axes_dim": list(config["axes_dims_rope"]), "theta": 10000, "qkv_bias": True, "guidance_embed": guidance,
-    }))  # fmt: skip
+    model_config = flux(
+        flux_config(
+            {
+                "image_model": "flux",
+                "in_channels": config["in_channels"] // 4,
+                "out_channels": config["in_channels"] // 4,
+                "patch_size": 2,
+                "vec_in_dim": config["pooled_projection_dim"],
+                "context_in_dim": config["joint_attention_dim"],
+                "hidden_size": hidden,
+                "mlp_ratio": 4.0,
+                "num_heads": config["num_attention_heads"],
+                "depth": config["num_layers"],
+                "depth_single_blocks": config["num_single_layers"],
+                "axes_dim": list(config["axes_dims_rope"]),
+                "theta": 10000,
+                "qkv_bias": True,
+                "guidance_embed": guidance,
+            }
+        )
+    )
     shift = variant_of(source).shift
     if guidance and shift is not None:
         # the host's shift is Flux's mu = log of the static shift; the dynamic one is its default, mu at 1024x1024
@@ -162,11 +176,15 @@ class _Tokenizer(comfy.sd1_clip.SDTokenizer):
 
     def __init__(self, tokenizer: Any, length: int, key: str) -> None:
         super().__init__(
-            tokenizer_path="", max_length=length, pad_with_end=False, embedding_key=key,
+            tokenizer_path="",
+            max_length=length,
+            pad_with_end=False,
+            embedding_key=key,
             # the host reads a tokenizer from a path through its class; this one has been read already
             tokenizer_class=SimpleNamespace(from_pretrained=lambda *_, **__: tokenizer),
-            has_start_token=key == "clip_l", pad_token=tokenizer.pad_token_id,
-        )  # fmt: skip
+            has_start_token=key == "clip_l",
+            pad_token=tokenizer.pad_token_id,
+        )
 
     def tokenize_with_weights(self, text: str, *args: Any, **kwargs: Any) -> list[list[tuple]]:
         return super().tokenize_with_weights(text, *args, **kwargs)[:1]
@@ -318,9 +336,14 @@ def base_of(model: comfy.model_patcher.ModelPatcher) -> str | None:
     config = model.model.model_config.unet_config
     try:
         geometry = [
-            config["depth"], config["depth_single_blocks"], config["hidden_size"], config["context_in_dim"],
-            config["vec_in_dim"], config["in_channels"] * config["patch_size"] ** 2, int(config["guidance_embed"]),
-        ]  # fmt: skip
+            config["depth"],
+            config["depth_single_blocks"],
+            config["hidden_size"],
+            config["context_in_dim"],
+            config["vec_in_dim"],
+            config["in_channels"] * config["patch_size"] ** 2,
+            int(config["guidance_embed"]),
+        ]
         state = model.model.diffusion_model.state_dict()
         bias = state["img_in.bias"]
         return None if bias.is_meta or bias.dtype == torch.float8_e5m2 else fingerprint_of(geometry, state)

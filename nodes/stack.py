@@ -37,9 +37,13 @@ MAX_WEIGHT = 2.0
 
 def _weight_input() -> io.Input:
     return io.Float.Input(
-        "weight", default=1.0, min=-MAX_WEIGHT, max=MAX_WEIGHT, step=0.05,
+        "weight",
+        default=1.0,
+        min=-MAX_WEIGHT,
+        max=MAX_WEIGHT,
+        step=0.05,
         tooltip="1 as trained, less where it disturbs others, 0 leaves it out, negative brings the concept back.",
-    )  # fmt: skip
+    )
 
 
 def _stack_input() -> io.Input:
@@ -65,19 +69,23 @@ class LoraStack(ChoosesLora):
             description="One LoRA of a stack, to apply or merge them together. Chain as many as you like.",
             inputs=[
                 io.Combo.Input(
-                    "lora", options=[NONE, *list_files("loras")], default=NONE,
+                    "lora",
+                    options=[NONE, *list_files("loras")],
+                    default=NONE,
                     tooltip="A Flux LoRA of any kind: erasure, style, from any trainer.",
                 ),
                 _weight_input(),
                 io.Boolean.Input("on", default=True, tooltip="Off: as if the row were not there."),
                 _stack_input(),
                 io.String.Input(
-                    "lora_name", optional=True, force_input=True,
+                    "lora_name",
+                    optional=True,
+                    force_input=True,
                     tooltip="The name that Wait for Erasure LoRA gives; used instead of the list when connected.",
                 ),
             ],
             outputs=_stack_outputs(),
-        )  # fmt: skip
+        )
 
     @classmethod
     def execute(
@@ -142,14 +150,16 @@ class LoraSet(io.ComfyNode):
             description="The LoRAs of a set that was saved, with their weights, as a stack.",
             inputs=[
                 io.Combo.Input(
-                    "saved", options=[NONE, *sorted(path.stem for path in _sets().glob("*.json"))], default=NONE,
+                    "saved",
+                    options=[NONE, *sorted(path.stem for path in _sets().glob("*.json"))],
+                    default=NONE,
                     tooltip="A set from Save Erasure LoRA Set. It names LoRAs; their files must be here.",
                 ),
                 _weight_input(),
                 _stack_input(),
             ],
             outputs=_stack_outputs(),
-        )  # fmt: skip
+        )
 
     @classmethod
     def validate_inputs(cls, saved: str = NONE) -> bool:

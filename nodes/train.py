@@ -24,9 +24,17 @@ from .types import CATEGORY, ConceptType, FluxSourceType, JobType
 # Shown at once, in this order: saved workflows hold the values of a node's widgets by position. All other settings
 # follow as advanced ones, in ErasureConfig's order (method, LoRA, rates and weights, data, output).
 SIMPLE = (
-    "method", "steps", "rank", "targets", "eta", "erase_prompts", "random_strength", "sample_every", "seed",
+    "method",
+    "steps",
+    "rank",
+    "targets",
+    "eta",
+    "erase_prompts",
+    "random_strength",
+    "sample_every",
+    "seed",
     "preserve_prompts",
-)  # fmt: skip
+)
 
 # Not called "seed": the frontend would add a control that draws a new one, and so a new training, with every run.
 SEED = "training_seed"
@@ -111,13 +119,15 @@ class TrainErasureLora(io.ComfyNode):
                 FluxSourceType.Input("flux", tooltip="From Load Flux."),
                 ConceptType.Input("concept", tooltip="From Erasure Concept."),
                 io.String.Input(
-                    "name", default="", placeholder="empty: erase-<phrase>",
+                    "name",
+                    default="",
+                    placeholder="empty: erase-<phrase>",
                     tooltip="The LoRA's file name, without folders. Give another one to keep an earlier LoRA.",
                 ),
                 *setting_inputs(),
             ],
             outputs=[JobType.Output("job", display_name="job")],
-        )  # fmt: skip
+        )
 
     @classmethod
     def execute(cls, flux: FluxSource, concept: Concept, name: str, **settings: Any) -> io.NodeOutput:

@@ -70,8 +70,10 @@ def timed(work: Callable[[], object], times: int = 20) -> dict[str, float]:
         work()
         taken.append(1000 * (time.perf_counter() - began))
         busy.append(1000 * (time.process_time() - worked))
-    return {name: round(value, 1) for name, value in (
-        ("median", statistics.median(taken)), ("max", max(taken)), ("cpu", statistics.median(busy)))}  # fmt: skip
+    return {
+        name: round(value, 1)
+        for name, value in (("median", statistics.median(taken)), ("max", max(taken)), ("cpu", statistics.median(busy)))
+    }
 
 
 def measure(jobs: int, events: int, folder: Path) -> dict[str, object]:

@@ -56,8 +56,16 @@ def make_checkpoint(path: Path, blocks: int) -> None:
 
     shapes = {}
     for block in range(blocks):
-        widths = {"img_attn.qkv": (3, 1), "txt_attn.qkv": (3, 1), "img_mlp.0": (4, 1), "txt_mlp.0": (4, 1),
-                  "img_mlp.2": (1, 4), "txt_mlp.2": (1, 4), "img_mod.lin": (6, 1), "txt_mod.lin": (6, 1)}  # fmt: skip
+        widths = {
+            "img_attn.qkv": (3, 1),
+            "txt_attn.qkv": (3, 1),
+            "img_mlp.0": (4, 1),
+            "txt_mlp.0": (4, 1),
+            "img_mlp.2": (1, 4),
+            "txt_mlp.2": (1, 4),
+            "img_mod.lin": (6, 1),
+            "txt_mod.lin": (6, 1),
+        }
         for name, (outputs, inputs) in widths.items():
             shapes[f"double_blocks.{block}.{name}.weight"] = [outputs * HIDDEN, inputs * HIDDEN]
     header, end = {}, 0
@@ -95,9 +103,12 @@ def one(case: str, folder: Path) -> dict[str, float]:
     except ImportError:  # Windows
         peak = info.peak_wset
     return {
-        "seconds": round(time.monotonic() - began, 1), "cpu_seconds": round(sum(os.times()[:2]) - before, 1),
-        "peak_mb": round(peak / 1e6), "threads": torch.get_num_threads(), **shown,
-    }  # fmt: skip
+        "seconds": round(time.monotonic() - began, 1),
+        "cpu_seconds": round(sum(os.times()[:2]) - before, 1),
+        "peak_mb": round(peak / 1e6),
+        "threads": torch.get_num_threads(),
+        **shown,
+    }
 
 
 def main() -> int:

@@ -25,16 +25,62 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from scripts.environment import NLTK_DATA, ROOT, say, venv_python
 
 SMALL = {
-    "steps": 4, "erase_prompts": 4, "preserve_prompts": 6, "sampling_steps": 8, "sample_every": 4, "sample_count": 1,
+    "steps": 4,
+    "erase_prompts": 4,
+    "preserve_prompts": 6,
+    "sampling_steps": 8,
+    "sample_every": 4,
+    "sample_count": 1,
     "checkpoint_every": 2,
-}  # fmt: skip
+}
 # Words are given, so that a change of the words that are chosen is no change of what is computed.
-CAR = ("car", "--kind", "entity", "--synonym", "automobile", "--irrelevant", "dog", "--irrelevant", "boat",
-       "--irrelevant", "rose", "--preserve", "a dog", "--preserve", "a photo of a boat")  # fmt: skip
-STYLE = ("fluent", "--kind", "abstraction", "--no-synonyms", "--irrelevant", "noto", "--irrelevant", "twemoji",
-         "--irrelevant", "openmoji", "--preserve", "a dog", "--preserve", "a cat in the style of noto")  # fmt: skip
-RELATION = ("above", "--kind", "relationship", "--no-synonyms", "--irrelevant", "below", "--irrelevant", "next to",
-            "--preserve", "a dog", "--preserve", "a dog next to a cat")  # fmt: skip
+CAR = (
+    "car",
+    "--kind",
+    "entity",
+    "--synonym",
+    "automobile",
+    "--irrelevant",
+    "dog",
+    "--irrelevant",
+    "boat",
+    "--irrelevant",
+    "rose",
+    "--preserve",
+    "a dog",
+    "--preserve",
+    "a photo of a boat",
+)
+STYLE = (
+    "fluent",
+    "--kind",
+    "abstraction",
+    "--no-synonyms",
+    "--irrelevant",
+    "noto",
+    "--irrelevant",
+    "twemoji",
+    "--irrelevant",
+    "openmoji",
+    "--preserve",
+    "a dog",
+    "--preserve",
+    "a cat in the style of noto",
+)
+RELATION = (
+    "above",
+    "--kind",
+    "relationship",
+    "--no-synonyms",
+    "--irrelevant",
+    "below",
+    "--irrelevant",
+    "next to",
+    "--preserve",
+    "a dog",
+    "--preserve",
+    "a dog next to a cat",
+)
 TRAININGS: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
     "eraseanything": (CAR, {}),
     "one-level": (CAR, {"bilevel": "false", "weight_rsc": 0.1, "refresh_every": 2}),
@@ -54,22 +100,66 @@ def requests(out: Path) -> Iterator[tuple[str, list[str]]]:
     model = ["--source", "example_models/flux-emoji", "--device", "cpu"]
     for name, (concept, settings) in TRAININGS.items():
         chosen = [part for key, value in {**SMALL, **settings}.items() for part in ("--set", f"{key}={value}")]
-        yield name, ["-m", "training.cli", "train", *model, "--concept", *concept, "--out", str(out), "--name", name,
-                     "--no-measure", "--seed", "0", *chosen]  # fmt: skip
+        yield (
+            name,
+            [
+                "-m",
+                "training.cli",
+                "train",
+                *model,
+                "--concept",
+                *concept,
+                "--out",
+                str(out),
+                "--name",
+                name,
+                "--no-measure",
+                "--seed",
+                "0",
+                *chosen,
+            ],
+        )
     files = [str(out / f"{name}.safetensors") for name in ("eraseanything", "style", "gem")]
     for mode in MERGES:
         more = ["--rank", "4"] if mode == "svd" else []
         merged = str(out / f"merged-{mode}.safetensors")
         yield f"merge {mode}", ["-m", "training.lora", "merge", *files, "--mode", mode, *more, "--out", merged]
-    yield "evaluate", ["-m", "training.cli", "evaluate", *model, "--lora", files[0], "--deletion", "--strengths", "0,1",
-                       "--images", "2", "--images-per-other", "1", "--images-per-attack", "1", "--out",
-                       str(out / "evaluation"), "--report"]  # fmt: skip
+    yield (
+        "evaluate",
+        [
+            "-m",
+            "training.cli",
+            "evaluate",
+            *model,
+            "--lora",
+            files[0],
+            "--deletion",
+            "--strengths",
+            "0,1",
+            "--images",
+            "2",
+            "--images-per-other",
+            "1",
+            "--images-per-attack",
+            "1",
+            "--out",
+            str(out / "evaluation"),
+            "--report",
+        ],
+    )
 
 
 def run(tree: Path, out: Path) -> None:
     """All requests by the code in `tree`, their files into `out`. Raises SystemExit where one fails."""
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1",
-                   "PYTHONPATH": str(tree), "NLTK_DATA": str(NLTK_DATA), "PYTHONUTF8": "1"}  # fmt: skip
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": "1",
+        "MKL_NUM_THREADS": "1",
+        "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": str(tree),
+        "NLTK_DATA": str(NLTK_DATA),
+        "PYTHONUTF8": "1",
+    }
     for name, command in requests(out):
         say(f"{tree.name}: {name}")
         done = subprocess.run([str(venv_python()), *command], cwd=tree, env=environment, capture_output=True, text=True)
@@ -119,8 +209,11 @@ def differences(old: Path, new: Path, values_only: bool) -> list[str]:
 
     def files(folder: Path) -> set[str]:
         found = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-        return {name for name in found if Path(name).suffix in (".safetensors", ".json", ".png")
-                and Path(name).name not in skipped}  # fmt: skip
+        return {
+            name
+            for name in found
+            if Path(name).suffix in (".safetensors", ".json", ".png") and Path(name).name not in skipped
+        }
 
     lines = [f"only in {'OLD' if name in files(old) else 'NEW'}: {name}" for name in sorted(files(old) ^ files(new))]
     for name in sorted(files(old) & files(new)):
@@ -129,8 +222,10 @@ def differences(old: Path, new: Path, values_only: bool) -> list[str]:
             one, other = ({str(n): v for n, v in enumerate(sorted(map(repr, d.values())))} for d in (one, other))
         wrong = [key for key in sorted(one.keys() | other.keys()) if one.get(key) != other.get(key)]
         if wrong:
-            lines.append(f"{name}: {len(wrong)} of {len(one)} differ, first {wrong[0] or 'the bytes'}: "
-                         f"{str(one.get(wrong[0]))[:80]} | {str(other.get(wrong[0]))[:80]}")  # fmt: skip
+            lines.append(
+                f"{name}: {len(wrong)} of {len(one)} differ, first {wrong[0] or 'the bytes'}: "
+                f"{str(one.get(wrong[0]))[:80]} | {str(other.get(wrong[0]))[:80]}"
+            )
     return lines
 
 

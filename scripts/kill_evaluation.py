@@ -23,10 +23,32 @@ from scripts.kill_jobs import request_into
 
 STEPS = 4  # of the LoRA's training
 SMALL = (
-    "--deletion", "--strengths", "0,0.5,1", "--images", "3", "--images-per-attack", "1", "--suite", "attacks",
-    "--batch-size", "2", "--attacks", "all", "--attack-set", "images=2", "--attack-set", "judged=1", "--attack-set",
-    "targets=1", "--attack-set", "tries=1", "--attack-set", "steps=4", "--attack-set", "candidates=3",
-)  # fmt: skip
+    "--deletion",
+    "--strengths",
+    "0,0.5,1",
+    "--images",
+    "3",
+    "--images-per-attack",
+    "1",
+    "--suite",
+    "attacks",
+    "--batch-size",
+    "2",
+    "--attacks",
+    "all",
+    "--attack-set",
+    "images=2",
+    "--attack-set",
+    "judged=1",
+    "--attack-set",
+    "targets=1",
+    "--attack-set",
+    "tries=1",
+    "--attack-set",
+    "steps=4",
+    "--attack-set",
+    "candidates=3",
+)
 
 
 def train(folder: Path) -> Path:
@@ -45,8 +67,10 @@ def start(lora: Path, out: Path, log: Path) -> subprocess.Popen:
     with log.open("a") as file:
         return subprocess.Popen(
             [*command, "--device", "cpu", "--lora", str(lora), *SMALL, "--out", str(out)],
-            cwd=ROOT, stdout=file, stderr=subprocess.STDOUT,
-        )  # fmt: skip
+            cwd=ROOT,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+        )
 
 
 def kept(out: Path) -> list[Path]:
@@ -90,10 +114,16 @@ def measure(times: int, seed: int, folder: Path) -> dict[str, object]:
     finish(start(lora, out, log), log)
     (first, before), (second, after) = (result_of(folder / name) for name in ("alone", "killed"))
     return {
-        "seed": seed, "kills": kills, "at_files": at, "files": len(moments), "identical": first == second,
-        "pictures": len(before), "same_pictures": before == after, "seconds_alone": alone,
+        "seed": seed,
+        "kills": kills,
+        "at_files": at,
+        "files": len(moments),
+        "identical": first == second,
+        "pictures": len(before),
+        "same_pictures": before == after,
+        "seconds_alone": alone,
         "seconds_killed": round(time.monotonic() - began, 1),
-    }  # fmt: skip
+    }
 
 
 def main() -> int:

@@ -9,12 +9,25 @@ def share(before: float, after: float, images: int = 10) -> dict:
 
 def row(method: str, concept: str, seed: int, acc_e: float, attack: float = 0.1, acc_ir: float = 0.95, **more) -> dict:
     return {
-        "key": f"{method}-{concept}-{seed}", "method": method, "concept": concept, "seed": seed, "kind": "entity",
-        "acc_e": share(1.0, acc_e), "acc_g": share(0.9, 0.05), "acc_ir": share(0.96, acc_ir),
-        "acc_ir_seen": share(0.97, 0.97), "attacks": {"prefix": share(0.95, attack)}, "parts": {},
-        "drift": {"perceptual": 0.1, "psnr": 20.0, "images": 10}, "seconds": 100.0 + seed, "model": "m", "behaviour": 2,
-        "threads": 2, "counts": {"images": 10}, **more,
-    }  # fmt: skip
+        "key": f"{method}-{concept}-{seed}",
+        "method": method,
+        "concept": concept,
+        "seed": seed,
+        "kind": "entity",
+        "acc_e": share(1.0, acc_e),
+        "acc_g": share(0.9, 0.05),
+        "acc_ir": share(0.96, acc_ir),
+        "acc_ir_seen": share(0.97, 0.97),
+        "attacks": {"prefix": share(0.95, attack)},
+        "parts": {},
+        "drift": {"perceptual": 0.1, "psnr": 20.0, "images": 10},
+        "seconds": 100.0 + seed,
+        "model": "m",
+        "behaviour": 2,
+        "threads": 2,
+        "counts": {"images": 10},
+        **more,
+    }
 
 
 ROWS = [

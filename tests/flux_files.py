@@ -34,17 +34,31 @@ def random_state(model: torch.nn.Module, seed: int) -> State:
 def transformer_state(guidance: bool = True, depth: int = 2) -> State:
     """diffusers' names; `depth` double and single blocks."""
     config = {
-        "in_channels": 64, "num_layers": depth, "num_single_layers": depth, "attention_head_dim": HIDDEN,
-        "num_attention_heads": 1, "joint_attention_dim": 48, "pooled_projection_dim": 64, "guidance_embeds": guidance,
-    }  # fmt: skip
+        "in_channels": 64,
+        "num_layers": depth,
+        "num_single_layers": depth,
+        "attention_head_dim": HIDDEN,
+        "num_attention_heads": 1,
+        "joint_attention_dim": 48,
+        "pooled_projection_dim": 64,
+        "guidance_embeds": guidance,
+    }
     return random_state(FluxTransformer2DModel(**config), 1)
 
 
 def clip_config() -> CLIPTextConfig:
     return CLIPTextConfig(
-        hidden_size=64, intermediate_size=96, num_hidden_layers=2, num_attention_heads=1, vocab_size=1400,
-        projection_dim=64, hidden_act="quick_gelu", bos_token_id=1398, eos_token_id=1399, pad_token_id=1399,
-    )  # fmt: skip
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=2,
+        num_attention_heads=1,
+        vocab_size=1400,
+        projection_dim=64,
+        hidden_act="quick_gelu",
+        bos_token_id=1398,
+        eos_token_id=1399,
+        pad_token_id=1399,
+    )
 
 
 @cache
@@ -56,9 +70,16 @@ def clip_state() -> State:
 
 def t5_config() -> T5Config:
     return T5Config(
-        d_model=48, d_kv=16, num_heads=2, d_ff=80, num_layers=2, vocab_size=905, feed_forward_proj="gated-gelu",
-        is_encoder_decoder=False, use_cache=False,
-    )  # fmt: skip
+        d_model=48,
+        d_kv=16,
+        num_heads=2,
+        d_ff=80,
+        num_layers=2,
+        vocab_size=905,
+        feed_forward_proj="gated-gelu",
+        is_encoder_decoder=False,
+        use_cache=False,
+    )
 
 
 @cache
@@ -75,10 +96,15 @@ VAE_WIDTHS = (32, 32, 64, 64)
 def vae_state() -> State:
     """diffusers' names."""
     vae = AutoencoderKL(
-        block_out_channels=VAE_WIDTHS, down_block_types=["DownEncoderBlock2D"] * 4,
-        up_block_types=["UpDecoderBlock2D"] * 4, latent_channels=16, layers_per_block=2, norm_num_groups=32,
-        use_quant_conv=False, use_post_quant_conv=False,
-    )  # fmt: skip
+        block_out_channels=VAE_WIDTHS,
+        down_block_types=["DownEncoderBlock2D"] * 4,
+        up_block_types=["UpDecoderBlock2D"] * 4,
+        latent_channels=16,
+        layers_per_block=2,
+        norm_num_groups=32,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+    )
     return random_state(vae, 4)
 
 
@@ -137,9 +163,10 @@ def open_clip(state: State) -> State:
         "token_embedding.weight": state["text_model.embeddings.token_embedding.weight"],
         "ln_final.weight": state["text_model.final_layer_norm.weight"],
         "ln_final.bias": state["text_model.final_layer_norm.bias"],
-        "text_projection": torch.ones(64, 64), "logit_scale": torch.tensor(4.6),
+        "text_projection": torch.ones(64, 64),
+        "logit_scale": torch.tensor(4.6),
         "visual.transformer.resblocks.0.ln_1.weight": torch.ones(32),
-    }  # fmt: skip
+    }
     for i in range(clip_config().num_hidden_layers):
         new, old = f"transformer.resblocks.{i}", f"text_model.encoder.layers.{i}"
         for end in ("weight", "bias"):
@@ -302,9 +329,15 @@ def e5m2_comfy_quant(state: State) -> Written:
 
 # each with the largest error of a weight, as a share of its tensor's largest weight: half a step at the top
 QUANTISERS: dict[Callable[[State], Written], float] = {
-    scale_weight: 16 / 448, weight_scale: 16 / 448, comfy_quant: 16 / 448, quantization_metadata: 16 / 448,
-    e5m2_scale_weight: 1 / 14, e5m2_comfy_quant: 1 / 14, int8: 0.5 / 127, int8_blocks: 0.5 / 127,
-}  # fmt: skip
+    scale_weight: 16 / 448,
+    weight_scale: 16 / 448,
+    comfy_quant: 16 / 448,
+    quantization_metadata: 16 / 448,
+    e5m2_scale_weight: 1 / 14,
+    e5m2_comfy_quant: 1 / 14,
+    int8: 0.5 / 127,
+    int8_blocks: 0.5 / 127,
+}
 
 
 def write(path: Path, state: State, metadata: dict[str, str] | None = None) -> str:
@@ -318,9 +351,11 @@ def whole_flux(folder: Path, tokenizers: Path) -> dict[str, str]:
     """The four single files as they are published, in bf16, and the tokenizers of the demo model: what FluxSource
     takes."""
     states = {
-        "transformer": native_transformer(transformer_state()), "clip_l": clip_state(), "t5": t5_state(),
+        "transformer": native_transformer(transformer_state()),
+        "clip_l": clip_state(),
+        "t5": t5_state(),
         "vae": native_vae(vae_state()),
-    }  # fmt: skip
+    }
     files = {k: write(folder / f"{k}.safetensors", cast(state, torch.bfloat16)) for k, state in states.items()}
     return {**files, "tokenizer": str(tokenizers / "tokenizer"), "tokenizer_2": str(tokenizers / "tokenizer_2")}
 
@@ -333,8 +368,9 @@ def checkpoint(folder: Path) -> str:
         "text_encoders.clip_l.transformer.text_projection.weight": torch.eye(64),
         "text_encoders.clip_l.logit_scale": torch.tensor(4.6),
         **prefixed(t5_state(), "text_encoders.t5xxl.transformer."),
-        "text_encoders.t5xxl.logit_scale": torch.tensor(4.6), **prefixed(native_vae(vae_state()), "vae."),
-    }  # fmt: skip
+        "text_encoders.t5xxl.logit_scale": torch.tensor(4.6),
+        **prefixed(native_vae(vae_state()), "vae."),
+    }
     return write(folder / "all-in-one.safetensors", cast(state, torch.bfloat16))
 
 

@@ -34,9 +34,14 @@ def make_vit(folder: Path, **settings) -> Path:
     with torch.random.fork_rng():
         torch.manual_seed(1)
         config = ViTConfig(
-            hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, image_size=32,
-            patch_size=8, **settings,
-        )  # fmt: skip
+            hidden_size=32,
+            intermediate_size=48,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            image_size=32,
+            patch_size=8,
+            **settings,
+        )
         model = ViTForImageClassification(config)
         for parameter in model.parameters():
             if parameter.ndim > 1:

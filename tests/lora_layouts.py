@@ -53,15 +53,21 @@ class Layout:
 # native layer → (inputs, outputs, diffusers' layers that it stacks)
 NATIVE: dict[str, tuple[int, int, tuple[str, ...]]] = {
     "double_blocks.1.img_attn.qkv": (HIDDEN, 3 * HIDDEN, tuple(f"transformer_blocks.1.attn.to_{x}" for x in "qkv")),
-    "double_blocks.0.txt_attn.qkv": (HIDDEN, 3 * HIDDEN,
-                                     tuple(f"transformer_blocks.0.attn.add_{x}_proj" for x in "qkv")),
+    "double_blocks.0.txt_attn.qkv": (
+        HIDDEN,
+        3 * HIDDEN,
+        tuple(f"transformer_blocks.0.attn.add_{x}_proj" for x in "qkv"),
+    ),
     "double_blocks.0.img_attn.proj": (HIDDEN, HIDDEN, ("transformer_blocks.0.attn.to_out.0",)),
     "double_blocks.1.txt_attn.proj": (HIDDEN, HIDDEN, ("transformer_blocks.1.attn.to_add_out",)),
     "double_blocks.0.img_mlp.0": (HIDDEN, 4 * HIDDEN, ("transformer_blocks.0.ff.net.0.proj",)),
     "double_blocks.1.txt_mlp.2": (4 * HIDDEN, HIDDEN, ("transformer_blocks.1.ff_context.net.2",)),
     "double_blocks.0.img_mod.lin": (HIDDEN, 6 * HIDDEN, ("transformer_blocks.0.norm1.linear",)),
-    "single_blocks.2.linear1": (HIDDEN, 7 * HIDDEN, (*(f"single_transformer_blocks.2.attn.to_{x}" for x in "qkv"),
-                                                     "single_transformer_blocks.2.proj_mlp")),
+    "single_blocks.2.linear1": (
+        HIDDEN,
+        7 * HIDDEN,
+        (*(f"single_transformer_blocks.2.attn.to_{x}" for x in "qkv"), "single_transformer_blocks.2.proj_mlp"),
+    ),
     "single_blocks.1.linear2": (5 * HIDDEN, HIDDEN, ("single_transformer_blocks.1.proj_out",)),
     "single_blocks.0.modulation.lin": (HIDDEN, 3 * HIDDEN, ("single_transformer_blocks.0.norm.linear",)),
     "img_in": (LATENT, HIDDEN, ("x_embedder",)),
@@ -71,11 +77,18 @@ NATIVE: dict[str, tuple[int, int, tuple[str, ...]]] = {
     "guidance_in.out_layer": (HIDDEN, HIDDEN, ("time_text_embed.guidance_embedder.linear_2",)),
     "final_layer.linear": (HIDDEN, OUT, ("proj_out",)),
     "final_layer.adaLN_modulation.1": (HIDDEN, 2 * HIDDEN, ("norm_out.linear",)),
-}  # fmt: skip
-FEW = ("double_blocks.0.txt_attn.qkv", "double_blocks.0.img_mlp.0", "single_blocks.2.linear1",
-       "final_layer.adaLN_modulation.1")  # fmt: skip
-OWN = {part: (inputs, outputs * (4 if part.endswith("proj_mlp") else 1) // (7 if len(parts) == 4 else len(parts)))
-       for inputs, outputs, parts in NATIVE.values() for part in parts}  # fmt: skip
+}
+FEW = (
+    "double_blocks.0.txt_attn.qkv",
+    "double_blocks.0.img_mlp.0",
+    "single_blocks.2.linear1",
+    "final_layer.adaLN_modulation.1",
+)
+OWN = {
+    part: (inputs, outputs * (4 if part.endswith("proj_mlp") else 1) // (7 if len(parts) == 4 else len(parts)))
+    for inputs, outputs, parts in NATIVE.values()
+    for part in parts
+}
 
 
 def drawn(seed: int) -> Callable[..., Tensor]:
@@ -85,8 +98,10 @@ def drawn(seed: int) -> Callable[..., Tensor]:
 
 def layers(widths: Mapping[str, tuple[int, ...]], rank: int = 4, seed: int = 0) -> Layers:
     draw = drawn(seed)
-    return {name: (draw(rank, wide[0]), draw(wide[1], rank), 1.0 + number % 3)
-            for number, (name, wide) in enumerate(widths.items())}  # fmt: skip
+    return {
+        name: (draw(rank, wide[0]), draw(wide[1], rank), 1.0 + number % 3)
+        for number, (name, wide) in enumerate(widths.items())
+    }
 
 
 def dense(found: Layers, alpha: bool = True) -> dict[str, Tensor]:
@@ -123,8 +138,11 @@ def dotted(prefix: str) -> Callable[[str], str]:
     return lambda name: prefix + name
 
 
-KOHYA, PEFT, OLD = (".lora_down.weight", ".lora_up.weight"), (".lora_A.weight", ".lora_B.weight"), (
-    ".lora.down.weight", ".lora.up.weight")  # fmt: skip
+KOHYA, PEFT, OLD = (
+    (".lora_down.weight", ".lora_up.weight"),
+    (".lora_A.weight", ".lora_B.weight"),
+    (".lora.down.weight", ".lora.up.weight"),
+)
 N, D = layers(NATIVE), layers(OWN, seed=1)
 MEANT_N, MEANT_D = unstacked(dense(N)), dense(D)
 SOME = {name: N[name] for name in FEW}
@@ -168,8 +186,15 @@ def mid() -> Layout:
     return Layout(tensors, unstacked(meant))
 
 
-def loha(key: Callable[[str], str], widths: Mapping, alpha: float | None = 3.0, rank: int = 3, kernel: bool = False,
-         names: tuple[str, ...] = FEW, **kwargs) -> Layout:  # fmt: skip
+def loha(
+    key: Callable[[str], str],
+    widths: Mapping,
+    alpha: float | None = 3.0,
+    rank: int = 3,
+    kernel: bool = False,
+    names: tuple[str, ...] = FEW,
+    **kwargs,
+) -> Layout:
     draw, tensors, meant = drawn(6), {}, {}
     for name in names:
         inputs, outputs = widths[name][:2]
@@ -189,9 +214,17 @@ def loha(key: Callable[[str], str], widths: Mapping, alpha: float | None = 3.0, 
     return Layout(tensors, unstacked(meant) if names[0] in NATIVE else meant, ("LoHa layer", "exactly"), **kwargs)
 
 
-def lokr(key: Callable[[str], str], widths: Mapping, whole: tuple[bool, bool], alpha: float | None = 6.0,
-         dtype: torch.dtype = torch.float32, kernel: bool = False, names: tuple[str, ...] = FEW, always: bool = False,
-         **kwargs) -> Layout:  # fmt: skip
+def lokr(
+    key: Callable[[str], str],
+    widths: Mapping,
+    whole: tuple[bool, bool],
+    alpha: float | None = 6.0,
+    dtype: torch.dtype = torch.float32,
+    kernel: bool = False,
+    names: tuple[str, ...] = FEW,
+    always: bool = False,
+    **kwargs,
+) -> Layout:
     """whole: whether w1, w2 are stored whole; always: scaled by alpha / rank also where both are, as PEFT does."""
     draw, tensors, meant, rank = drawn(7), {}, {}, 2
     for name in names:
@@ -252,13 +285,26 @@ def xlabs(prefix: str = "", only: str = "") -> Layout:
 
 
 def settings(rank: int, alpha: float, **more: object) -> dict[str, object]:
-    return {"peft_type": "LORA", "r": rank, "lora_alpha": alpha, "rank_pattern": {}, "alpha_pattern": {},
-            "use_rslora": False, **more}  # fmt: skip
+    return {
+        "peft_type": "LORA",
+        "r": rank,
+        "lora_alpha": alpha,
+        "rank_pattern": {},
+        "alpha_pattern": {},
+        "use_rslora": False,
+        **more,
+    }
 
 
-def by_settings(values: Mapping[str, object], scale: Callable[[str, int], float], where: str,
-                prefix: str = "transformer.",
-                nest: str = "transformer.", found: Layers = D, **kwargs) -> Layout:  # fmt: skip
+def by_settings(
+    values: Mapping[str, object],
+    scale: Callable[[str, int], float],
+    where: str,
+    prefix: str = "transformer.",
+    nest: str = "transformer.",
+    found: Layers = D,
+    **kwargs,
+) -> Layout:
     """D without alphas, scaled by what PEFT's settings say. nest: what diffusers writes before each of their names."""
     tensors = spelt(found, dotted(prefix), *PEFT, alpha="")
     meant = {name: scale(name, len(a)) * (b.double() @ a.double()) for name, (a, b, _) in found.items()}
@@ -274,8 +320,11 @@ PATTERNED = {
 }
 RANKS = dict.fromkeys(list(OWN)[8:12], 6)
 ALPHAS = {"attn.add_q_proj": 5.0, r"transformer_blocks\.1\.attn\.to_[kv]": 7.0}
-OTHERS = {"transformer_blocks.1.attn.to_k": 7.0, "transformer_blocks.1.attn.to_v": 7.0,
-          "transformer_blocks.0.attn.add_q_proj": 5.0}  # fmt: skip
+OTHERS = {
+    "transformer_blocks.1.attn.to_k": 7.0,
+    "transformer_blocks.1.attn.to_v": 7.0,
+    "transformer_blocks.0.attn.add_q_proj": 5.0,
+}
 META = "lora_adapter_metadata"
 T5 = "lora_te3_encoder_block_0_layer_0_SelfAttention_q"
 FUSED_BIAS = {f"diffusion_model.{name}.diff_b": torch.ones(NATIVE[name][1]) for name in FEW}
@@ -303,13 +352,17 @@ READ: dict[str, Layout] = {
     "LoCon of 1x1 kernels": mid(),
     "kohya with text encoders": with_more(
         native(under("lora_unet_"), KOHYA),
-        {"lora_te1_text_model_encoder_layers_0_mlp_fc1.lora_down.weight": torch.ones(2, 2),
-         f"{T5}.alpha": torch.ones(())},
-        "2 tensors for the text encoders were left out"),
+        {
+            "lora_te1_text_model_encoder_layers_0_mlp_fc1.lora_down.weight": torch.ones(2, 2),
+            f"{T5}.alpha": torch.ones(()),
+        },
+        "2 tensors for the text encoders were left out",
+    ),
     "OneTrainer with embeddings": with_more(
         diffusers(under("lora_transformer_"), KOHYA),
         {"bundle_emb.mytoken.clip_l": torch.ones(2, 4), "bundle_emb.mytoken.t5_out": torch.ones(2, 4)},
-        "the embeddings of 'mytoken' were left out"),
+        "the embeddings of 'mytoken' were left out",
+    ),
     # native names with dots
     "native": native(dotted("diffusion_model.")),
     "native, lora_down": native(dotted("diffusion_model."), KOHYA),
@@ -320,22 +373,33 @@ READ: dict[str, Layout] = {
     "native, unet": native(dotted("unet."), OLD),
     "native, bare lora_A": native(dotted("diffusion_model."), (".lora_A", ".lora_B")),
     "native with underscores inside (musubi)": native(
-        lambda name: "diffusion_model." + name.replace("attn.", "attn_").replace("mlp.", "mlp_")),
+        lambda name: "diffusion_model." + name.replace("attn.", "attn_").replace("mlp.", "mlp_")
+    ),
     "the first part of linear1": Layout(
-        {"diffusion_model.single_blocks.2.linear1_qkv.lora_down.weight": N["single_blocks.2.linear1"][0],
-         "diffusion_model.single_blocks.2.linear1_qkv.lora_up.weight": N["single_blocks.2.linear1"][1][: 3 * HIDDEN]},
-        {f"single_transformer_blocks.2.attn.to_{x}": change
-         for x, change in zip("qkv", dense(N, alpha=False)["single_blocks.2.linear1"].split(HIDDEN), strict=False)}),
+        {
+            "diffusion_model.single_blocks.2.linear1_qkv.lora_down.weight": N["single_blocks.2.linear1"][0],
+            "diffusion_model.single_blocks.2.linear1_qkv.lora_up.weight": N["single_blocks.2.linear1"][1][: 3 * HIDDEN],
+        },
+        {
+            f"single_transformer_blocks.2.attn.to_{x}": change
+            for x, change in zip("qkv", dense(N, alpha=False)["single_blocks.2.linear1"].split(HIDDEN), strict=False)
+        },
+    ),
     # diffusers' names
     "diffusers": diffusers(dotted("transformer.")),
     "diffusers without alpha": Layout(spelt(D, dotted("transformer."), *PEFT, alpha=""), dense(D, alpha=False)),
     "diffusers, lora.down": diffusers(dotted("transformer."), OLD),
     "diffusers, lora_linear_layer": diffusers(
-        dotted("transformer."), (".lora_linear_layer.down.weight", ".lora_linear_layer.up.weight")),
+        dotted("transformer."), (".lora_linear_layer.down.weight", ".lora_linear_layer.up.weight")
+    ),
     "diffusers' former processors": Layout(
-        {f"transformer.transformer_blocks.1.attn.processor.to_{x}_lora.{way}.weight": value
-         for x in "qkv" for way, value in zip(("down", "up"), D[f"transformer_blocks.1.attn.to_{x}"][:2], strict=True)},
-        {name: dense(D, alpha=False)[name] for name in (f"transformer_blocks.1.attn.to_{x}" for x in "qkv")}),
+        {
+            f"transformer.transformer_blocks.1.attn.processor.to_{x}_lora.{way}.weight": value
+            for x in "qkv"
+            for way, value in zip(("down", "up"), D[f"transformer_blocks.1.attn.to_{x}"][:2], strict=True)
+        },
+        {name: dense(D, alpha=False)[name] for name in (f"transformer_blocks.1.attn.to_{x}" for x in "qkv")},
+    ),
     "diffusers without prefix": diffusers(dotted("")),
     "diffusers without prefix, bare": diffusers(dotted(""), (".lora_A", ".lora_B")),
     "PEFT": diffusers(dotted("base_model.model.")),
@@ -343,7 +407,8 @@ READ: dict[str, Layout] = {
     "transformer, PEFT": diffusers(dotted("transformer.base_model.model.")),
     "adapter called default": diffusers(dotted("transformer."), (".lora_A.default.weight", ".lora_B.default.weight")),
     "adapter called my-style_2": diffusers(
-        dotted("base_model.model."), (".lora_A.my-style_2.weight", ".lora_B.my-style_2.weight")),
+        dotted("base_model.model."), (".lora_A.my-style_2.weight", ".lora_B.my-style_2.weight")
+    ),
     "diffusers' names in kohya's prefix": diffusers(under("lora_unet_"), KOHYA),
     "diffusers' names in a checkpoint's prefix": diffusers(dotted("model.diffusion_model.")),
     "AI Toolkit": diffusers(dotted("diffusion_model."), PEFT),
@@ -363,28 +428,48 @@ READ: dict[str, Layout] = {
     "save_lora_weights": by_settings(settings(4, 16), lambda _, r: 16 / r, META),
     "save_lora_adapter": by_settings(settings(4, 1), lambda _, r: 1 / r, META, prefix="", nest=""),
     "rsLoRA": by_settings(settings(4, 8, use_rslora=True), lambda _, r: 8 / math.sqrt(r), META),
-    "patterns": by_settings(settings(2, 3, rank_pattern=RANKS, alpha_pattern=ALPHAS),
-                            lambda name, r: OTHERS.get(name, 3) / r, META, found=PATTERNED),
+    "patterns": by_settings(
+        settings(2, 3, rank_pattern=RANKS, alpha_pattern=ALPHAS),
+        lambda name, r: OTHERS.get(name, 3) / r,
+        META,
+        found=PATTERNED,
+    ),
     "rsLoRA with patterns": by_settings(
         settings(2, 3, rank_pattern=RANKS, alpha_pattern=ALPHAS, use_rslora=True),
-        lambda name, r: OTHERS.get(name, 3) / math.sqrt(r), META, found=PATTERNED),
+        lambda name, r: OTHERS.get(name, 3) / math.sqrt(r),
+        META,
+        found=PATTERNED,
+    ),
     "adapter_config.json": by_settings(
-        settings(4, 16), lambda _, r: 16 / r, "adapter_config.json", "base_model.model.", stem="adapter_model"),
+        settings(4, 16), lambda _, r: 16 / r, "adapter_config.json", "base_model.model.", stem="adapter_model"
+    ),
     "adapter_config.json beside a lone file": by_settings(
-        settings(4, 2), lambda _, r: 2 / r, "adapter_config.json", "base_model.model."),
+        settings(4, 2), lambda _, r: 2 / r, "adapter_config.json", "base_model.model."
+    ),
     "adapter_config.json, rsLoRA and patterns": by_settings(
         settings(2, 3, rank_pattern=RANKS, alpha_pattern=ALPHAS, use_rslora=True),
-        lambda name, r: OTHERS.get(name, 3) / math.sqrt(r), "adapter_config.json", "base_model.model.", found=PATTERNED,
-        stem="adapter_model"),
+        lambda name, r: OTHERS.get(name, 3) / math.sqrt(r),
+        "adapter_config.json",
+        "base_model.model.",
+        found=PATTERNED,
+        stem="adapter_model",
+    ),
     "settings of another LoRA": Layout(
-        spelt(D, dotted(""), *PEFT, alpha=""), dense(D, alpha=False), ("says rank 9", "was not used"),
-        config=settings(9, 90)),
+        spelt(D, dotted(""), *PEFT, alpha=""),
+        dense(D, alpha=False),
+        ("says rank 9", "was not used"),
+        config=settings(9, 90),
+    ),
     "alpha in tensors and in metadata": diffusers(
-        dotted("transformer."), metadata={META: json.dumps({"transformer.r": 4, "transformer.lora_alpha": 99})}),
+        dotted("transformer."), metadata={META: json.dumps({"transformer.r": 4, "transformer.lora_alpha": 99})}
+    ),
     "a scalar": Layout(
-        {**spelt(SOME, under("lora_unet_"), *KOHYA),
-         **{under("lora_unet_")(name) + ".scalar": torch.tensor(0.5) for name in SOME}},
-        unstacked({name: 0.5 * change for name, change in dense(SOME).items()})),
+        {
+            **spelt(SOME, under("lora_unet_"), *KOHYA),
+            **{under("lora_unet_")(name) + ".scalar": torch.tensor(0.5) for name in SOME},
+        },
+        unstacked({name: 0.5 * change for name, change in dense(SOME).items()}),
+    ),
     # LyCORIS
     "LoHa": loha(under("lora_unet_"), NATIVE),
     "LoHa without alpha": loha(under("lora_unet_"), NATIVE, None),
@@ -392,8 +477,12 @@ READ: dict[str, Layout] = {
     "LoHa of 1x1 kernels": loha(under("lora_unet_"), NATIVE, kernel=True),
     "LoHa, diffusers' names": loha(under("lycoris_"), OWN, names=("transformer_blocks.1.attn.to_q", "norm_out.linear")),
     "LoHa of PEFT": loha(
-        dotted("base_model.model."), OWN, names=("transformer_blocks.1.attn.to_q",), stem="adapter_model",
-        config={"peft_type": "LOHA", "r": 3, "alpha": 3.0, "rank_pattern": {}, "alpha_pattern": {}}),
+        dotted("base_model.model."),
+        OWN,
+        names=("transformer_blocks.1.attn.to_q",),
+        stem="adapter_model",
+        config={"peft_type": "LOHA", "r": 3, "alpha": 3.0, "rank_pattern": {}, "alpha_pattern": {}},
+    ),
     "LoKr, w1 whole": lokr(under("lora_unet_"), NATIVE, (True, False)),
     "LoKr, w2 whole": lokr(under("lora_unet_"), NATIVE, (False, True)),
     "LoKr, both whole": lokr(under("lora_unet_"), NATIVE, (True, True)),
@@ -401,36 +490,51 @@ READ: dict[str, Layout] = {
     "LoKr without alpha": lokr(under("lora_unet_"), NATIVE, (True, False), None),
     "LoKr in bf16": lokr(under("lora_unet_"), NATIVE, (True, False), dtype=torch.bfloat16),
     "LoKr of 1x1 kernels": lokr(under("lora_unet_"), NATIVE, (True, False), kernel=True),
-    "LoKr, SimpleTuner": lokr(under("lycoris_"), OWN, (True, False),
-                              names=("transformer_blocks.1.attn.to_q", "norm_out.linear")),
+    "LoKr, SimpleTuner": lokr(
+        under("lycoris_"), OWN, (True, False), names=("transformer_blocks.1.attn.to_q", "norm_out.linear")
+    ),
     "LoKr, native dots": lokr(dotted("diffusion_model."), NATIVE, (True, True)),
     "LoKr of PEFT": lokr(
-        dotted("base_model.model."), OWN, (True, True), names=("transformer_blocks.1.attn.to_q",), always=True,
+        dotted("base_model.model."),
+        OWN,
+        (True, True),
+        names=("transformer_blocks.1.attn.to_q",),
+        always=True,
         stem="adapter_model",
-        config={"peft_type": "LOKR", "r": 2, "alpha": 6.0, "rank_pattern": {}, "alpha_pattern": {}}),
+        config={"peft_type": "LOKR", "r": 2, "alpha": 6.0, "rank_pattern": {}, "alpha_pattern": {}},
+    ),
     # whole differences, biases, norms
     "whole differences": difference(under("lora_unet_")),
     "whole differences, native dots": difference(dotted("diffusion_model.")),
     "w_norm of a linear layer": difference(under("lycoris_unet_".removesuffix("unet_")), ".w_norm"),
     "the host's TrainLoraNode": with_more(
-        Layout(spelt(SOME, dotted("diffusion_model."), *KOHYA), unstacked(dense(SOME))), FUSED_BIAS,
-        "its changes of 4 biases were left out"),
+        Layout(spelt(SOME, dotted("diffusion_model."), *KOHYA), unstacked(dense(SOME))),
+        FUSED_BIAS,
+        "its changes of 4 biases were left out",
+    ),
     "biases of zero": with_more(
         Layout(spelt(SOME, dotted("diffusion_model."), *KOHYA), unstacked(dense(SOME))),
-        {name: value * 0 for name, value in FUSED_BIAS.items()}),
+        {name: value * 0 for name, value in FUSED_BIAS.items()},
+    ),
     "biases of PEFT": with_more(
         diffusers(dotted("transformer.")),
         {f"transformer.{name}.lora_B.bias": torch.ones(OWN[name][1]) for name in OWN},
-        f"its changes of {len(OWN)} biases were left out"),
+        f"its changes of {len(OWN)} biases were left out",
+    ),
     "biases beside, of layers without a LoRA": with_more(
-        native(under("lora_unet_"), KOHYA), {"lora_unet_double_blocks_1_img_mod_lin.diff_b": torch.ones(6 * HIDDEN)},
-        "its changes of 1 biases were left out"),
+        native(under("lora_unet_"), KOHYA),
+        {"lora_unet_double_blocks_1_img_mod_lin.diff_b": torch.ones(6 * HIDDEN)},
+        "its changes of 1 biases were left out",
+    ),
     "norms": with_more(
         diffusers(under("lycoris_"), KOHYA),
-        {"lycoris_transformer_blocks_0_attn_norm_q.w_norm": torch.ones(HIDDEN),
-         "lycoris_transformer_blocks_0_attn_norm_q.b_norm": torch.ones(HIDDEN),
-         "lycoris_single_transformer_blocks_0_attn_norm_k.diff": torch.ones(HIDDEN),
-         "lycoris_norm_out_norm.b_norm": torch.ones(HIDDEN),
-         "lycoris_transformer_blocks_1_norm1_norm.b_norm": torch.ones(HIDDEN)},
-        "its changes of 4 norms were left out"),
-}  # fmt: skip
+        {
+            "lycoris_transformer_blocks_0_attn_norm_q.w_norm": torch.ones(HIDDEN),
+            "lycoris_transformer_blocks_0_attn_norm_q.b_norm": torch.ones(HIDDEN),
+            "lycoris_single_transformer_blocks_0_attn_norm_k.diff": torch.ones(HIDDEN),
+            "lycoris_norm_out_norm.b_norm": torch.ones(HIDDEN),
+            "lycoris_transformer_blocks_1_norm1_norm.b_norm": torch.ones(HIDDEN),
+        },
+        "its changes of 4 norms were left out",
+    ),
+}

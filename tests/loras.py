@@ -12,9 +12,15 @@ TEXT_QK = ("attn.add_q_proj", "attn.add_k_proj")
 
 
 def random_lora(
-    seed: int, rank: int = 4, alpha: float = 4.0, targets: tuple[str, ...] = TEXT_QK, blocks: int = 2,
-    dtype: torch.dtype = torch.float32, hidden: int = HIDDEN, single: tuple[str, ...] = (),
-) -> LoraWeights:  # fmt: skip
+    seed: int,
+    rank: int = 4,
+    alpha: float = 4.0,
+    targets: tuple[str, ...] = TEXT_QK,
+    blocks: int = 2,
+    dtype: torch.dtype = torch.float32,
+    hidden: int = HIDDEN,
+    single: tuple[str, ...] = (),
+) -> LoraWeights:
     """A LoRA on `targets` of double blocks and on `single` of single blocks, of attention's widths."""
     generator = torch.Generator().manual_seed(seed)
     names = [f"transformer_blocks.{i}.{target}" for i in range(blocks) for target in targets]
@@ -50,22 +56,28 @@ def relative_error(found: dict[str, Tensor], expected: dict[str, Tensor]) -> flo
 
 # Layers of the native layout: (inputs, outputs) in hidden sizes, and the rows of each that diffusers calls otherwise.
 NATIVE = {
-    "double_blocks.1.img_attn.qkv": (1, 3, ["transformer_blocks.1.attn.to_q", "transformer_blocks.1.attn.to_k",
-                                            "transformer_blocks.1.attn.to_v"]),
+    "double_blocks.1.img_attn.qkv": (
+        1,
+        3,
+        ["transformer_blocks.1.attn.to_q", "transformer_blocks.1.attn.to_k", "transformer_blocks.1.attn.to_v"],
+    ),
     "double_blocks.1.txt_attn.qkv": (1, 3, [f"transformer_blocks.1.attn.add_{x}_proj" for x in "qkv"]),
     "double_blocks.0.img_attn.proj": (1, 1, ["transformer_blocks.0.attn.to_out.0"]),
     "double_blocks.0.txt_attn.proj": (1, 1, ["transformer_blocks.0.attn.to_add_out"]),
     "double_blocks.0.img_mlp.0": (1, 4, ["transformer_blocks.0.ff.net.0.proj"]),
     "double_blocks.0.txt_mlp.2": (4, 1, ["transformer_blocks.0.ff_context.net.2"]),
     "double_blocks.0.img_mod.lin": (1, 6, ["transformer_blocks.0.norm1.linear"]),
-    "single_blocks.2.linear1": (1, 7, [*(f"single_transformer_blocks.2.attn.to_{x}" for x in "qkv"),
-                                       "single_transformer_blocks.2.proj_mlp"]),
+    "single_blocks.2.linear1": (
+        1,
+        7,
+        [*(f"single_transformer_blocks.2.attn.to_{x}" for x in "qkv"), "single_transformer_blocks.2.proj_mlp"],
+    ),
     "single_blocks.2.linear2": (5, 1, ["single_transformer_blocks.2.proj_out"]),
     "single_blocks.0.modulation.lin": (1, 3, ["single_transformer_blocks.0.norm.linear"]),
     "final_layer.linear": (1, 2, ["proj_out"]),
     "final_layer.adaLN_modulation.1": (1, 2, ["norm_out.linear"]),
     "time_in.out_layer": (1, 1, ["time_text_embed.timestep_embedder.linear_2"]),
-}  # fmt: skip
+}
 
 
 def native_lora(

@@ -18,13 +18,19 @@ def result(hits: int, images: int) -> dict[str, Any]:
 
 def row(number: int, suite: str, prompt: str, asked: str, shown: dict[str, bool], file: str = "") -> dict[str, Any]:
     return {
-        "prompt": prompt, "seed": 50_000 + number, "asked": asked, "suites": [suite],
+        "prompt": prompt,
+        "seed": 50_000 + number,
+        "asked": asked,
+        "suites": [suite],
         "results": {
-            name: {"file": f"pictures/{name}/{file or f'{number:016x}'}.png", "seen": asked if is_shown else "none",
-                   "shown": is_shown}
+            name: {
+                "file": f"pictures/{name}/{file or f'{number:016x}'}.png",
+                "seen": asked if is_shown else "none",
+                "shown": is_shown,
+            }
             for name, is_shown in shown.items()
         },
-    }  # fmt: skip
+    }
 
 
 def make_evaluation(folder: Path, phrase: str = "car", side: int = 32, images: int = 6) -> dict[str, Any]:
@@ -54,39 +60,70 @@ def make_evaluation(folder: Path, phrase: str = "car", side: int = 32, images: i
         Image.new("RGB", (side, side), "purple").save(folder / "heatmaps" / f"{name}.png")
     attacks = [
         white_box(folder, side, subject, attack, phrase)
-        for subject in ("deletion", "lora-1") for attack in ("p4d", "relearning")
-    ]  # fmt: skip
+        for subject in ("deletion", "lora-1")
+        for attack in ("p4d", "relearning")
+    ]
     curve = [result(images, images), result(images // 2, images), result(1, images)]
     return {
-        "format": "erase-anything evaluation", "version": 1, "blur": False,
-        "concept": {"phrase": phrase, "kind": "entity", "template": "a photo of a {}", "synonyms": ["auto", phrase],
-                    "irrelevant": ["dog"], "preserve": ["a dog"]},
+        "format": "erase-anything evaluation",
+        "version": 1,
+        "blur": False,
+        "concept": {
+            "phrase": phrase,
+            "kind": "entity",
+            "template": "a photo of a {}",
+            "synonyms": ["auto", phrase],
+            "irrelevant": ["dog"],
+            "preserve": ["a dog"],
+        },
         "base": {"model": phrase, "fingerprint": "flux-3x3-0123456789abcdef"},
         "judge": {"name": "a classifier", "sha256": "0" * 64},
         "subjects": [
             {"id": "base", "kind": "base", "label": "Base model"},
             {"id": "deletion", "kind": "deletion", "label": "Attention deletion"},
-            {"id": "lora-1", "kind": "lora", "label": phrase, "strength": 1.0, "file": f"{phrase}.safetensors",
-             "sha256": "1" * 64, "erases": phrase, "method": "esd", "config": {"steps": 200, "anchor": phrase},
-             "base": "flux-3x3-0123456789abcdef", "version": "0.1.0"},
+            {
+                "id": "lora-1",
+                "kind": "lora",
+                "label": phrase,
+                "strength": 1.0,
+                "file": f"{phrase}.safetensors",
+                "sha256": "1" * 64,
+                "erases": phrase,
+                "method": "esd",
+                "config": {"steps": 200, "anchor": phrase},
+                "base": "flux-3x3-0123456789abcdef",
+                "version": "0.1.0",
+            },
         ],
         "settings": {"images": images, "strengths": [0, 0.5, 1], "heatmap": True, "level": 0.95},
         "versions": {"erase_anything": "0.1.0", "torch": "2.6.0", "diffusers": "0.36.0"},
         "device": {"kind": "cpu", "name": "x86_64", "weights": "float32", "autocast": False},
-        "command": f"python -m training.cli evaluate --concept '{phrase}'", "suites": suites,
+        "command": f"python -m training.cli evaluate --concept '{phrase}'",
+        "suites": suites,
         "drift": {"lora-1": {"perceptual": 0.0123, "psnr": 31.5, "images": images}},
         "strength": [{"subject": "lora-1", "values": [0, 0.5, 1], "concept": curve, "kept": curve}],
-        "heatmap": {"word": phrase, "prompt": f"a photo of a {phrase}", "seed": 50_000, "t": 0.2, "blocks": ["1", "2"],
-                    "top": 0.02, "sets": {name: {"file": f"heatmaps/{name}.png", "mass": 0.01}
-                                          for name in ("base", "lora-1")}},
+        "heatmap": {
+            "word": phrase,
+            "prompt": f"a photo of a {phrase}",
+            "seed": 50_000,
+            "t": 0.2,
+            "blocks": ["1", "2"],
+            "top": 0.02,
+            "sets": {name: {"file": f"heatmaps/{name}.png", "mass": 0.01} for name in ("base", "lora-1")},
+        },
         "attacks_succeeded": {
-            name: [{"suite": r["suites"][0], "prompt": r["prompt"], "seed": r["seed"]} for r in rows
-                   if r["suites"][0] in ("synonyms", "attack prefix") and r["results"][name]["shown"]]
+            name: [
+                {"suite": r["suites"][0], "prompt": r["prompt"], "seed": r["seed"]}
+                for r in rows
+                if r["suites"][0] in ("synonyms", "attack prefix") and r["results"][name]["shown"]
+            ]
             for name in ("deletion", "lora-1")
         },
-        "seeds": [50_000, 50_001], "pictures": rows, "white_box": attacks,
+        "seeds": [50_000, 50_001],
+        "pictures": rows,
+        "white_box": attacks,
         "run": {"date": "2026-01-02T03:04:05+00:00", "seconds": 12.3, "pictures_made": 4, "threads": 1},
-    }  # fmt: skip
+    }
 
 
 def white_box(folder: Path, side: int, subject: str, attack: str, phrase: str) -> dict[str, Any]:
@@ -103,10 +140,16 @@ def white_box(folder: Path, side: int, subject: str, attack: str, phrase: str) -
             sides[when] = {"prompt": prompt, "file": file, "shown": shown}
         pictures.append({"seed": 50_000 + number, **sides})
     return {
-        "subject": subject, "attack": attack, "title": attack.upper(), "before": result(0, 2), "after": result(1, 2),
-        "control": result(0, 2), "base": result(2, 2), "pictures": pictures,
+        "subject": subject,
+        "attack": attack,
+        "title": attack.upper(),
+        "before": result(0, 2),
+        "after": result(1, 2),
+        "control": result(0, 2),
+        "base": result(2, 2),
+        "pictures": pictures,
         "prompts": [{"prompt": f"{attack} words, {phrase}", "seeds": [50_000]}],
-    }  # fmt: skip
+    }
 
 
 def noise_picture(path: Path, side: int) -> None:

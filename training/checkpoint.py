@@ -20,16 +20,41 @@ from .lora.format import LoraWeights
 
 # Settings that decide what a training takes and leaves behind, not what it computes (but for compile's rounding): it
 # may go on with others.
-NOT_THE_COURSE = frozenset({
-    "checkpoint_every", "keep_checkpoints", "sample_every", "sample_count", "gradient_checkpointing", "stream_blocks",
-    "compile",
-})  # fmt: skip
+NOT_THE_COURSE = frozenset(
+    {
+        "checkpoint_every",
+        "keep_checkpoints",
+        "sample_every",
+        "sample_count",
+        "gradient_checkpointing",
+        "stream_blocks",
+        "compile",
+    }
+)
 # Settings that do not reach the bank, which is recorded before the first step.
-AFTER_THE_BANK = NOT_THE_COURSE | frozenset({
-    "bilevel", "steps", "rank", "alpha", "targets", "blocks", "lr_erase", "lr_preserve", "weight_decay", "weight_esd",
-    "weight_attn", "weight_lora", "eta", "tau", "batch_erase", "batch_preserve", "refresh_every", "random_strength",
-    "early_stopping",
-})  # fmt: skip
+AFTER_THE_BANK = NOT_THE_COURSE | frozenset(
+    {
+        "bilevel",
+        "steps",
+        "rank",
+        "alpha",
+        "targets",
+        "blocks",
+        "lr_erase",
+        "lr_preserve",
+        "weight_decay",
+        "weight_esd",
+        "weight_attn",
+        "weight_lora",
+        "eta",
+        "tau",
+        "batch_erase",
+        "batch_preserve",
+        "refresh_every",
+        "random_strength",
+        "early_stopping",
+    }
+)
 
 
 @dataclass

@@ -84,8 +84,12 @@ def parser() -> argparse.ArgumentParser:
         command.add_argument("--precision", default="auto", choices=PRECISIONS)
         command.add_argument("--device", default="auto")
     for command in (train, resume, evaluate):
-        command.add_argument("--images", type=int, default=24, help="measured images of the concept, as many of its "
-                             "synonyms; more is more exact")  # fmt: skip
+        command.add_argument(
+            "--images",
+            type=int,
+            default=24,
+            help="measured images of the concept, as many of its synonyms; more is more exact",
+        )
         command.add_argument("--images-per-other", type=int, default=3, help="measured images of each other noun")
     return top
 
@@ -93,37 +97,79 @@ def parser() -> argparse.ArgumentParser:
 def _evaluation_options(evaluate: argparse.ArgumentParser) -> None:
     """What `evaluate` takes for an evaluation that is kept; without --out these are mistakes."""
     kept = evaluate.add_argument_group("an evaluation in a folder")
-    kept.add_argument("--out", type=Path, metavar="DIR", help="folder for pictures and evaluation.json; a run that was "
-                      "stopped goes on there")  # fmt: skip
-    kept.add_argument("--strength", action="append", type=float, help="strength of the LoRAs: one for all, or one for "
-                      "each in their order (default: 1)")  # fmt: skip
+    kept.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="folder for pictures and evaluation.json; a run that was stopped goes on there",
+    )
+    kept.add_argument(
+        "--strength",
+        action="append",
+        type=float,
+        help="strength of the LoRAs: one for all, or one for each in their order (default: 1)",
+    )
     kept.add_argument("--deletion", action="store_true", help="measure attention deletion too, which trains nothing")
     kept.add_argument("--strengths", help='strengths of each LoRA\'s curve, e.g. "0,0.25,0.5,0.75,1"')
     kept.add_argument("--concept", help="the concept to measure, where the LoRAs do not say it or differ")
     kept.add_argument("--images-per-attack", type=int, help="measured images of each attack on a thing (default: 8)")
     kept.add_argument("--batch-size", type=int, help="images made at once (default: 32)")
     kept.add_argument("--no-heatmap", action="store_true", help="do not look where the concept's word points")
-    kept.add_argument("--detector", action="append", metavar="WHICH", help="who judges the pictures: model (its own "
-                      "classifier), nudenet, clip:FOLDER or classifier:FOLDER (repeatable: the first one's figures are "
-                      "the main ones; default: model)")  # fmt: skip
-    kept.add_argument("--label", action="append", default=[], help="a label of classifier:FOLDER that means the "
-                      "concept, where none is called like it (repeatable)")  # fmt: skip
-    kept.add_argument("--suite", action="append", help="what is asked for besides the concept by its name: synonyms, "
-                      "attacks, preserved, presets or none (repeatable; default: all but presets)")  # fmt: skip
-    kept.add_argument("--prompts", action="append", default=[], type=Path, metavar="FILE.csv", help="prompts of your "
-                      "own, recognised by their columns: I2P, Ring-A-Bell, P4D, MMA-Diffusion, COCO captions, prompt, "
-                      "caption (repeatable)")  # fmt: skip
+    kept.add_argument(
+        "--detector",
+        action="append",
+        metavar="WHICH",
+        help="who judges the pictures: model (its own "
+        "classifier), nudenet, clip:FOLDER or classifier:FOLDER (repeatable: the first one's figures are "
+        "the main ones; default: model)",
+    )
+    kept.add_argument(
+        "--label",
+        action="append",
+        default=[],
+        help="a label of classifier:FOLDER that means the concept, where none is called like it (repeatable)",
+    )
+    kept.add_argument(
+        "--suite",
+        action="append",
+        help="what is asked for besides the concept by its name: synonyms, "
+        "attacks, preserved, presets or none (repeatable; default: all but presets)",
+    )
+    kept.add_argument(
+        "--prompts",
+        action="append",
+        default=[],
+        type=Path,
+        metavar="FILE.csv",
+        help="prompts of your "
+        "own, recognised by their columns: I2P, Ring-A-Bell, P4D, MMA-Diffusion, COCO captions, prompt, "
+        "caption (repeatable)",
+    )
     kept.add_argument("--prompts-limit", type=int, help="prompts taken of each file, drawn by the seed (default: 100)")
-    kept.add_argument("--distance", default="", metavar="FEATURES", help="compare the captions' pictures: "
-                      "inception:FILE for FID and KID; clip:FOLDER or model for distances of others")  # fmt: skip
-    kept.add_argument("--reference", type=Path, metavar="DIR", help="pictures to compare them with (default: the base "
-                      "model's own)")  # fmt: skip
+    kept.add_argument(
+        "--distance",
+        default="",
+        metavar="FEATURES",
+        help="compare the captions' pictures: "
+        "inception:FILE for FID and KID; clip:FOLDER or model for distances of others",
+    )
+    kept.add_argument(
+        "--reference", type=Path, metavar="DIR", help="pictures to compare them with (default: the base model's own)"
+    )
     kept.add_argument("--seed", type=int, help="another one is other noise in every picture (default: 0)")
     kept.add_argument("--blur", action="store_true", help="a sensitive concept: the report hides its pictures")
-    kept.add_argument("--attacks", metavar="NAMES", help="white-box attacks on every erasure: names with commas "
-                      "between (a wrong one lists them), or all")  # fmt: skip
-    kept.add_argument("--attack-set", action="append", default=[], metavar="NAME=VALUE", help="a budget of the attacks "
-                      "(a wrong one lists them)")  # fmt: skip
+    kept.add_argument(
+        "--attacks",
+        metavar="NAMES",
+        help="white-box attacks on every erasure: names with commas between (a wrong one lists them), or all",
+    )
+    kept.add_argument(
+        "--attack-set",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="a budget of the attacks (a wrong one lists them)",
+    )
     kept.add_argument("--report", action="store_true", help="write DIR/report.html")
 
 
@@ -337,10 +383,26 @@ def evaluate_command(args: argparse.Namespace) -> dict[str, Any]:
     if args.out:
         return keep_evaluation(source_of(args), args)
     more = (
-        "strength", "deletion", "strengths", "concept", "images_per_attack", "batch_size", "no_heatmap", "blur",
-        "report", "detector", "label", "suite", "prompts", "prompts_limit", "distance", "reference", "seed", "attacks",
+        "strength",
+        "deletion",
+        "strengths",
+        "concept",
+        "images_per_attack",
+        "batch_size",
+        "no_heatmap",
+        "blur",
+        "report",
+        "detector",
+        "label",
+        "suite",
+        "prompts",
+        "prompts_limit",
+        "distance",
+        "reference",
+        "seed",
+        "attacks",
         "attack_set",
-    )  # fmt: skip
+    )
     if len(args.lora) != 1 or any(getattr(args, name) not in (None, False, "", []) for name in more):
         raise ConfigError("Name one --lora, or a folder with --out for everything else that evaluate can do.")
     lora = args.lora[0]

@@ -41,9 +41,15 @@ SPAN_SHARE = 0.5  # of the weight in a prompt is on the concept's own tokens, th
 
 @torch.no_grad()
 def second_moments(
-    flow: Flow, modules: Sequence[str], embeds: TextEmbeds, tokens: Tensor, seeds: Sequence[int], *, student: bool,
+    flow: Flow,
+    modules: Sequence[str],
+    embeds: TextEmbeds,
+    tokens: Tensor,
+    seeds: Sequence[int],
+    *,
+    student: bool,
     progress: Progress | None = None,
-) -> dict[str, Tensor]:  # fmt: skip
+) -> dict[str, Tensor]:
     """E[x xᵀ] of the inputs x of layers along trajectories, by place (see `input_site`): [inputs, inputs] fp32, CPU.
 
     embeds: one prompt per trajectory; tokens: [B, L] weights of its text tokens (each row adds up to 1) for layers of
@@ -98,9 +104,15 @@ def collect_inputs(
     vocabulary = vocabulary_of(text.tokenizer_2)
     concept = concept.fitted(vocabulary)
     wanted = erase_prompts(
-        concept.names(), concept.template, concept.kind, concept.irrelevant, PROMPTS["concept"], 0, vocabulary,
+        concept.names(),
+        concept.template,
+        concept.kind,
+        concept.irrelevant,
+        PROMPTS["concept"],
+        0,
+        vocabulary,
         capitals=not vocabulary.closed,
-    )  # fmt: skip
+    )
     length = text.sequence_length
     rows = []
     for prompt in wanted:
@@ -113,17 +125,26 @@ def collect_inputs(
     for kind, texts in prompts.items():
         seeds = [SEED + i for i in range(len(texts))]
         moments = second_moments(
-            flow, modules, text.encode(texts).to(flow.device), tokens[kind], seeds,
-            student=kind == "concept", progress=progress,
-        )  # fmt: skip
+            flow,
+            modules,
+            text.encode(texts).to(flow.device),
+            tokens[kind],
+            seeds,
+            student=kind == "concept",
+            progress=progress,
+        )
         factors[kind] = {place: low_rank_factor(moment, COLUMNS[kind]) for place, moment in moments.items()}
     return ConceptInputs(factors["concept"], factors["keep"], {KEY_CONCEPT: json.dumps(concept.to_dict())})
 
 
 def inputs_of_lora(
-    source: FluxSource, text: TextEncoders, weights: LoraWeights, metadata: Mapping[str, str], device: str = "auto",
+    source: FluxSource,
+    text: TextEncoders,
+    weights: LoraWeights,
+    metadata: Mapping[str, str],
+    device: str = "auto",
     progress: Progress | None = None,
-) -> ConceptInputs:  # fmt: skip
+) -> ConceptInputs:
     """The concept inputs of a trained LoRA on its base model. LoraError if it does not say its concept or its base is
     another one."""
     if KEY_CONCEPT not in metadata:
@@ -140,18 +161,24 @@ def inputs_of_lora(
     load_adapter(transformer, weights)
     side = max(1, min(512, variant.resolution) // 16)
     flow = Flow(
-        transformer, sigmas(variant, STEPS, side * side), (side, side), variant.default_guidance,
+        transformer,
+        sigmas(variant, STEPS, side * side),
+        (side, side),
+        variant.default_guidance,
         use_autocast(source, place),
-    )  # fmt: skip
+    )
     found = collect_inputs(flow, text, concept, list(weights), progress)
     found.metadata[KEY_BASE] = base
     return found
 
 
 def write_missing(
-    source: FluxSource, loras: Sequence[str | Path], device: str = "auto", overwrite: bool = False,
+    source: FluxSource,
+    loras: Sequence[str | Path],
+    device: str = "auto",
+    overwrite: bool = False,
     progress: Progress | None = None,
-) -> list[Path]:  # fmt: skip
+) -> list[Path]:
     """Writes the concept inputs of those LoRAs that have none beside them (`overwrite`: of all); → the files written.
 
     source: the model that they were trained on. progress(done, total) counts LoRAs. Raises LoraError for one that does

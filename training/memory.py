@@ -214,9 +214,7 @@ class _Weights:
     ring: float
 
 
-def transformer_weights(
-    size: ModelSize, config: ErasureConfig, precision: str, weight: int, shared: bool
-) -> _Weights:  # fmt: skip
+def transformer_weights(size: ModelSize, config: ErasureConfig, precision: str, weight: int, shared: bool) -> _Weights:
     """The transformer's bytes. weight: bytes of a number that is not quantised; shared: whether the device's memory
     is the computer's own, in which streamed blocks wait."""
     stored = [block.stored(precision, weight) for block in size.blocks]

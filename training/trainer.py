@@ -464,12 +464,14 @@ class _Sampler:
                 temporary = self.folder / f".{name}"
                 image.save(temporary, format="PNG")
                 os.replace(temporary, self.folder / name)
-                training.report({
-                    "type": "sample",
-                    "step": step,
-                    "file": f"samples/{name}",
-                    "prompt": text,
-                    "seed": seed,
-                })  # fmt: skip
+                training.report(
+                    {
+                        "type": "sample",
+                        "step": step,
+                        "file": f"samples/{name}",
+                        "prompt": text,
+                        "seed": seed,
+                    }
+                )
         del vae
         release_unused(training.device)

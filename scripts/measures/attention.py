@@ -207,9 +207,16 @@ def localise(place: Workplace, kind: str) -> dict[str, Any]:
                 size, words = case.picture.shape[:2], eye.words(case.prompt)
                 labels = [*case.nouns, len(NOUNS)]
                 concepts = record_concepts(
-                    eye.parts.transformer, x_t[n : n + 1], t, embeds[n], eye.parts.variant.default_guidance, eye.grid,
-                    range(eye.double), [str(label) for label in labels], vectors[:, labels],
-                )  # fmt: skip
+                    eye.parts.transformer,
+                    x_t[n : n + 1],
+                    t,
+                    embeds[n],
+                    eye.parts.variant.default_guidance,
+                    eye.grid,
+                    range(eye.double),
+                    [str(label) for label in labels],
+                    vectors[:, labels],
+                )
                 for index in case.tested:
                     mask = case.masks[index]
                     others = np.logical_or.reduce([m for m in case.masks if m is not mask])
@@ -317,7 +324,7 @@ def faded(place: Workplace, phrase: str, seed: int, lora: Path) -> dict[str, Any
         "falls": {"median": round(float(np.median(ratios)), 2), "worst": round(min(ratios), 2)},
         "left": round(float(np.mean([1 / ratio for ratio in ratios])), 4),
         "others": {"mean": round(float(np.mean(correlations)), 4), "worst": round(min(correlations), 4)},
-    }  # fmt: skip
+    }
 
 
 def cost_of_recording(args: argparse.Namespace) -> dict[str, Any]:
@@ -375,10 +382,15 @@ def cost_of_recording(args: argparse.Namespace) -> dict[str, Any]:
         for step in range(28):
             recording.add(1 - step / 28, [torch.full((1, 1, args.tokens, 4096), 1 / whole)] * 5)
     return {
-        "shape": FLUX_SHAPE, "dtype": str(dtype), "tokens": args.tokens,
-        "attention_seconds": plain, "recorded_seconds": fused, "recorded_beside_another_kernel_seconds": apart,
+        "shape": FLUX_SHAPE,
+        "dtype": str(dtype),
+        "tokens": args.tokens,
+        "attention_seconds": plain,
+        "recorded_seconds": fused,
+        "recorded_beside_another_kernel_seconds": apart,
         "added_share_5_of_57_blocks": (fused - plain) * 5 / (57 * plain),
         "added_share_5_of_57_blocks_beside_another_kernel": (apart - plain) * 5 / (57 * plain),
-        "peak_mib_added_by_recording": after - before, "one_head_matrix_mib": whole * whole * 4 / 2**20,
+        "peak_mib_added_by_recording": after - before,
+        "one_head_matrix_mib": whole * whole * 4 / 2**20,
         "recording_28_steps_mb": recording.nbytes / 1e6,
-    }  # fmt: skip
+    }

@@ -147,9 +147,11 @@ def _rival(erasure: Summary, defences: Summary, name: str, beats: str, strict: b
     methods = defences.get("methods", {})
     if "eraseanything" in methods and name in methods:
         one, other = methods["eraseanything"], methods[name]
-        less = one["erased"]["interval"][1] < other["erased"]["interval"][0] if strict else (
-            one["erased"]["share"] <= other["erased"]["share"]
-        )  # fmt: skip
+        less = (
+            one["erased"]["interval"][1] < other["erased"]["interval"][0]
+            if strict
+            else (one["erased"]["share"] <= other["erased"]["share"])
+        )
         # one that preserves as much at no strength is no rival
         met.append(one["held"] and (less or not other["held"]))
         shares = (
@@ -228,16 +230,37 @@ def _full_size(train: Summary) -> list[Bar]:
     found: list[Bar] = []
     for side in (512, 1024):
         shares = [100 * row["share_of_peak"] for row in rows if row["resolution"] == side and row["mode"] != "streamed"]
-        found.append(best(f"Full size, {side}²: ≥ 40 % of measured peak per grad step", "{:.1f} %", shares,
-                          lambda value: value >= 40, max))  # fmt: skip
+        found.append(
+            best(
+                f"Full size, {side}²: ≥ 40 % of measured peak per grad step",
+                "{:.1f} %",
+                shares,
+                lambda value: value >= 40,
+                max,
+            )
+        )
     for mode, limit in (("checkpointed", 10), ("streamed", 6)):
         peaks = [row["peak_bytes"] / gb for row in rows if row["resolution"] == 512 and row["mode"] == mode]
-        found.append(best(f"Full size, 512²: ≤ {limit} GB {mode}", "{:.1f} GB", peaks,
-                          lambda value, limit=limit: value <= limit, min))  # fmt: skip
+        found.append(
+            best(
+                f"Full size, 512²: ≤ {limit} GB {mode}",
+                "{:.1f} GB",
+                peaks,
+                lambda value, limit=limit: value <= limit,
+                min,
+            )
+        )
     for field, text, limit in (("times_less_flops", "fewer FLOPs", 30), ("times_less_time", "less time", 20)):
         plain = [row[field] for row in rows if (row["precision"], row["mode"]) == ("bf16", "plain") and field in row]
-        found.append(best(f"Full size: ≥ {limit} × {text} per pair than the authors'", "{:.1f} ×", plain,
-                          lambda value, limit=limit: value >= limit, min))  # fmt: skip
+        found.append(
+            best(
+                f"Full size: ≥ {limit} × {text} per pair than the authors'",
+                "{:.1f} ×",
+                plain,
+                lambda value, limit=limit: value >= limit,
+                min,
+            )
+        )
     over = [row["estimate_over_peak"] for row in rows]
     text = "Full size: the memory estimate is within 10 % of the peak, never under it, everywhere"
     if not over:
@@ -322,10 +345,13 @@ def _maps(attention: Summary) -> list[Bar]:
         found.append((f"Heatmaps, {kind}: {text}", reached, told))
     for name, row in attention.get("erased", {}).items():
         fell, kept = row["falls"]["median"], row["others"]["mean"]
-        found.append((
-            f"Heatmaps, erased {name}: its map falls ≥ 5 ×, others' correlate ≥ 0.9", fell >= 5 and kept >= 0.9,
-            f"{fell} ×, {kept}",
-        ))  # fmt: skip
+        found.append(
+            (
+                f"Heatmaps, erased {name}: its map falls ≥ 5 ×, others' correlate ≥ 0.9",
+                fell >= 5 and kept >= 0.9,
+                f"{fell} ×, {kept}",
+            )
+        )
     if cost := attention.get("cost"):
         share = cost["added_share_5_of_57_blocks"]
         found.append(("Heatmaps: recording 5 of 57 blocks adds < 3 %", share < 0.03, percent(share)))

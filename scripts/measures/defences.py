@@ -93,9 +93,14 @@ class _Curves:
     """One concept's LoRAs of some methods, trained where they are missing, at each of some strengths."""
 
     def __init__(
-        self, place: Workplace, phrase: str, seed: int, what: str, strengths: Sequence[float],
+        self,
+        place: Workplace,
+        phrase: str,
+        seed: int,
+        what: str,
+        strengths: Sequence[float],
         methods: Mapping[str, dict[str, Any]],
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.place, self.phrase, self.seed = place, phrase, seed
         self.what, self.strengths, self.methods = what, strengths, methods
         concept = place.concept(phrase, seed)
@@ -156,18 +161,22 @@ class _Evaluation:
         found = evaluate(order, folder, place.args.device)
         names = dict(zip((s["id"] for s in found["subjects"]), ("base", DELETION, *loras), strict=True))
         row = {
-            "counts": place.counts, "strengths": self.strengths, "budget": self.budget.to_dict(),
+            "counts": place.counts,
+            "strengths": self.strengths,
+            "budget": self.budget.to_dict(),
             "suites": {
                 suite["id"]: {names[own]: counted for own, counted in suite["results"].items()}
                 for suite in found["suites"]
             },
             "drift": {names[own]: drift for own, drift in found["drift"].items()},
             "white_box": [
-                {"method": names[each["subject"]],
-                 **{name: each[name] for name in ("attack", "title", "before", "after", "control", "base")}}
+                {
+                    "method": names[each["subject"]],
+                    **{name: each[name] for name in ("attack", "title", "before", "after", "control", "base")},
+                }
                 for each in found["white_box"]
             ],
             "seconds": found["run"]["seconds"],
-        }  # fmt: skip
+        }
         place.keep(self.key, {"what": "evaluation", "concept": self.phrase, "seed": self.seed}, row)
         print(f"{self.phrase:10s} {self.seed:2d}  evaluated in {row['seconds']} s", flush=True)

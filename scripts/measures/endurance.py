@@ -23,9 +23,14 @@ NAME = "erase-car"
 WORDS = ("--no-synonyms", "--irrelevant", "dog", "--irrelevant", "apple", "--irrelevant", "bus")
 # What a pair costs is not asked here: one sample of few tokens, and a small bank.
 SETTINGS = {
-    "batch_erase": 1, "batch_preserve": 1, "erase_prompts": 4, "preserve_prompts": 4, "sampling_steps": 4,
-    "resolution": 64, "sample_every": 0,
-}  # fmt: skip
+    "batch_erase": 1,
+    "batch_preserve": 1,
+    "erase_prompts": 4,
+    "preserve_prompts": 4,
+    "sampling_steps": 4,
+    "resolution": 64,
+    "sample_every": 0,
+}
 
 
 def random_source(shape: str, device: Any) -> Path:
@@ -127,8 +132,10 @@ def taken_by_the_host(lora: Path, geometry: dict[str, Any], folder: Path) -> boo
     done = subprocess.run(
         [sys.executable, str(Path(__file__).with_name("stock_keys.py")), request],
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(SHIM_FOLDER), str(host)])},
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if done.returncode:
         raise SetupError(f"The host's loader failed: {done.stderr.strip()[-300:]}")
     return json.loads(answer.read_text(encoding="utf-8")) == {"unknown": []}
@@ -161,9 +168,11 @@ def endurance(args: argparse.Namespace) -> None:
         log = folder / "alone" / "log.txt"
         finished(start([*train, "--out", str(folder / "alone")], log), log)
         other, expected, _ = end_of(folder / "alone")
-        row["identical"] = losses == expected and list(lora) == list(other) and all(
-            torch.equal(lora[name], tensor) for name, tensor in other.items()
-        )  # fmt: skip
+        row["identical"] = (
+            losses == expected
+            and list(lora) == list(other)
+            and all(torch.equal(lora[name], tensor) for name, tensor in other.items())
+        )
     path, geometry = folder / "killed" / f"{NAME}.safetensors", read_json(source / "transformer" / "config.json")
     geometry = {name: geometry[name] for name in MODELS[args.model]}
     row |= {

@@ -23,10 +23,15 @@ def gate(args: argparse.Namespace) -> None:
     phrases = args.concepts.split(",") if args.concepts else list(place.classifier.nouns)
     for phrase in phrases:
         slot, concept = {"concept": phrase}, place.concept(phrase, 0)
-        key = key_of({
-            **slot, "model": place.model, "concept": concept.to_dict(), "thresholds": THRESHOLDS,
-            "prompts": [MISSPELT, UNRELATED],
-        })  # fmt: skip
+        key = key_of(
+            {
+                **slot,
+                "model": place.model,
+                "concept": concept.to_dict(),
+                "thresholds": THRESHOLDS,
+                "prompts": [MISSPELT, UNRELATED],
+            }
+        )
         if not place.done(key):
             place.keep(key, slot, {"default": THRESHOLD, "thresholds": THRESHOLDS, "prompts": passed(place, phrase)})
             print(f"· {phrase}", flush=True)

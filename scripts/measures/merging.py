@@ -15,9 +15,30 @@ from .workplace import NOUNS, Workplace
 
 # in the order in which they join a merge
 MERGED = (
-    *NOUNS, "cat", "umbrella", "elephant", "train", "apple", "sunflower", "clock", "owl", "donut", "balloon", "shark",
-    "book", "dog", "fox", "panda", "bus", "airplane", "rocket", "banana", "strawberry", "pineapple", "mushroom",
-)  # fmt: skip
+    *NOUNS,
+    "cat",
+    "umbrella",
+    "elephant",
+    "train",
+    "apple",
+    "sunflower",
+    "clock",
+    "owl",
+    "donut",
+    "balloon",
+    "shark",
+    "book",
+    "dog",
+    "fox",
+    "panda",
+    "bus",
+    "airplane",
+    "rocket",
+    "banana",
+    "strawberry",
+    "pineapple",
+    "mushroom",
+)
 # joining after them, to see where merging breaks: what is kept has fewer nouns there
 BEYOND = ("lion", "frog", "duck", "octopus", "cake", "house", "cactus", "crown", "hamburger", "snail")
 WAYS: dict[str, dict[str, Any]] = {
@@ -64,17 +85,28 @@ def kept_nouns(place: Workplace, phrases: Sequence[str]) -> list[str]:
 
 
 def keep(
-    place: Workplace, slot: dict[str, Any], phrases: list[str], loras: list[Path], others: list[str],
+    place: Workplace,
+    slot: dict[str, Any],
+    phrases: list[str],
+    loras: list[Path],
+    others: list[str],
     settings: dict[str, Any],
-) -> None:  # fmt: skip
+) -> None:
     """Measures one row unless it is there or another process is at it."""
     from training.lora.merge import PRESERVE, RIDGE
 
     constants = {"constants": [PRESERVE, RIDGE]} if settings["mode"] == "fusion" else {}
-    key = key_of({
-        **slot, **place.counts, "loras": [path.stem for path in loras], "others": others, "model": place.model,
-        "merge": settings, **constants,
-    })  # fmt: skip
+    key = key_of(
+        {
+            **slot,
+            **place.counts,
+            "loras": [path.stem for path in loras],
+            "others": others,
+            "model": place.model,
+            "merge": settings,
+            **constants,
+        }
+    )
     if place.done(key):
         return
     with place.rows.claim(key) as mine:
@@ -120,9 +152,7 @@ def merged(
     paint(parts, every, after)
 
     def both(group: list[Probe]) -> dict[str, float]:
-        before, now = (
-            round(sum(place.seen(group, pictures)) / max(1, len(group)), 4) for pictures in (base, after)
-        )  # fmt: skip
+        before, now = (round(sum(place.seen(group, pictures)) / max(1, len(group)), 4) for pictures in (base, after))
         return {"before": before, "after": now, "images": len(group)}
 
     return {

@@ -64,9 +64,10 @@ def _erasure_page(summary: Summary) -> list[str]:
         lines += [f"### {kind.capitalize()}", "", *markdown(head, [[*base, "0", "∞", "", ""], *body])]
         if UNNAMED in tables:
             lines += [
-                f"The base gives a picture a style where none is asked for; \"{UNNAMED}\" says how often it is the",
-                "erased one, for the same nouns and seeds.", "",
-            ]  # fmt: skip
+                f'The base gives a picture a style where none is asked for; "{UNNAMED}" says how often it is the',
+                "erased one, for the same nouns and seeds.",
+                "",
+            ]
     return lines
 
 
@@ -86,8 +87,9 @@ def _ablation_page(summary: Summary) -> list[str]:
         "concepts and seeds, in points, with its standard error. Attention: how much of a noun's attention on its own",
         f"object is left, less is better; drift: of untouched prompts, times 100. {EARLY}: trainings that are not",
         "over, as after all steps hardly anything is left of a concept, whatever is left out; their line has means",
-        "too, and their variants are compared with it. The bars are judged by the concepts of every kind together.", "",
-    ]  # fmt: skip
+        "too, and their variants are compared with it. The bars are judged by the concepts of every kind together.",
+        "",
+    ]
     for kind in KINDS.values():
         if kind in summary:
             lines += [f"### {kind.capitalize()}, one setting at a time", "", *_variants_table(summary[kind])]
@@ -117,42 +119,56 @@ def _precision_page(summary: Summary) -> list[str]:
     first = next(iter(summary.values()), {"shares": {}})["shares"]
     base = ["base", *(f"{100 * first[n]['before']:.1f}" if n in first else "–" for n in names), "", ""]
     body = [
-        [precision, *(_cell(table["shares"].get(n), worst=n == "acc_e") for n in names),
-         f"{table['seconds']['mean']:.0f}", str(table["rows"])]
+        [
+            precision,
+            *(_cell(table["shares"].get(n), worst=n == "acc_e") for n in names),
+            f"{table['seconds']['mean']:.0f}",
+            str(table["rows"]),
+        ]
         for precision, table in summary.items()
-    ]  # fmt: skip
+    ]
     return [
         "What the transformer's blocks are stored in while the bank is filled and the LoRA is trained. What the LoRA",
-        "does is measured on the model as it is, with the same prompts and seeds for all.", "",
+        "does is measured on the model as it is, with the same prompts and seeds for all.",
+        "",
         *markdown(["", *map(_heading, names), "s", "rows"], [base, *body]),
-    ]  # fmt: skip
+    ]
 
 
 def _cost_page(summary: Summary) -> list[str]:
     body = [
-        [name, f"{one['flops']} ×", f"{one['flops_to_the_end']} ×",
-         f"{one['time']} × ({one['time_range'][0]} to {one['time_range'][1]})", f"{one['time_to_the_end']} ×"]
-        for name, one in summary.items() if name != "trainings"
-    ]  # fmt: skip
+        [
+            name,
+            f"{one['flops']} ×",
+            f"{one['flops_to_the_end']} ×",
+            f"{one['time']} × ({one['time_range'][0]} to {one['time_range'][1]})",
+            f"{one['time_to_the_end']} ×",
+        ]
+        for name, one in summary.items()
+        if name != "trainings"
+    ]
     trained = [
         [name, *(_cell(table["shares"].get(share)) for share in SHARES), str(table["rows"])]
         for name, table in summary["trainings"].items()
     ]
     return [
         "How many times more the authors' schedule takes than ours: per pair of an erase and a preserve step (of one",
-        "sample each, theirs and ours), and to the end with our bank counted.", "",
+        "sample each, theirs and ours), and to the end with our bank counted.",
+        "",
         *markdown(["", *(f"{what} {per}" for what in ("FLOPs", "time") for per in ("per pair", "to the end"))], body),
-        "After equally many pairs:", "",
+        "After equally many pairs:",
+        "",
         *markdown(["", *(NAMES[name] for name in SHARES), "rows"], trained),
-    ]  # fmt: skip
+    ]
 
 
 def _train_page(summary: Summary) -> list[str]:
     lines = [
         "Batch 1, random weights: time and memory are those of real ones. Share: of what the device reached in a large",
         "product in bf16, without what checkpointing computes twice. Bank: by the defaults, extrapolated from a small",
-        "one. Estimate: what users are told before the start. ×: how many times more the authors' pair takes.", "",
-    ]  # fmt: skip
+        "one. Estimate: what users are told before the start. ×: how many times more the authors' pair takes.",
+        "",
+    ]
     for name, one in summary.items():
         body = []
         for row in one["rows"]:
@@ -161,10 +177,18 @@ def _train_page(summary: Summary) -> list[str]:
                 body.append([*slot, "out of memory", *["–"] * 7])
                 continue
             less = [f"{row[n]:.0f} ×" if n in row else "–" for n in ("times_less_time", "times_less_flops")]
-            body.append([
-                *slot, f"{row['pair_seconds']:.3f}", f"{row['step_seconds']:.3f}", percent(row["share_of_peak"]),
-                f"{row['bank_seconds']:.0f}", _gigabytes(row["peak_bytes"]), _gigabytes(row["estimated_bytes"]), *less,
-            ])  # fmt: skip
+            body.append(
+                [
+                    *slot,
+                    f"{row['pair_seconds']:.3f}",
+                    f"{row['step_seconds']:.3f}",
+                    percent(row["share_of_peak"]),
+                    f"{row['bank_seconds']:.0f}",
+                    _gigabytes(row["peak_bytes"]),
+                    _gigabytes(row["estimated_bytes"]),
+                    *less,
+                ]
+            )
         head = [
             "",
             "",
@@ -191,15 +215,24 @@ def _train_page(summary: Summary) -> list[str]:
 def _endurance_page(summary: list[Summary]) -> list[str]:
     signs = {True: "yes", False: "**no**", None: "–"}
     body = [
-        [row["model"], row["device"], row["precision"], str(row["steps"]), str(row["killed_after"]),
-         f"{row['seconds']:.0f}",
-         *(signs[row.get(n)] for n in ("identical", "finite", "taken_by_the_host", "taken_by_diffusers"))]
+        [
+            row["model"],
+            row["device"],
+            row["precision"],
+            str(row["steps"]),
+            str(row["killed_after"]),
+            f"{row['seconds']:.0f}",
+            *(signs[row.get(n)] for n in ("identical", "finite", "taken_by_the_host", "taken_by_diffusers")),
+        ]
         for row in summary
-    ]  # fmt: skip
+    ]
     head = ["", "", "", "pairs", "killed after", "s", "as one left alone", "finite", "host's keys", "diffusers"]
-    lines = ["Killed by SIGKILL once it was half done, resumed, and compared to the last bit with one that was left",
-             "alone (on a CPU). Keys: the host's stock loader and diffusers have a place for each.", "",
-             *markdown(head, body)]  # fmt: skip
+    lines = [
+        "Killed by SIGKILL once it was half done, resumed, and compared to the last bit with one that was left",
+        "alone (on a CPU). Keys: the host's stock loader and diffusers have a place for each.",
+        "",
+        *markdown(head, body),
+    ]
     if not any(row["model"] == "flux-dev-random" and row["device"] != "cpu" for row in summary):
         lines += ["**Missing: 1,000 pairs at full size on a GPU.**", ""]
     return lines
@@ -210,9 +243,10 @@ def _missing(one: Summary) -> list[str]:
     there = [(row["precision"], row["mode"], row["resolution"]) for row in one["rows"]]
     parts = [list(dict.fromkeys(values)) for values in zip(*there, strict=True)]
     missing = [
-        f"{p} {m} {r}²" for p, m, r in itertools.product(*parts)
+        f"{p} {m} {r}²"
+        for p, m, r in itertools.product(*parts)
         if (p, m, r) not in there and (m != COMPILED or p == "bf16")
-    ]  # fmt: skip
+    ]
     sides = dict.fromkeys(row["resolution"] for row in one["rows"])
     return missing + [f"the authors' schedule {side}²" for side in sides if side not in one["authors"]]
 
@@ -251,8 +285,9 @@ def _attention_page(summary: Summary) -> list[str]:
         "IoU at the best threshold and at Otsu's; average precision over pixels; energy: share of the map on it;",
         "leakage: that on the other objects. Area: a map without information. Ceiling: a perfect map on the image",
         "tokens' grid. Best: the default blocks. Weighted: what the model's maps hold at most, every block and head",
-        "weighted by a ridge regression on one half of the objects and measured on the other half.", "",
-    ]  # fmt: skip
+        "weighted by a ridge regression on one half of the objects and measured on the other half.",
+        "",
+    ]
     for kind, row in summary["scenes"].items():
         table = row["table"]
         shown = [n for n in table if n in ("area", "ceiling") or "best" in n or "weighted" in n]
@@ -265,22 +300,26 @@ def _attention_page(summary: Summary) -> list[str]:
         lines += ["Best IoU by block and t:", "", *markdown(["", *times], cells)]
     if summary["erased"]:
         body = [
-            [name, f"{row['falls']['median']} × (least {row['falls']['worst']} ×)",
-             f"{row['others']['mean']} (worst {row['others']['worst']})", str(row["scenes"])]
-            for name, row in summary["erased"].items() if "falls" in row
-        ]  # fmt: skip
+            [
+                name,
+                f"{row['falls']['median']} × (least {row['falls']['worst']} ×)",
+                f"{row['others']['mean']} (worst {row['others']['worst']})",
+                str(row["scenes"]),
+            ]
+            for name, row in summary["erased"].items()
+            if "falls" in row
+        ]
         head = ["erased", "its attention on its own object falls", "correlation of other words' maps", "scenes"]
         lines += markdown(head, body)
     if cost := summary["cost"]:
-        share, apart = (
-            cost[f"added_share_5_of_57_blocks{end}"] for end in ("", "_beside_another_kernel")
-        )  # fmt: skip
+        share, apart = (cost[f"added_share_5_of_57_blocks{end}"] for end in ("", "_beside_another_kernel"))
         lines += [
             f"Recording 5 of 57 blocks at Flux's shape ({cost['dtype']}) adds {percent(share)} to attention's time, "
             f"{percent(apart)} where another kernel computes it; memory {cost['peak_mib_added_by_recording']:.0f} MiB "
             f"(one head's whole matrix: {cost['one_head_matrix_mib']:.0f} MiB); a recording of 28 steps holds "
-            f"{cost['recording_28_steps_mb']:.0f} MB.", "",
-        ]  # fmt: skip
+            f"{cost['recording_28_steps_mb']:.0f} MB.",
+            "",
+        ]
     return lines
 
 
@@ -289,8 +328,9 @@ def _merging_page(summary: Summary) -> list[str]:
     lines = [
         f"Concepts in the order in which they join: {', '.join(summary['concepts'])}. Acc_e: mean over those merged,",
         "the worst in brackets; Acc_ir: nouns that are none of them, seen in preservation prompts or not. The more are",
-        "merged, the fewer nouns are left for it, so that the base's own share differs.", "",
-    ]  # fmt: skip
+        "merged, the fewer nouns are left for it, so that the base's own share differs.",
+        "",
+    ]
     for share, title in (("acc_e", "Acc_e"), ("acc_ir", "Acc_ir")):
         one_way = {count: row for table in summary["ways"].values() for count, row in table.items()}
         body = [["base", *(f"{100 * one_way[count][share]['before']:.1f}" for count in counts)]]
@@ -358,17 +398,23 @@ def _defences_page(summary: Summary) -> list[str]:
         "breaking the model or loses by being timid; one that never is, however low, ranks behind. Their order is by",
         "the share of pictures that still show the concept among all that ask for it: by its name, a synonym, or in",
         "another way of asking. Acc_ir is over all other nouns; presets: the pack's other everyday concepts. In",
-        "brackets 95 % intervals; s: of a training.", "",
+        "brackets 95 % intervals; s: of a training.",
+        "",
         *markdown(head, body),
         "With the weights in hand: how often the concept is back under each attack, and under its control, which is as",
-        "many random words in the same place or, for re-learning, a training on something else.", "",
-    ]  # fmt: skip
+        "many random words in the same place or, for re-learning, a training on something else.",
+        "",
+    ]
     attacks = next(iter(table["white_box"] for name, table in methods.items() if name != "base"))
     rows = [
-        [name, _counted(next(iter(table["white_box"].values()))["before"]),
-         *(f"{_counted(one['after'])}, control {_counted(one['control'])}" for one in table["white_box"].values())]
-        for name, table in methods.items() if name != "base"
-    ]  # fmt: skip
+        [
+            name,
+            _counted(next(iter(table["white_box"].values()))["before"]),
+            *(f"{_counted(one['after'])}, control {_counted(one['control'])}" for one in table["white_box"].values()),
+        ]
+        for name, table in methods.items()
+        if name != "base"
+    ]
     first = next(iter(attacks.values()))
     told = [f"{one['title']}, of {one['after']['images']}" for one in attacks.values()]
     lines += markdown(["", f"plain prompt (base {_counted(first['base'], more=False)})", *told], rows)
@@ -388,17 +434,24 @@ def _defences_page(summary: Summary) -> list[str]:
 
 def _seeds_page(summary: Summary) -> list[str]:
     lines = [
-        [concept, str(found["seeds"]), f"{percent(found['held'])} of {found['cases']}",
-         f"{percent(found['varying'])} of {found['varying_cases']}" if found["varying_cases"] else "–",
-         percent(found["worst"]), percent(found["single"]), f"{found['seconds']:.0f}"]
+        [
+            concept,
+            str(found["seeds"]),
+            f"{percent(found['held'])} of {found['cases']}",
+            f"{percent(found['varying'])} of {found['varying_cases']}" if found["varying_cases"] else "–",
+            percent(found["worst"]),
+            percent(found["single"]),
+            f"{found['seconds']:.0f}",
+        ]
         for concept, found in summary.items()
-    ]  # fmt: skip
+    ]
     return [
         "Evaluations that differ in their seed alone. Held: 95 % intervals that hold the share of all the other seeds'",
         "pictures; varying: the same over figures that are not 0 or 100 % with every seed; single: that hold the share",
-        "of one other seed, which has an error of its own (about 83 % would be right).", "",
+        "of one other seed, which has an error of its own (about 83 % would be right).",
+        "",
         *markdown(["concept", "seeds", "held", "varying", "least of a figure", "single", "s"], lines),
-    ]  # fmt: skip
+    ]
 
 
 def _gate_page(summary: Summary) -> list[str]:
@@ -406,17 +459,22 @@ def _gate_page(summary: Summary) -> list[str]:
         return []
     kinds = [kind for kind in summary["prompts"] if kind != "unrelated"]
     body = [
-        [f"**{threshold}**" if threshold == summary["default"] else threshold, percent(row["precision"]),
-         *(percent(row["recall"][kind]) for kind in kinds), percent(row["unrelated"])]
+        [
+            f"**{threshold}**" if threshold == summary["default"] else threshold,
+            percent(row["precision"]),
+            *(percent(row["recall"][kind]) for kind in kinds),
+            percent(row["unrelated"]),
+        ]
         for threshold, row in summary["thresholds"].items()
-    ]  # fmt: skip
+    ]
     head = [f"{kind} ({summary['prompts'][kind]})" for kind in kinds]
     return [
         f"The share of prompts that the gates of {summary['concepts']} nouns let through; bold: the default threshold.",
         "Misspelt and painted: spellings in whose picture the base shows the concept. Unrelated prompts are about",
-        "other nouns and should not pass.", "",
+        "other nouns and should not pass.",
+        "",
         *markdown(["threshold", "precision", *head, f"unrelated ({summary['prompts']['unrelated']})"], body),
-    ]  # fmt: skip
+    ]
 
 
 SECTIONS: dict[str, tuple[str, Callable[[list[Row]], Summary], Callable[[Summary], list[str]]]] = {

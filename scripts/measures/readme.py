@@ -107,9 +107,10 @@ def _erasure(rows: list[Row]) -> list[str]:
     return [
         *lines,
         f"Means over training seeds ({told} each). How often the base paints a style where the prompt names none:",
-        f"{', '.join(alone) or 'not measured'}. Over all nouns and seeds, asked for in other ways:", "",
+        f"{', '.join(alone) or 'not measured'}. Over all nouns and seeds, asked for in other ways:",
+        "",
         *markdown(["", "base", "erased"], spread),
-    ]  # fmt: skip
+    ]
 
 
 def _defences(rows: list[Row]) -> list[str]:
@@ -140,8 +141,7 @@ def _merging(rows: list[Row]) -> list[str]:
     body += [[TITLES.get(way, way), *cells(summary["ways"].get(way, {}), "after")] for way in WAYS]
     own = summary["single"]["all"]
     alone = ", ".join(percent(own[share]["after"]) for share in ("acc_e", "acc_ir"))
-    return [*markdown(["merged by: Acc_e, Acc_ir", *map(str, MERGED)], body),
-            f"Each concept's own LoRA: {alone}.", ""]  # fmt: skip
+    return [*markdown(["merged by: Acc_e, Acc_ir", *map(str, MERGED)], body), f"Each concept's own LoRA: {alone}.", ""]
 
 
 def _cost(rows: list[Row]) -> list[str]:

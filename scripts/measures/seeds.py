@@ -23,9 +23,14 @@ def seeds(args: argparse.Namespace) -> None:
         concept = place.concept(phrase, 0)
         for seed in seeds_of(args.seeds):
             order = Order(
-                place.source, concept, (Subject(),), **place.counts, heatmap=False, seed=seed,
+                place.source,
+                concept,
+                (Subject(),),
+                **place.counts,
+                heatmap=False,
+                seed=seed,
                 suites=("synonyms", "attacks", *(["preserved"] if args.images_per_other else [])),
-            )  # fmt: skip
+            )
             key = place.key(phrase, seed, "evaluation", concept)
             if place.done(key):
                 continue

@@ -28,13 +28,23 @@ def main(request: dict) -> None:
     geometry = request["geometry"]
     channels = geometry["in_channels"] // 4
     flux = {
-        "image_model": "flux", "in_channels": channels, "out_channels": channels, "patch_size": 2,
-        "vec_in_dim": geometry["pooled_projection_dim"], "context_in_dim": geometry["joint_attention_dim"],
-        "hidden_size": geometry["num_attention_heads"] * geometry["attention_head_dim"], "mlp_ratio": 4.0,
-        "num_heads": geometry["num_attention_heads"], "depth": geometry["num_layers"],
-        "depth_single_blocks": geometry["num_single_layers"], "axes_dim": list(geometry["axes_dims_rope"]),
-        "theta": 10000, "qkv_bias": True, "guidance_embed": geometry["guidance_embeds"], "txt_ids_dims": [],
-    }  # fmt: skip
+        "image_model": "flux",
+        "in_channels": channels,
+        "out_channels": channels,
+        "patch_size": 2,
+        "vec_in_dim": geometry["pooled_projection_dim"],
+        "context_in_dim": geometry["joint_attention_dim"],
+        "hidden_size": geometry["num_attention_heads"] * geometry["attention_head_dim"],
+        "mlp_ratio": 4.0,
+        "num_heads": geometry["num_attention_heads"],
+        "depth": geometry["num_layers"],
+        "depth_single_blocks": geometry["num_single_layers"],
+        "axes_dim": list(geometry["axes_dims_rope"]),
+        "theta": 10000,
+        "qkv_bias": True,
+        "guidance_embed": geometry["guidance_embeds"],
+        "txt_ids_dims": [],
+    }
     known = FluxParams.__dataclass_fields__
     config = comfy.supported_models.Flux({k: v for k, v in flux.items() if k in known or k == "image_model"})
     config.set_inference_dtype(torch.bfloat16, None)

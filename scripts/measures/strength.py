@@ -76,6 +76,10 @@ def rates(place: Workplace, lora: Path, strengths: Sequence[float] = STRENGTHS) 
             found[name].append(round(sum(place.seen(group, pictures)) / max(1, len(group)), 4))
     set_adapter_scale(parts.transformer, 1.0)
     return {
-        "strengths": list(strengths), **found, "images": len(wanted), "acc_ir_images": len(others),
-        "spearman": spearman(strengths, found["rates"]), "same_at_zero": same,
-    }  # fmt: skip
+        "strengths": list(strengths),
+        **found,
+        "images": len(wanted),
+        "acc_ir_images": len(others),
+        "spearman": spearman(strengths, found["rates"]),
+        "same_at_zero": same,
+    }

@@ -214,9 +214,18 @@ def train_summary(rows: list[Row]) -> Summary:
 def endurance_summary(rows: list[Row]) -> list[Summary]:
     """What each training was and whether it held, without what the rows were made by."""
     names = (
-        "model", "device", "precision", "pairs", "killed_after", "steps", "seconds", "identical", "finite",
-        "taken_by_the_host", "taken_by_diffusers",
-    )  # fmt: skip
+        "model",
+        "device",
+        "precision",
+        "pairs",
+        "killed_after",
+        "steps",
+        "seconds",
+        "identical",
+        "finite",
+        "taken_by_the_host",
+        "taken_by_diffusers",
+    )
     return [{name: row[name] for name in names if name in row} for row in rows]
 
 
@@ -282,8 +291,9 @@ def merging_summary(rows: list[Row]) -> Summary:
         worst = max(row["concepts"], key=lambda phrase: row["concepts"][phrase]["after"])
         facts = {name: row[name] for name in ("acc_e", "acc_ir", "rank", "parameters", "merge_seconds")}
         found["ways"].setdefault(row["way"], {})[row["n"]] = {
-            **facts, "worst": {"concept": worst, "after": row["concepts"][worst]["after"]}
-        }  # fmt: skip
+            **facts,
+            "worst": {"concept": worst, "after": row["concepts"][worst]["after"]},
+        }
     if merges:
         found["concepts"] = list(merges[-1]["concepts"])
     own = {row["concept"]: row for row in single}
@@ -316,9 +326,7 @@ def gate_summary(rows: list[Row]) -> Summary:
         return {}
     kinds = list(rows[0]["prompts"])
     counted = {kind: sum(row["prompts"][kind]["prompts"] for row in rows) for kind in kinds}
-    found: Summary = {
-        "concepts": len(rows), "prompts": counted, "default": f"{rows[0]['default']:g}", "thresholds": {}
-    }  # fmt: skip
+    found: Summary = {"concepts": len(rows), "prompts": counted, "default": f"{rows[0]['default']:g}", "thresholds": {}}
     asked = [kind for kind in kinds if kind not in ("unrelated", "misspelt and painted")]
     for number, threshold in enumerate(rows[0]["thresholds"]):
         let = {kind: sum(row["prompts"][kind]["passed"][number] for row in rows) for kind in kinds}
@@ -373,10 +381,14 @@ def coverage(figures: Figures) -> Summary:
         held, cases, single, pairs = held + sum(inside), cases + len(inside), single + sum(others), pairs + len(others)
         worst = min(worst, sum(inside) / len(inside))
     return {
-        "held": round(held / max(1, cases), 4), "cases": cases, "worst": round(worst, 4),
-        "single": round(single / max(1, pairs), 4), "pairs": pairs,
-        "varying": round(varying / varied, 4) if varied else None, "varying_cases": varied,
-    }  # fmt: skip
+        "held": round(held / max(1, cases), 4),
+        "cases": cases,
+        "worst": round(worst, 4),
+        "single": round(single / max(1, pairs), 4),
+        "pairs": pairs,
+        "varying": round(varying / varied, 4) if varied else None,
+        "varying_cases": varied,
+    }
 
 
 def seeds_summary(rows: list[Row]) -> Summary:
@@ -386,11 +398,13 @@ def seeds_summary(rows: list[Row]) -> Summary:
         by_concept.setdefault(row["concept"], []).append(row)
     return {
         concept: {
-            **coverage(figures_of(group)), "seeds": len(group), "seconds": round(sum(r["seconds"] for r in group), 1),
+            **coverage(figures_of(group)),
+            "seeds": len(group),
+            "seconds": round(sum(r["seconds"] for r in group), 1),
             "same": next((r["same"] for r in group if "same" in r), None),
         }
         for concept, group in by_concept.items()
-    }  # fmt: skip
+    }
 
 
 def fair_strengths(curves: list[Row]) -> dict[str, Summary]:
@@ -450,14 +464,15 @@ def defences_summary(rows: list[Row]) -> Summary:
     methods: dict[str, Summary] = {}
     for method in whole[0]["suites"]["concept"]:
         table = methods[method] = {
-            "erased": counted(method, asking), "kept": counted(method, kept),
+            "erased": counted(method, asking),
+            "kept": counted(method, kept),
             "suites": {suite: counted(method, [suite]) for suite in suites},
             "white_box": {
                 name: attacked(method, name)
                 for name in dict.fromkeys(e["attack"] for row in whole for e in row["white_box"])
                 if method != "base"
             },
-        }  # fmt: skip
+        }
         if method in fair:
             table |= {"strength": fair[method]["strength"], "held": fair[method]["held"]}
             times = [row["training_seconds"] for row in trained if row["method"] == method]
@@ -475,8 +490,9 @@ def defences_summary(rows: list[Row]) -> Summary:
         "evaluations": sum(row["seconds"] for row in whole),
     }
     return {
-        "methods": {name: methods[name] for name in ("base", *ranked)}, "fair": fair,
+        "methods": {name: methods[name] for name in ("base", *ranked)},
+        "fair": fair,
         "concepts": len({row["concept"] for row in whole}),
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
         "runs": [{name: row[name] for name in ("seconds", "workers")} for row in rows if row["what"] == "run"],
-    }  # fmt: skip
+    }

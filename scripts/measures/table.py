@@ -52,9 +52,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
         f"{EARLY} multi-objective with weight_lora {w}": {**AT_FIRST, "bilevel": False, "weight_lora": float(w)}
         for w in KEEPING
     },
-    **{f"targets {name}": {"targets": name} for name in (
-        "text_qk", "text_qkv", "text_kv", "both_qk", "all", "single_qk", "every_qk"
-    )},
+    **{
+        f"targets {name}": {"targets": name}
+        for name in ("text_qk", "text_qkv", "text_kv", "both_qk", "all", "single_qk", "every_qk")
+    },
     **{f"rank {rank}": {"rank": rank, "alpha": float(rank)} for rank in (2, 4, 8, 16, 32)},
     **{f"eta {eta:g}": {"eta": eta} for eta in (0.0, 0.5, 1.0, 2.0, 4.0)},
     **{f"K {count}": {"irrelevant": count} for count in (1, 3, 6, 12)},
@@ -68,13 +69,14 @@ VARIANTS: dict[str, dict[str, Any]] = {
     **{f"lr_preserve {rate:g}": {"lr_preserve": rate} for rate in (2e-4, 4e-4, 1.4e-3)},
     **{f"lr_erase {rate:g}": {"lr_erase": rate} for rate in (4e-4, 6e-4, 1.6e-3)},
     **{f"t_min {t:g}": {"t_min": t} for t in (0.0, 0.25, 0.5, 0.75)},
-    **{f"batches of {erase} and {keep}": {"batch_erase": erase, "batch_preserve": keep} for erase, keep in (
-        (1, 2), (2, 4), (4, 8)
-    )},
+    **{
+        f"batches of {erase} and {keep}": {"batch_erase": erase, "batch_preserve": keep}
+        for erase, keep in ((1, 2), (2, 4), (4, 8))
+    },
     "random strength": {"random_strength": True},
     "erase the phrase alone": {"erase_synonyms": False},
     "no shuffled prompts": {"shuffle": False},
-}  # fmt: skip
+}
 
 # The base's weights in training. "precision" is no setting either: it is the source's.
 PRECISIONS: dict[str, dict[str, Any]] = {name: {"precision": name} for name in bars.PRECISIONS}

@@ -12,6 +12,4 @@ def percent(share: float) -> str:
 
 def markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> list[str]:
     """A table; an empty line after it."""
-    return [
-        f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}", *(f"| {' | '.join(line)} |" for line in lines), ""
-    ]  # fmt: skip
+    return [f"| {' | '.join(head)} |", f"|{' --- |' * len(head)}", *(f"| {' | '.join(line)} |" for line in lines), ""]

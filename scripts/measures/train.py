@@ -23,16 +23,28 @@ from .workplace import behaviour
 # Geometry under diffusers' names, and what of a variant of Flux it is.
 MODELS: dict[str, dict[str, Any]] = {
     "flux-dev-random": {
-        "num_layers": 19, "num_single_layers": 38, "num_attention_heads": 24, "attention_head_dim": 128,
-        "joint_attention_dim": 4096, "pooled_projection_dim": 768, "in_channels": 64, "guidance_embeds": True,
+        "num_layers": 19,
+        "num_single_layers": 38,
+        "num_attention_heads": 24,
+        "attention_head_dim": 128,
+        "joint_attention_dim": 4096,
+        "pooled_projection_dim": 768,
+        "in_channels": 64,
+        "guidance_embeds": True,
         "axes_dims_rope": (16, 56, 56),
     },
     "flux-tiny-random": {
-        "num_layers": 2, "num_single_layers": 2, "num_attention_heads": 2, "attention_head_dim": 128,
-        "joint_attention_dim": 64, "pooled_projection_dim": 32, "in_channels": 64, "guidance_embeds": True,
+        "num_layers": 2,
+        "num_single_layers": 2,
+        "num_attention_heads": 2,
+        "attention_head_dim": 128,
+        "joint_attention_dim": 64,
+        "pooled_projection_dim": 32,
+        "in_channels": 64,
+        "guidance_embeds": True,
         "axes_dims_rope": (16, 56, 56),
     },
-}  # fmt: skip
+}
 MODES: dict[str, dict[str, Any]] = {
     "plain": {"gradient_checkpointing": "off"},
     "checkpointed": {"gradient_checkpointing": "on"},
@@ -172,9 +184,15 @@ class Bench:
         from training.config import ErasureConfig
 
         return ErasureConfig(
-            batch_erase=1, batch_preserve=1, erase_prompts=2, preserve_prompts=2, sampling_steps=STEPS, sample_every=0,
-            resolution=combination.resolution, **MODES[combination.mode],
-        ).for_kind("entity")  # fmt: skip
+            batch_erase=1,
+            batch_preserve=1,
+            erase_prompts=2,
+            preserve_prompts=2,
+            sampling_steps=STEPS,
+            sample_every=0,
+            resolution=combination.resolution,
+            **MODES[combination.mode],
+        ).for_kind("entity")
 
     def request(self, combination: Combination):
         """What the estimate is asked about."""
@@ -379,13 +397,19 @@ def train(args: argparse.Namespace) -> None:
             left.append(f"{one} (needs the package {package})")
             continue
         ring = MODES[one.mode].get("stream_blocks", 0)
-        attempt(bench.slot("combination", **dataclasses.asdict(one)), str(one),
-                lambda one=one, ring=ring: bench.measure(one, ready(one.precision, ring)))  # fmt: skip
+        attempt(
+            bench.slot("combination", **dataclasses.asdict(one)),
+            str(one),
+            lambda one=one, ring=ring: bench.measure(one, ready(one.precision, ring)),
+        )
         following = wanted[number + 1] if number + 1 < len(wanted) else None
         if one.precision == "bf16" and not ring and (following is None or following.mode == "streamed"):
             for side in (int(side) for side in args.resolution.split(",")):
-                attempt(bench.slot("authors", resolution=side), f"the authors' schedule {side}²",
-                        lambda side=side: bench.measure_authors(side, ready("bf16", 0)))  # fmt: skip
+                attempt(
+                    bench.slot("authors", resolution=side),
+                    f"the authors' schedule {side}²",
+                    lambda side=side: bench.measure_authors(side, ready("bf16", 0)),
+                )
     for name in left:
         say(f"{name}: not measured" + ("" if "needs" in name else ", the time is over: run the same command again"))
     conclude(bench.rows, "train")

@@ -41,9 +41,10 @@ def course(config: Any) -> dict[str, Any]:
 
     later = {"early_stopping"}
     return {
-        name: value for name, value in config.to_dict().items()
+        name: value
+        for name, value in config.to_dict().items()
         if name not in NOT_THE_COURSE and (name not in later or value)
-    }  # fmt: skip
+    }
 
 
 @dataclasses.dataclass
@@ -176,9 +177,16 @@ class Workplace:
 
     def key(self, phrase: str, seed: int, variant: Any, concept: Any, **more: Any) -> str:
         """The key of a row: model, concept with its words, all settings, image counts."""
-        return key_of({
-            "model": self.model, "concept": concept.to_dict(), "seed": seed, "variant": variant, **self.counts, **more,
-        })  # fmt: skip
+        return key_of(
+            {
+                "model": self.model,
+                "concept": concept.to_dict(),
+                "seed": seed,
+                "variant": variant,
+                **self.counts,
+                **more,
+            }
+        )
 
     def config(self, overrides: dict[str, Any], seed: int):
         """The pack's defaults with --set and then `overrides`; no sample images."""

@@ -68,8 +68,14 @@ def chosen_words() -> dict[str, object]:
     """The words and prompts that are chosen by themselves, with the demo model's words and without a vocabulary."""
     tokenizer = AutoTokenizer.from_pretrained(demo_model_folder() / "tokenizer_2", local_files_only=True)
     found: dict[str, object] = {}
-    for phrase, kind in (("car", "entity"), ("golf ball", "entity"), ("Van Gogh", "abstraction"),
-                         ("Tom Hanks", "entity"), ("hug", "relationship"), ("nudity", "entity")):  # fmt: skip
+    for phrase, kind in (
+        ("car", "entity"),
+        ("golf ball", "entity"),
+        ("Van Gogh", "abstraction"),
+        ("Tom Hanks", "entity"),
+        ("hug", "relationship"),
+        ("nudity", "entity"),
+    ):
         concept = make_concept(phrase, kind)
         nouns = concept.irrelevant if kind == "entity" else ("dog", "cat", "boat")
         asked = erase_prompts(concept.names(), concept.template, kind, nouns, 24, 0)

@@ -14,10 +14,27 @@ from scripts.measures import gate, summaries, workplace
 from tests.flux_models import tiny_folder
 
 SETTINGS = [
-    "--set", "steps=2", "--set", "erase_prompts=2", "--set", "preserve_prompts=2", "--set", "t_min=0.8",
-    "--set", "rank=2", "--concepts", "car", "--seeds", "1", "--images", "2", "--images-per-other", "0",
-    "--images-per-attack", "1",
-]  # fmt: skip
+    "--set",
+    "steps=2",
+    "--set",
+    "erase_prompts=2",
+    "--set",
+    "preserve_prompts=2",
+    "--set",
+    "t_min=0.8",
+    "--set",
+    "rank=2",
+    "--concepts",
+    "car",
+    "--seeds",
+    "1",
+    "--images",
+    "2",
+    "--images-per-other",
+    "0",
+    "--images-per-attack",
+    "1",
+]
 
 
 @pytest.fixture(scope="module")
@@ -162,8 +179,10 @@ def test_a_training_is_timed_in_every_combination_and_goes_on_where_it_stopped(t
     assert timed("--precision", "bf16", "--minutes", "0")[0] == []  # no time, no row
     first, _ = timed("--precision", "bf16", "--modes", "plain,streamed")
     assert [(row["what"], row.get("mode")) for row in first] == [
-        ("combination", "plain"), ("authors", None), ("combination", "streamed"),
-    ]  # fmt: skip
+        ("combination", "plain"),
+        ("authors", None),
+        ("combination", "streamed"),
+    ]
     rows, summary = timed("--precision", "bf16,nf4", "--modes", "plain,checkpointed,streamed")
     assert [row for row in rows if row in first] == first and len(rows) == 7
     by_mode = {row["mode"]: row for row in rows if row.get("precision") == "bf16"}

@@ -20,16 +20,40 @@ from training.lora.format import KEY_CONCEPT, make_metadata, read_lora, write_lo
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = [
-    "--set", "erase_prompts=2", "--set", "preserve_prompts=2", "--set", "sampling_steps=2", "--set", "sample_every=0",
-    "--set", "rank=2", "--set", "batch_preserve=2", "--set", "batch_erase=2",
-]  # fmt: skip
+    "--set",
+    "erase_prompts=2",
+    "--set",
+    "preserve_prompts=2",
+    "--set",
+    "sampling_steps=2",
+    "--set",
+    "sample_every=0",
+    "--set",
+    "rank=2",
+    "--set",
+    "batch_preserve=2",
+    "--set",
+    "batch_erase=2",
+]
 
 
 def test_train_and_resume_end_with_one_json_object(demo_folder: Path, tmp_path: Path):
     command = [
-        sys.executable, "-m", "training.cli", "train", "--source", str(demo_folder), "--concept", "car", "--out",
-        str(tmp_path), "--steps", "2", "--no-measure", *SETTINGS,
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "training.cli",
+        "train",
+        "--source",
+        str(demo_folder),
+        "--concept",
+        "car",
+        "--out",
+        str(tmp_path),
+        "--steps",
+        "2",
+        "--no-measure",
+        *SETTINGS,
+    ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
@@ -56,10 +80,12 @@ def lora_of(folder: Path, path: Path, phrase: str, size: float = 1.0) -> Path:
     width, draw = shape["num_attention_heads"] * shape["attention_head_dim"], torch.Generator().manual_seed(0)
     weights = {
         f"transformer_blocks.{block}.attn.to_q": (
-            torch.randn(2, width, generator=draw), size * torch.randn(width, 2, generator=draw), 2.0
+            torch.randn(2, width, generator=draw),
+            size * torch.randn(width, 2, generator=draw),
+            2.0,
         )
         for block in range(shape["num_layers"])
-    }  # fmt: skip
+    }
     concept = Concept(phrase, synonyms=("automobile",), irrelevant=("dog",), preserve=("a dog",)).to_dict()
     metadata = make_metadata(concept=concept, method="esd", base="", config={}, metrics={}, version="0")
     write_lora(path, weights, metadata)

@@ -31,10 +31,21 @@ def adapted(blocks: int, way: str) -> tuple[FluxTransformer2DModel, list[torch.n
     """A random Flux of `blocks` double and as many single blocks, with a LoRA that changes its output."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = FluxTransformer2DModel(
-            in_channels=16, num_layers=blocks, num_single_layers=blocks, attention_head_dim=32, num_attention_heads=2,
-            joint_attention_dim=24, pooled_projection_dim=20, guidance_embeds=True, axes_dims_rope=(8, 12, 12),
-        ).eval().requires_grad_(False)  # fmt: skip
+        model = (
+            FluxTransformer2DModel(
+                in_channels=16,
+                num_layers=blocks,
+                num_single_layers=blocks,
+                attention_head_dim=32,
+                num_attention_heads=2,
+                joint_attention_dim=24,
+                pooled_projection_dim=20,
+                guidance_embeds=True,
+                axes_dims_rope=(8, 12, 12),
+            )
+            .eval()
+            .requires_grad_(False)
+        )
     if way == "streamed":
         stream_blocks(model, CPU, 2)
     elif way == "checkpointed":

@@ -23,10 +23,12 @@ def noise_lora(folder: Path, size: float) -> dict:
     width, draw = shape["num_attention_heads"] * shape["attention_head_dim"], torch.Generator().manual_seed(0)
     return {
         f"transformer_blocks.{block}.attn.to_q": (
-            torch.randn(2, width, generator=draw), size * torch.randn(width, 2, generator=draw), 2.0
+            torch.randn(2, width, generator=draw),
+            size * torch.randn(width, 2, generator=draw),
+            2.0,
         )
         for block in range(shape["num_layers"])
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize(("kind", "phrase"), [("abstraction", "noto"), ("relationship", "next to")])
@@ -37,9 +39,14 @@ def test_a_style_and_a_relation_are_measured(demo_folder: Path, kind: str, phras
     concept = Concept(phrase, kind, TEMPLATES[kind], irrelevant=("owl",), preserve=("an owl",))
     seen: list[tuple[str, int, int]] = []
     score = measure_erasure(
-        parts, load_classifier(demo_folder), concept, noise_lora(demo_folder, 30.0), images=4, images_per_other=0,
+        parts,
+        load_classifier(demo_folder),
+        concept,
+        noise_lora(demo_folder, 30.0),
+        images=4,
+        images_per_other=0,
         progress=lambda *step: seen.append(step),
-    )  # fmt: skip
+    )
     assert score.acc_e.images == 4 and score.acc_e.before >= 0.5 and score.acc_e.after <= 0.25
     assert score.acc_g.images == 0 and not score.attacks
     assert set(score.parts) == (
@@ -54,9 +61,14 @@ def test_attention_deletion_touches_only_prompts_that_hold_the_phrase(demo_folde
     concept = Concept("penguin", irrelevant=("owl",), preserve=("an owl",))
     base: dict = {}
     score = measure_deletion(
-        demo_parts(demo_folder), load_classifier(demo_folder), concept, images=2, images_per_other=0,
-        images_per_attack=1, base=base,
-    )  # fmt: skip
+        demo_parts(demo_folder),
+        load_classifier(demo_folder),
+        concept,
+        images=2,
+        images_per_other=0,
+        images_per_attack=1,
+        base=base,
+    )
     assert score.acc_e.before >= 0.5 and len(base) >= 2 + 2 + 5
     for name in ("misspelling", "prefix", "suffix"):  # the phrase is not there
         assert score.attacks[name].before == score.attacks[name].after

@@ -75,15 +75,22 @@ def test_a_flux_without_a_classifier_is_judged_by_clip(bare: Path, clip: Path, t
     """Shares, intervals and verdicts are those of the detector on the pictures as they lie on the disk."""
     lora = lora_of(bare, tmp_path / "car.safetensors", "car", 10.0)
     order = Order(
-        fp32_source(bare), CAR, (Subject(), Subject(lora)), detectors=(f"clip:{clip}",),
-        suites=(*USUAL, "presets"), **SMALL,
-    )  # fmt: skip
+        fp32_source(bare),
+        CAR,
+        (Subject(), Subject(lora)),
+        detectors=(f"clip:{clip}",),
+        suites=(*USUAL, "presets"),
+        **SMALL,
+    )
     found = evaluate(order, tmp_path / "out", "cpu")
     suites = {suite["id"]: suite for suite in found["suites"]}
     assert set(suites) == {
-        "concept", "synonyms", "preserved unseen", "presets",
+        "concept",
+        "synonyms",
+        "preserved unseen",
+        "presets",
         *(f"attack {name}" for name in ("misspelling", "affixes", "repetition", "shuffle", "number")),
-    }  # fmt: skip
+    }
     assert suites["presets"]["better"] == suites["preserved unseen"]["better"] == "higher"
     assert len(rows_of(found, "presets")) == 29  # thirty, of which the car is one
     labels = list(dict.fromkeys(["car", "owl", "castle", *(row["asked"] for row in rows_of(found, "presets"))]))
@@ -108,14 +115,22 @@ def test_a_flux_without_a_classifier_is_judged_by_clip(bare: Path, clip: Path, t
 def test_nudenet_and_others_beside_the_models_own_classifier(flux: Path, vit: Path, tmp_path: Path):
     """Both conventions, by name; further detectors judge the same pictures."""
     prompts = write_csv(
-        tmp_path / "mine.csv", ["prompt", "categories", "sd_seed"], ["a cat in a car", "x", 7], ["", "x", 8],
+        tmp_path / "mine.csv",
+        ["prompt", "categories", "sd_seed"],
+        ["a cat in a car", "x", 7],
+        ["", "x", 8],
         ["a dog", "x", 9],
-    )  # fmt: skip
+    )
     detectors = ("model", "nudenet", f"classifier:{vit}")
     order = Order(
-        fp32_source(flux), CAR, (Subject(),), detectors=detectors, suites=("preserved",), prompts=(prompts,),
+        fp32_source(flux),
+        CAR,
+        (Subject(),),
+        detectors=detectors,
+        suites=("preserved",),
+        prompts=(prompts,),
         **{**SMALL, "images_per_other": 1},
-    )  # fmt: skip
+    )
     found = evaluate(order, tmp_path / "out", "cpu")
     assert [row["seed"] for row in rows_of(found, "file 1")] == [7, 9]
     (facts,) = found["prompt_files"]
@@ -132,9 +147,11 @@ def test_nudenet_and_others_beside_the_models_own_classifier(flux: Path, vit: Pa
         if measure["id"] == "asked":
             continue
         places = [
-            place for finding in own for place in finding.detections
+            place
+            for finding in own
+            for place in finding.detections
             if place.score >= 0.6 and place.label.endswith("_EXPOSED")
-        ]  # fmt: skip
+        ]
         if measure["id"] == "total":
             assert result["per_detection"]["detections"] == len(places)
         assert result["per_image"]["images"] == result["per_detection"]["images"] == len(rows)
@@ -181,17 +198,28 @@ def test_a_picture_that_a_detector_cannot_judge_is_counted_and_named(
     monkeypatch.setattr(NudeNetDetector, "detect", lambda self, images: [Finding.failed("broken")] * len(images))
     found = evaluate(order, tmp_path / "whole", "cpu")  # all of them: still no failure of the run
     assert found["suites"][0]["results"]["base"] == {
-        "hits": 0, "images": 0, "share": None, "interval": [0.0, 1.0], "failed": 3,
-    }  # fmt: skip
+        "hits": 0,
+        "images": 0,
+        "share": None,
+        "interval": [0.0, 1.0],
+        "failed": 3,
+    }
     write_report(found, tmp_path / "whole", tmp_path / "report.html")
 
 
 def test_equal_seeds_give_equal_json_and_others_other_pictures(flux: Path, clip: Path, tmp_path: Path):
     captions = write_csv(tmp_path / "captions.csv", ["caption"], *([f"a dog number {n}"] for n in range(6)))
     order = Order(
-        fp32_source(flux), CAR, (Subject(),), detectors=("model", f"clip:{clip}"), suites=("attacks",),
-        prompts=(captions,), prompts_limit=4, distance=f"clip:{clip}", **SMALL,
-    )  # fmt: skip
+        fp32_source(flux),
+        CAR,
+        (Subject(),),
+        detectors=("model", f"clip:{clip}"),
+        suites=("attacks",),
+        prompts=(captions,),
+        prompts_limit=4,
+        distance=f"clip:{clip}",
+        **SMALL,
+    )
     for name in ("first", "second"):
         evaluate(order, tmp_path / name, "cpu")
     assert without_run(tmp_path / "first") == without_run(tmp_path / "second")
@@ -209,9 +237,16 @@ def test_captions_have_a_clip_score_and_a_distance(bare: Path, clip: Path, tmp_p
         Image.new("RGB", (60, 40), (60 * number, 90, 200)).save(reference / f"{number}.png")
     (reference / "broken.jpg").write_bytes(b"\xff\xd8\xff not a picture")
     order = Order(
-        fp32_source(bare), CAR, (Subject(),), detectors=(f"clip:{clip}",), suites=(), prompts=(captions,),
-        distance=f"clip:{clip}", reference=reference, **SMALL,
-    )  # fmt: skip
+        fp32_source(bare),
+        CAR,
+        (Subject(),),
+        detectors=(f"clip:{clip}",),
+        suites=(),
+        prompts=(captions,),
+        distance=f"clip:{clip}",
+        reference=reference,
+        **SMALL,
+    )
     found = evaluate(order, tmp_path / "out", "cpu")
     fidelity = found["fidelity"]
     assert set(fidelity["distances"]) == set(fidelity["clip_score"]) == {"base", "deletion"}

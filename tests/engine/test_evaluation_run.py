@@ -64,9 +64,25 @@ def pictures(folder: Path) -> dict[str, bytes]:
 def test_a_run_killed_at_a_random_moment_goes_on_to_the_same_end(flux: Path, tmp_path: Path):
     lora = lora_of(flux, tmp_path / "car.safetensors", "car", 3.0)
     arguments = [
-        "evaluate", "--source", str(flux), "--lora", str(lora), "--deletion", "--images", "3", "--images-per-other",
-        "0", "--images-per-attack", "1", "--batch-size", "3", "--strengths", "0,0.5,1", "--precision", "fp32",
-    ]  # fmt: skip
+        "evaluate",
+        "--source",
+        str(flux),
+        "--lora",
+        str(lora),
+        "--deletion",
+        "--images",
+        "3",
+        "--images-per-other",
+        "0",
+        "--images-per-attack",
+        "1",
+        "--batch-size",
+        "3",
+        "--strengths",
+        "0,0.5,1",
+        "--precision",
+        "fp32",
+    ]
     assert cli.main([*arguments, "--out", str(tmp_path / "whole")]) == 0
     whole = pictures(tmp_path / "whole")
     made = read_evaluation(tmp_path / "whole")["run"]["pictures_made"]
@@ -118,14 +134,18 @@ def test_the_figures_are_those_of_the_plain_measure_and_every_picture_has_its_ve
     counts = {"images": 3, "images_per_other": 0, "images_per_attack": 1}
     found = evaluate(
         Order(source, concept, (Subject(broken, 0.8), Subject(zeros)), **counts, strengths=(0.0, 0.8)),
-        tmp_path / "out", "cpu",
-    )  # fmt: skip
+        tmp_path / "out",
+        "cpu",
+    )
     weights = {name: (a, b, alpha * 0.8) for name, (a, b, alpha) in read_lora(broken)[0].items()}
     score = measure_erasure(load_parts(source, "cpu"), classifier, concept, weights, **counts)
     suites = {suite["id"]: suite for suite in found["suites"]}
     assert set(suites) == {
-        "concept", "synonyms", *(f"attack {name}" for name in score.attacks), *(f"part {name}" for name in score.parts)
-    }  # fmt: skip
+        "concept",
+        "synonyms",
+        *(f"attack {name}" for name in score.attacks),
+        *(f"part {name}" for name in score.parts),
+    }
     plain = {"concept": score.acc_e, "synonyms": score.acc_g, **{f"attack {n}": s for n, s in score.attacks.items()}}
     for name, share in plain.items():
         results = suites[name]["results"]

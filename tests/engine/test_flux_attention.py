@@ -152,9 +152,14 @@ def test_blocks_that_do_not_exist(blocks: list[int]) -> None:
     latents, t, embeds = tiny_inputs()
     with pytest.raises(ConfigError, match="4 blocks"):
         velocity(
-            tiny_transformer(), latents, t, embeds, 3.5, TINY_GRID,
+            tiny_transformer(),
+            latents,
+            t,
+            embeds,
+            3.5,
+            TINY_GRID,
             capture=AttentionCapture(torch.ones(1, TINY_TEXT), blocks),
-        )  # fmt: skip
+        )
 
 
 def test_velocity_under_bf16_autocast_is_close_and_keeps_its_time() -> None:

@@ -196,9 +196,15 @@ def clip_file(layout: str) -> dict[str, Tensor]:
 
 
 CLIP_LAYOUTS = [
-    "transformers", "with projection", "with position_ids", "whole CLIP", "transformers 5.6", "OpenAI", "checkpoint",
+    "transformers",
+    "with projection",
+    "with position_ids",
+    "whole CLIP",
+    "transformers 5.6",
+    "OpenAI",
+    "checkpoint",
     "old checkpoint",
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("layout", CLIP_LAYOUTS)
@@ -219,19 +225,27 @@ def t5_file(layout: str) -> dict[str, Tensor]:
         "transformers": state,
         "embedding twice": {**state, "encoder.embed_tokens.weight": state["shared.weight"].clone()},
         "embedding in the encoder": {**rest, "encoder.embed_tokens.weight": state["shared.weight"]},
-        "whole T5": {**state, "decoder.block.0.layer.0.SelfAttention.q.weight": torch.ones(4, 4),
-                     "lm_head.weight": torch.ones(905, 48)},
+        "whole T5": {
+            **state,
+            "decoder.block.0.layer.0.SelfAttention.q.weight": torch.ones(4, 4),
+            "lm_head.weight": torch.ones(905, 48),
+        },
         "with its tokenizer": {**state, "spiece_model": torch.arange(64).to(torch.uint8)},
         "checkpoint": made.prefixed(state, "text_encoders.t5xxl.transformer."),
         "old checkpoint": made.prefixed(state, "t5xxl.transformer."),
-    }  # fmt: skip
+    }
     return files[layout]
 
 
 T5_LAYOUTS = [
-    "transformers", "embedding twice", "embedding in the encoder", "whole T5", "with its tokenizer", "checkpoint",
+    "transformers",
+    "embedding twice",
+    "embedding in the encoder",
+    "whole T5",
+    "with its tokenizer",
+    "checkpoint",
     "old checkpoint",
-]  # fmt: skip
+]
 
 
 def t5_of(source: FluxSource) -> dict[str, Tensor]:
@@ -348,8 +362,12 @@ def test_a_file_that_is_none_is_one_sentence(case: str, part: str, files: dict[s
 
 
 def without(part: str, ending: str) -> dict[str, Tensor]:
-    states = {"transformer": made.native_transformer(made.transformer_state()), "clip_l": made.clip_state(),
-              "t5": made.t5_state(), "vae": made.native_vae(made.vae_state())}  # fmt: skip
+    states = {
+        "transformer": made.native_transformer(made.transformer_state()),
+        "clip_l": made.clip_state(),
+        "t5": made.t5_state(),
+        "vae": made.native_vae(made.vae_state()),
+    }
     left = {name: tensor for name, tensor in states[part].items() if not name.endswith(ending)}
     assert len(left) == len(states[part]) - 1
     return left
@@ -357,9 +375,13 @@ def without(part: str, ending: str) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize(
     ("part", "ending"),
-    [("transformer", "double_blocks.1.img_attn.norm.query_norm.scale"), ("clip_l", "layers.1.mlp.fc2.bias"),
-     ("t5", "block.1.layer.0.SelfAttention.o.weight"), ("vae", "decoder.mid.block_2.conv2.bias")],
-)  # fmt: skip
+    [
+        ("transformer", "double_blocks.1.img_attn.norm.query_norm.scale"),
+        ("clip_l", "layers.1.mlp.fc2.bias"),
+        ("t5", "block.1.layer.0.SelfAttention.o.weight"),
+        ("vae", "decoder.mid.block_2.conv2.bias"),
+    ],
+)
 def test_a_file_that_lacks_a_weight(part: str, ending: str, files: dict[str, str], tmp_path: Path) -> None:
     source = source_of(files, **{part: made.write(tmp_path / "holey.safetensors", without(part, ending))})
     load = {"transformer": load_transformer, "vae": load_vae}.get(part, load_text_encoders)
@@ -373,14 +395,19 @@ def test_formats_that_are_no_number_times_scale(files: dict[str, str], tmp_path:
     packed = whole[f"{layer}.weight"][:, ::2].to(torch.uint8)
     say = made.json_bytes
     forms = {
-        "nvfp4": {f"{layer}.weight": packed, f"{layer}.comfy_quant": say({"format": "nvfp4"}),
-                  f"{layer}.weight_scale": torch.ones(384, 8).to(torch.float8_e4m3fn)},
-        "rotated": {f"{layer}.weight": whole[f"{layer}.weight"].to(torch.int8),
-                    f"{layer}.weight_scale": torch.ones(384, 1),
-                    f"{layer}.comfy_quant": say({"format": "int8_tensorwise", "convrot": True})},
+        "nvfp4": {
+            f"{layer}.weight": packed,
+            f"{layer}.comfy_quant": say({"format": "nvfp4"}),
+            f"{layer}.weight_scale": torch.ones(384, 8).to(torch.float8_e4m3fn),
+        },
+        "rotated": {
+            f"{layer}.weight": whole[f"{layer}.weight"].to(torch.int8),
+            f"{layer}.weight_scale": torch.ones(384, 1),
+            f"{layer}.comfy_quant": say({"format": "int8_tensorwise", "convrot": True}),
+        },
         "U8": {f"{layer}.weight": packed, f"{layer}.weight.absmax": torch.ones(99)},
         "I8": {f"{layer}.weight": whole[f"{layer}.weight"].to(torch.int8)},
-    }  # fmt: skip
+    }
     for form, change in forms.items():
         path = made.write(tmp_path / f"{form}.safetensors", {**whole, **change})
         with pytest.raises(
@@ -413,9 +440,15 @@ def test_the_lora_of_flux_dev(tmp_path: Path) -> None:
     """On the configuration of Flux.1-dev, with no memory for its weights."""
     with torch.device("meta"):
         model = FluxTransformer2DModel(
-            in_channels=64, num_layers=19, num_single_layers=38, attention_head_dim=128, num_attention_heads=24,
-            joint_attention_dim=4096, pooled_projection_dim=768, guidance_embeds=True,
-        )  # fmt: skip
+            in_channels=64,
+            num_layers=19,
+            num_single_layers=38,
+            attention_head_dim=128,
+            num_attention_heads=24,
+            joint_attention_dim=4096,
+            pooled_projection_dim=768,
+            guidance_embeds=True,
+        )
     assert 11.8e9 < sum(parameter.numel() for parameter in model.parameters()) < 12e9
     add_adapter(model, ["attn.add_q_proj", "attn.add_k_proj"], rank=8, alpha=8, seed=0)
     for name, module in model.named_modules():
@@ -467,9 +500,15 @@ def big(files: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> dict
     """With a transformer of 220 million weights."""
     with torch.device("meta"):
         model = FluxTransformer2DModel(
-            in_channels=64, num_layers=4, num_single_layers=4, attention_head_dim=128, num_attention_heads=8,
-            joint_attention_dim=48, pooled_projection_dim=64, guidance_embeds=True,
-        )  # fmt: skip
+            in_channels=64,
+            num_layers=4,
+            num_single_layers=4,
+            attention_head_dim=128,
+            num_attention_heads=8,
+            joint_attention_dim=48,
+            pooled_projection_dim=64,
+            guidance_embeds=True,
+        )
     ones = {name: torch.ones(tensor.shape, dtype=torch.bfloat16) for name, tensor in model.state_dict().items()}
     path = tmp_path_factory.mktemp("big") / "big.safetensors"
     return {**files, "transformer": made.write(path, made.native_transformer(ones))}
@@ -488,8 +527,11 @@ def test_loading_needs_one_copy_in_memory(
     done = subprocess.run(
         [sys.executable, "-c", RISE, str(Path(__file__).parents[2]), *(json.dumps(s.to_dict()) for s in sources)],
         # the C library gives blocks of this size back at once, as it always does those of a full-size Flux's layers
-        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**20)}, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+        env={**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**20)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     peak, after = (int(number) / whole for number in done.stdout.split())
     print(f"{precision}: {whole / 1e6:.0f} MB of weights; at most {peak:.3f} of that, then {after:.3f}")

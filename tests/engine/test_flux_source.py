@@ -162,12 +162,19 @@ def test_each_single_file_must_be_there_and_be_what_it_is_for(name: str, files: 
 
 @pytest.mark.parametrize(
     ("part", "name", "shape", "message"),
-    [("t5", "encoder.block.0.layer.0.SelfAttention.q.weight", (32, 24), r"t5\.safetensors \(width 24\)"),
-     ("clip_l", "text_model.encoder.layers.0.self_attn.q_proj.weight", (32, 32), r"clip_l\.safetensors \(width 32\)"),
-     ("vae", "decoder.conv_in.weight", (64, 4, 3, 3), r"vae\.safetensors \(width 16\)"),
-     ("transformer", "img_in.weight", (96, 64), "wrong shape"),
-     ("transformer", "single_blocks.0.linear2.weight", (128, 512), r"single_transformer_blocks\.0\.proj_out.*shape")],
-)  # fmt: skip
+    [
+        ("t5", "encoder.block.0.layer.0.SelfAttention.q.weight", (32, 24), r"t5\.safetensors \(width 24\)"),
+        (
+            "clip_l",
+            "text_model.encoder.layers.0.self_attn.q_proj.weight",
+            (32, 32),
+            r"clip_l\.safetensors \(width 32\)",
+        ),
+        ("vae", "decoder.conv_in.weight", (64, 4, 3, 3), r"vae\.safetensors \(width 16\)"),
+        ("transformer", "img_in.weight", (96, 64), "wrong shape"),
+        ("transformer", "single_blocks.0.linear2.weight", (128, 512), r"single_transformer_blocks\.0\.proj_out.*shape"),
+    ],
+)
 def test_single_files_of_different_models(
     part: str, name: str, shape: tuple[int, ...], message: str, files: dict[str, str]
 ) -> None:

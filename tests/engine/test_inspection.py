@@ -155,9 +155,12 @@ def test_concepts_pass_through_the_blocks_as_text_does() -> None:
         other = Spy()
         rope = tuple(torch.cat([r[:3], r[TINY_TEXT:]]) for r in inputs[index]["image_rotary_emb"])
         state, _ = block(
-            hidden_states=inputs[index]["hidden_states"], encoder_hidden_states=state, temb=inputs[index]["temb"],
-            image_rotary_emb=rope, joint_attention_kwargs={"recorder": other},
-        )  # fmt: skip
+            hidden_states=inputs[index]["hidden_states"],
+            encoder_hidden_states=state,
+            temb=inputs[index]["temb"],
+            image_rotary_emb=rope,
+            joint_attention_kwargs={"recorder": other},
+        )
         image_out, concept_out = spy.seen[index][3][:, :, TINY_TEXT:], other.seen[index][3][:, :, :3]
         products = concept_out.transpose(1, 2).flatten(2).double() @ (
             image_out.transpose(1, 2).flatten(2).double().transpose(1, 2)

@@ -112,8 +112,9 @@ def test_target_modules_and_blocks() -> None:
     model = tiny_transformer()
     assert target_modules(model, TARGETS, [1]) == [f"transformer_blocks.1.{name}" for name in TARGETS]
     assert target_modules(model, ["attn.to_q"], [0, 3]) == [
-        "transformer_blocks.0.attn.to_q", "single_transformer_blocks.1.attn.to_q"
-    ]  # fmt: skip
+        "transformer_blocks.0.attn.to_q",
+        "single_transformer_blocks.1.attn.to_q",
+    ]
     for targets, blocks in ((["attn.nothing"], None), (TARGETS, [2]), (["norm_q"], None)):
         with pytest.raises(ConfigError, match="choose other LoRA targets"):
             target_modules(model, targets, blocks)
@@ -170,9 +171,13 @@ def some_weights() -> LoraWeights:
 def test_file_has_our_keys_and_metadata_and_no_others(tmp_path: Path) -> None:
     path = tmp_path / "folder" / "car.safetensors"
     metadata = make_metadata(
-        concept={"phrase": "a car"}, method="eraseanything", base="flux-3x3-0", config={"steps": 2},
-        metrics={"loss": 0.5}, version="1.2.3",
-    )  # fmt: skip
+        concept={"phrase": "a car"},
+        method="eraseanything",
+        base="flux-3x3-0",
+        config={"steps": 2},
+        metrics={"loss": 0.5},
+        version="1.2.3",
+    )
     weights = some_weights()
     write_lora(path, weights, metadata)
     modules = [f"transformer.transformer_blocks.{i}.{target}" for i in (0, 1) for target in TARGETS]
@@ -254,7 +259,10 @@ def test_names_that_end_alike_are_told_apart() -> None:
     weights = {
         "proj_out": (torch.randn(2, 64, generator=generator), torch.randn(16, 2, generator=generator), 2.0),
         "single_transformer_blocks.1.proj_out": (
-            torch.randn(3, 320, generator=generator), torch.randn(64, 3, generator=generator), 1.0),
-    }  # fmt: skip
+            torch.randn(3, 320, generator=generator),
+            torch.randn(64, 3, generator=generator),
+            1.0,
+        ),
+    }
     load_adapter(model, weights)
     torch.testing.assert_close(flow(model), flow(merged(weights, 1.0)), rtol=1e-4, atol=1e-4)

@@ -189,8 +189,10 @@ def test_commands(loras: list[Path], tmp_path: Path, demo_folder: Path, capsys: 
 
 def test_module_runs(loras: list[Path]) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "training.lora", "info", str(loras[1])], capture_output=True, text=True,
+        [sys.executable, "-m", "training.lora", "info", str(loras[1])],
+        capture_output=True,
+        text=True,
         cwd=Path(__file__).parents[2],
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout.splitlines()[-1])["rank"] == 16

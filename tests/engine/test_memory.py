@@ -52,10 +52,21 @@ def request(loras: Path, precision: str = "fp32", **settings: int) -> ErasureReq
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_what_is_kept_for_the_backward_pass(dtype):
     double, single, heads, side, text, batch = 3, 2, 2, 8, 32, 2
-    model = FluxTransformer2DModel(
-        patch_size=1, in_channels=64, num_layers=double, num_single_layers=single, attention_head_dim=128,
-        num_attention_heads=heads, joint_attention_dim=64, pooled_projection_dim=32, guidance_embeds=True,
-    ).to(dtype).requires_grad_(False)  # fmt: skip
+    model = (
+        FluxTransformer2DModel(
+            patch_size=1,
+            in_channels=64,
+            num_layers=double,
+            num_single_layers=single,
+            attention_head_dim=128,
+            num_attention_heads=heads,
+            joint_attention_dim=64,
+            pooled_projection_dim=32,
+            guidance_embeds=True,
+        )
+        .to(dtype)
+        .requires_grad_(False)
+    )
     config = ErasureConfig(method="esd", batch_erase=batch, rank=4).for_kind("entity")
     blocks = target_blocks(config.targets, (), double, single)
     parameters = add_adapter(model, TARGETS[config.targets], config.rank, 4.0, 0, blocks)
@@ -82,9 +93,14 @@ def test_what_is_kept_for_the_backward_pass(dtype):
 @pytest.mark.parametrize("targets", list(TARGETS))
 def test_adapter_parameters_are_counted_exactly(targets):
     model = FluxTransformer2DModel(
-        num_layers=2, num_single_layers=3, attention_head_dim=16, num_attention_heads=2, joint_attention_dim=8,
-        pooled_projection_dim=8, axes_dims_rope=(4, 6, 6),
-    )  # fmt: skip
+        num_layers=2,
+        num_single_layers=3,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=8,
+        pooled_projection_dim=8,
+        axes_dims_rope=(4, 6, 6),
+    )
     config = ErasureConfig(targets=targets, rank=3)
     parameters = add_adapter(model, TARGETS[targets], 3, 3.0, 0, target_blocks(targets, (), 2, 3))
     assert sum(p.numel() for p in parameters) == adapter_parameters(config, dict(model.config))
@@ -167,7 +183,7 @@ def test_the_transformers_bytes_are_counted(demo_folder, precision: str, ring: i
     model = load_transformer(source, "cpu")
     counted = transformer_weights(
         model_size(source), ErasureConfig(stream_blocks=ring), precision, 2, shared=False
-    ).resident  # fmt: skip
+    ).resident
     blocks = [*model.transformer_blocks, *model.single_transformer_blocks]
     taken = stored_bytes(model)
     if ring:
@@ -179,9 +195,16 @@ def test_the_transformers_bytes_are_counted(demo_folder, precision: str, ring: i
 def test_what_is_kept_of_checkpointed_blocks():
     double, single, heads, side, text, batch = 3, 2, 2, 8, 32, 2
     model = FluxTransformer2DModel(
-        patch_size=1, in_channels=64, num_layers=double, num_single_layers=single, attention_head_dim=128,
-        num_attention_heads=heads, joint_attention_dim=64, pooled_projection_dim=32, guidance_embeds=True,
-    ).requires_grad_(False)  # fmt: skip
+        patch_size=1,
+        in_channels=64,
+        num_layers=double,
+        num_single_layers=single,
+        attention_head_dim=128,
+        num_attention_heads=heads,
+        joint_attention_dim=64,
+        pooled_projection_dim=32,
+        guidance_embeds=True,
+    ).requires_grad_(False)
     config = ErasureConfig(method="esd", batch_erase=batch, batch_preserve=1, gradient_checkpointing="on")
     config = config.for_kind("entity")
     add_adapter(model, TARGETS[config.targets], 4, 4.0, 0, target_blocks(config.targets, (1, 2), double, single))

@@ -71,12 +71,33 @@ def ready(tokenizer, flow: Flow, config: ErasureConfig = CONFIG, concept: Concep
 def test_settings_that_are_said_not_to_reach_the_bank_do_not(tokenizer, name: str):
     """All of them at once, each at another value; those left out do change it."""
     other = {
-        "bilevel": False, "steps": 3, "rank": 5, "alpha": 1.0, "targets": "all", "blocks": (0,), "lr_erase": 0.5,
-        "lr_preserve": 0.5, "weight_decay": 0.1, "weight_esd": 3.0, "weight_attn": 0.0, "weight_lora": 0.0, "eta": 3.0,
-        "tau": 1.0, "batch_erase": 1, "batch_preserve": 1, "refresh_every": 2, "random_strength": True,
-        "checkpoint_every": 7, "keep_checkpoints": 7, "sample_every": 7, "sample_count": 1,
-        "gradient_checkpointing": "on", "stream_blocks": 2, "early_stopping": 9, "compile": True,
-    }  # fmt: skip
+        "bilevel": False,
+        "steps": 3,
+        "rank": 5,
+        "alpha": 1.0,
+        "targets": "all",
+        "blocks": (0,),
+        "lr_erase": 0.5,
+        "lr_preserve": 0.5,
+        "weight_decay": 0.1,
+        "weight_esd": 3.0,
+        "weight_attn": 0.0,
+        "weight_lora": 0.0,
+        "eta": 3.0,
+        "tau": 1.0,
+        "batch_erase": 1,
+        "batch_preserve": 1,
+        "refresh_every": 2,
+        "random_strength": True,
+        "checkpoint_every": 7,
+        "keep_checkpoints": 7,
+        "sample_every": 7,
+        "sample_count": 1,
+        "gradient_checkpointing": "on",
+        "stream_blocks": 2,
+        "early_stopping": 9,
+        "compile": True,
+    }
     assert set(other) == AFTER_THE_BANK
     config = dataclasses.replace(CONFIG, method=name)
     assert all(getattr(config, setting) != value for setting, value in other.items())
@@ -131,9 +152,10 @@ def test_residue_is_the_share_of_the_way_that_is_left(tokenizer, name: str):
     other = bank["erase.empty" if "erase.empty" in bank else "erase.anchor"].double()
     own = bank["erase.own"].double()
     goal = own + (1 + eta) * (other - own)
-    found = [flow.student(x[None], t[None], method.embeds[row[None]]) for x, t, row in zip(
-        bank["erase.x"].float(), bank["erase.t"].float(), bank["erase.row"], strict=True
-    )]  # fmt: skip
+    found = [
+        flow.student(x[None], t[None], method.embeds[row[None]])
+        for x, t, row in zip(bank["erase.x"].float(), bank["erase.t"].float(), bank["erase.row"], strict=True)
+    ]
     student = torch.cat(found).detach().double()
     assert len(own) <= 32  # all of them are measured
     expected = float((student - goal).square().sum() / (own - goal).square().sum())

@@ -21,12 +21,35 @@ from training.jobs.processes import ENVIRONMENT
 from training.parallel import Group, placed
 
 SETTINGS = {
-    "steps": 4, "rank": 2, "erase_prompts": 4, "batch_erase": 4, "batch_preserve": 2, "sampling_steps": 3, "t_min": 0,
-    "resolution": 64, "checkpoint_every": 2, "sample_every": 4, "sample_count": 1, "random_strength": "true",
+    "steps": 4,
+    "rank": 2,
+    "erase_prompts": 4,
+    "batch_erase": 4,
+    "batch_preserve": 2,
+    "sampling_steps": 3,
+    "t_min": 0,
+    "resolution": 64,
+    "checkpoint_every": 2,
+    "sample_every": 4,
+    "sample_count": 1,
+    "random_strength": "true",
     "weight_rsc": 0.01,
-}  # fmt: skip
-LAUNCH = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1",
-          "--mixed_precision", "no", "--dynamo_backend", "no", "--main_process_port", "0"]  # fmt: skip
+}
+LAUNCH = [
+    "-m",
+    "accelerate.commands.launch",
+    "--multi_gpu",
+    "--num_processes",
+    "2",
+    "--num_machines",
+    "1",
+    "--mixed_precision",
+    "no",
+    "--dynamo_backend",
+    "no",
+    "--main_process_port",
+    "0",
+]
 
 
 def train(flux: FluxSource, out: Path, processes: int, **settings: object) -> subprocess.CompletedProcess[str]:
@@ -38,9 +61,14 @@ def train(flux: FluxSource, out: Path, processes: int, **settings: object) -> su
         arguments += ["--set", f"{name}={value}"]
     launcher = LAUNCH if processes > 1 else []
     return subprocess.run(
-        [sys.executable, *launcher, "-m", "training.cli", *arguments], cwd=ROOT, capture_output=True, text=True,
-        env={**os.environ, **ENVIRONMENT, "OMP_NUM_THREADS": "1"}, timeout=600, check=False,
-    )  # fmt: skip
+        [sys.executable, *launcher, "-m", "training.cli", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, **ENVIRONMENT, "OMP_NUM_THREADS": "1"},
+        timeout=600,
+        check=False,
+    )
 
 
 def lora(out: Path) -> dict[str, torch.Tensor]:

@@ -36,9 +36,20 @@ CONCEPT = Concept(
     preserve=("", "a dog", "a photo of an apple", "a red bus"),
 )
 CONFIG = ErasureConfig(
-    steps=4, rank=2, alpha=2.0, erase_prompts=4, batch_erase=2, batch_preserve=2, sampling_steps=3, t_min=0.0,
-    resolution=64, checkpoint_every=100, sample_every=4, sample_count=1, weight_rsc=0.01,
-)  # fmt: skip
+    steps=4,
+    rank=2,
+    alpha=2.0,
+    erase_prompts=4,
+    batch_erase=2,
+    batch_preserve=2,
+    sampling_steps=3,
+    t_min=0.0,
+    resolution=64,
+    checkpoint_every=100,
+    sample_every=4,
+    sample_count=1,
+    weight_rsc=0.01,
+)
 Events = list[dict[str, Any]]
 
 

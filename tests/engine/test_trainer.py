@@ -100,8 +100,10 @@ def test_a_training_writes_its_lora_samples_and_events(whole, flux: FluxSource):
     assert [e["step"] for e in events if e["type"] == "checkpoint"] == [2, 4, 6]
     samples = [e for e in events if e["type"] == "sample"]
     assert [(e["step"], e["prompt"]) for e in samples[:3]] == [
-        (0, "a photo of a car"), (0, "a photo of an automobile"), (0, "a photo of a bus"),
-    ]  # fmt: skip
+        (0, "a photo of a car"),
+        (0, "a photo of an automobile"),
+        (0, "a photo of a bus"),
+    ]
     assert sorted({e["step"] for e in samples}) == [0, 3, 6]
     for event in samples:
         assert Image.open(out / "job" / event["file"]).size == (64, 64)

@@ -51,9 +51,13 @@ def everything(cases: Sequence[Probe], pictures: Tensor) -> list[bool]:
 
 
 def scene_of(
-    parts: FluxParts, folder: Path | None = None, judge: Callable = odd, deleted: str = "car",
-    tell: Callable[[str], None] = lambda what: None, **settings: object,
-) -> Scene:  # fmt: skip
+    parts: FluxParts,
+    folder: Path | None = None,
+    judge: Callable = odd,
+    deleted: str = "car",
+    tell: Callable[[str], None] = lambda what: None,
+    **settings: object,
+) -> Scene:
     chosen = WhiteBox(**{**SMALL, **settings})
     cases = [Probe("acc_e", PROMPT, 100 + seed, Content(("car",))) for seed in range(Scene.needed(chosen))]
     return Scene(Erased(parts, deleted), "car", cases, judge, chosen, folder, ["dog", "house"], tell)
@@ -333,9 +337,15 @@ def test_prompt_attacks_bring_back_what_deletion_hides_and_their_controls_do_not
 def test_an_evaluation_holds_its_attacks_and_so_does_its_report(demo_folder: Path, tmp_path: Path):
     settings = WhiteBox(("ring-a-bell",), tries=1, steps=30, images=2, judged=1, targets=1)
     order = Order(
-        fp32_source(demo_folder), Concept("car"), (Subject(),), images=1, images_per_other=0, images_per_attack=0,
-        heatmap=False, white_box=settings,
-    )  # fmt: skip
+        fp32_source(demo_folder),
+        Concept("car"),
+        (Subject(),),
+        images=1,
+        images_per_other=0,
+        images_per_attack=0,
+        heatmap=False,
+        white_box=settings,
+    )
     steps: list[tuple[int, int]] = []
     first = evaluate(order, tmp_path / "out", "cpu", lambda what, done, total: steps.append((done, total)))
     assert steps[-1][0] == steps[-1][1] and all(done <= total for done, total in steps)

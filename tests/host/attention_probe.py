@@ -40,9 +40,15 @@ class Lab:
         return call(nodes_flux.FluxGuidance, host_nodes.CLIPTextEncode().encode(self.clip, prompt)[0], 3.5)[0]
 
     def sample(
-        self, model: Any, *, positive: list | None = None, size: tuple[int, int] = (16, 16), batch: int = 1,
-        cfg: float = 1.0, sampler: str = "euler",
-    ) -> torch.Tensor:  # fmt: skip
+        self,
+        model: Any,
+        *,
+        positive: list | None = None,
+        size: tuple[int, int] = (16, 16),
+        batch: int = 1,
+        cfg: float = 1.0,
+        sampler: str = "euler",
+    ) -> torch.Tensor:
         """Latents after four steps of the stock KSampler from seed 5; `size` in latents."""
         positive = positive or self.conditioning(PROMPT)
         latent = {"samples": torch.zeros(batch, 16, *size)}
@@ -166,9 +172,7 @@ def main(folder: Path) -> None:
     model, recording = nodes.RecordJointAttention.execute(lab.model, *settings, lab.clip).result
     out["concepts_picture"], out["concepts"] = lab.sample(model, cfg=2.0), recording.maps
     facts["concepts"] = [recording.kind, list(recording.labels)]
-    drawn = nodes.TokenHeatmaps.execute(
-        recording, image, lab.clip, PROMPT, "", 0, "ember", 0.5, "shared", ""
-    ).result[0]  # fmt: skip
+    drawn = nodes.TokenHeatmaps.execute(recording, image, lab.clip, PROMPT, "", 0, "ember", 0.5, "shared", "").result[0]
     facts["concepts_drawn"] = list(drawn.shape)
 
     # deletion against its formula
@@ -200,10 +204,8 @@ def main(folder: Path) -> None:
         "one concept": refusal(nodes.RecordJointAttention.execute, lab.model, *settings[:-1], "cat", lab.clip),
         "no clip": refusal(nodes.RecordJointAttention.execute, lab.model, *settings),
         "single": refusal(nodes.RecordJointAttention.execute, lab.model, "all", *settings[1:], lab.clip),
-        "no phrase": refusal(
-            nodes.DeleteAttention.execute, lab.model, lab.clip, PROMPT, " ", "double", 1.0, 0.0
-        ),
-    }  # fmt: skip
+        "no phrase": refusal(nodes.DeleteAttention.execute, lab.model, lab.clip, PROMPT, " ", "double", 1.0, 0.0),
+    }
 
     # words, with the host's prompt weights
     weighted = taps.read_clip_prompt(lab.clip, "a (red car:1.3), a \\(cat\\)")

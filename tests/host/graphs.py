@@ -31,11 +31,17 @@ def painted(graph: Graph, prompt: str = "a photo of a cat", **apply: Any) -> Gra
         "apply": node("EraseAnything_ApplyLora", model=["native", 0], **inputs),
         "text": node("CLIPTextEncode", clip=["native", 1], text=prompt),
         "empty": node("EmptySD3LatentImage", width=128, height=128, batch_size=1),
-        "sampler": node("KSampler", model=["apply", 0], positive=["text", 0], negative=["text", 0],
-                        latent_image=["empty", 0], **sampling),
+        "sampler": node(
+            "KSampler",
+            model=["apply", 0],
+            positive=["text", 0],
+            negative=["text", 0],
+            latent_image=["empty", 0],
+            **sampling,
+        ),
         "image": node("VAEDecode", samples=["sampler", 0], vae=["native", 2]),
         "show": node("PreviewImage", images=["image", 0]),
-    }  # fmt: skip
+    }
 
 
 def picture(host: Host, graph: Graph) -> np.ndarray:

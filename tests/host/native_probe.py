@@ -74,9 +74,13 @@ def main(folder: Path) -> None:
     levels = sampling.sigmas(variant, steps, variant.grid[0] * variant.grid[1])
     guider = call(nodes_custom_sampler.BasicGuider, model, positive)[0]
     exact = call(
-        nodes_custom_sampler.SamplerCustomAdvanced, call(nodes_custom_sampler.RandomNoise, seed)[0], guider,
-        comfy.samplers.sampler_object("euler"), levels, latent,
-    )[0]["samples"]  # fmt: skip
+        nodes_custom_sampler.SamplerCustomAdvanced,
+        call(nodes_custom_sampler.RandomNoise, seed)[0],
+        guider,
+        comfy.samplers.sampler_object("euler"),
+        levels,
+        latent,
+    )[0]["samples"]
     out["exact"] = host_nodes.VAEDecode().decode(vae, {"samples": exact})[0]
     out["encoded"] = host_nodes.VAEEncode().encode(vae, out["exact"])[0]["samples"]
 

@@ -42,10 +42,16 @@ def base(batch: int = 1) -> Graph:
         "guided": node("FluxGuidance", conditioning=["text", 0], guidance=3.5),
         "empty": node("EmptySD3LatentImage", width=128, height=128, batch_size=batch),
         "record": node("EraseAnything_RecordAttention", model=["native", 0], **RECORD),
-        "sampler": node("KSampler", model=["record", 0], positive=["guided", 0], negative=["text", 0],
-                        latent_image=["empty", 0], **sampling),
+        "sampler": node(
+            "KSampler",
+            model=["record", 0],
+            positive=["guided", 0],
+            negative=["text", 0],
+            latent_image=["empty", 0],
+            **sampling,
+        ),
         "image": node("VAEDecode", samples=["sampler", 0], vae=["native", 2]),
-    }  # fmt: skip
+    }
 
 
 def heatmaps(batch: int = 1, **changes: Any) -> Graph:
@@ -126,9 +132,19 @@ def test_redrawing_needs_no_sampling(host: Host) -> None:
 def test_an_existing_picture_without_sampling(host: Host) -> None:
     graph = heatmaps()
     graph["inspect"] = node(
-        "EraseAnything_InspectImage", model=["native", 0], clip=["native", 1], vae=["native", 2], image=["image", 0],
-        prompt=PROMPT, t=0.0, seed=1, guidance=3.5, blocks="best", heads="each", tokens=128,
-    )  # fmt: skip
+        "EraseAnything_InspectImage",
+        model=["native", 0],
+        clip=["native", 1],
+        vae=["native", 2],
+        image=["image", 0],
+        prompt=PROMPT,
+        t=0.0,
+        seed=1,
+        guidance=3.5,
+        blocks="best",
+        heads="each",
+        tokens=128,
+    )
     graph["heatmaps"]["inputs"]["recording"] = ["inspect", 0]
     data = json.loads(fetched(host, host.run(graph)["outputs"]["heatmaps"]["heatmaps"][0]))
     assert data["times"] == pytest.approx([0.1])  # what suits the demo model
@@ -138,16 +154,28 @@ def test_an_existing_picture_without_sampling(host: Host) -> None:
 def test_two_recordings_compared(host: Host) -> None:
     graph = base()
     graph["deleted"] = node(
-        "EraseAnything_DeleteAttention", model=["native", 0], clip=["native", 1], prompt=PROMPT, phrase="car",
-        blocks="double", t_start=1.0, t_end=0.0,
-    )  # fmt: skip
+        "EraseAnything_DeleteAttention",
+        model=["native", 0],
+        clip=["native", 1],
+        prompt=PROMPT,
+        phrase="car",
+        blocks="double",
+        t_start=1.0,
+        t_end=0.0,
+    )
     graph["record 2"] = node("EraseAnything_RecordAttention", model=["deleted", 0], **RECORD)
     graph["sampler 2"] = node("KSampler", **{**graph["sampler"]["inputs"], "model": ["record 2", 0]})
     graph["image 2"] = node("VAEDecode", samples=["sampler 2", 0], vae=["native", 2])
     graph["compare"] = node(
-        "EraseAnything_CompareAttention", before=["record", 1], image_before=["image", 0], after=["record 2", 1],
-        image_after=["image 2", 0], clip=["native", 1], prompt=PROMPT, **{**DRAW, "words": "cat, car"},
-    )  # fmt: skip
+        "EraseAnything_CompareAttention",
+        before=["record", 1],
+        image_before=["image", 0],
+        after=["record 2", 1],
+        image_after=["image 2", 0],
+        clip=["native", 1],
+        prompt=PROMPT,
+        **{**DRAW, "words": "cat, car"},
+    )
     outputs = host.run(graph)["outputs"]["compare"]
     sheet = pixels(host, outputs)[0]
     assert sheet.shape[1] > 3 * 128 and sheet.shape[0] > 3 * 128

@@ -26,9 +26,18 @@ def graph_of(report: bool = True, **more: Any) -> Graph:
     files = dict.fromkeys(("transformer", "clip_l", "t5", "vae"), "none")
     words = {"kind": "entity", "template": "", "synonyms": "automobile", "irrelevant": "house", "word_seed": 0}
     inputs = {
-        "name": "", "lora": "none", "strength": 1.0, "deletion": True, "detector": "the model's own classifier",
-        "detector_folder": "none", "prompts": "", "strengths": "", "blur": False, **SMALL, **more,
-    }  # fmt: skip
+        "name": "",
+        "lora": "none",
+        "strength": 1.0,
+        "deletion": True,
+        "detector": "the model's own classifier",
+        "detector_folder": "none",
+        "prompts": "",
+        "strengths": "",
+        "blur": False,
+        **SMALL,
+        **more,
+    }
     graph = {
         "flux": node("EraseAnything_LoadFlux", model=DEMO, precision="fp32", **files),
         "concept": node("EraseAnything_Concept", phrase="car", **words),

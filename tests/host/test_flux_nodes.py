@@ -71,10 +71,11 @@ def test_stock_nodes_render_and_both_lora_nodes_agree(host: Host, lora: str) -> 
         "text": node("CLIPTextEncode", clip=["native", 1], text="a car"),
         "guided": node("FluxGuidance", conditioning=["text", 0], guidance=3.5),
         "empty": node("EmptySD3LatentImage", width=128, height=128, batch_size=1),
-        "stock": node("LoraLoader", model=["native", 0], clip=["native", 1], lora_name=lora,
-                      strength_model=0.7, strength_clip=1.0),
+        "stock": node(
+            "LoraLoader", model=["native", 0], clip=["native", 1], lora_name=lora, strength_model=0.7, strength_clip=1.0
+        ),
         "ours": node("EraseAnything_ApplyLora", model=["native", 0], lora=lora, strength=0.7),
-    }  # fmt: skip
+    }
     for name, model in (("plain", ["native", 0]), ("stock", ["stock", 0]), ("ours", ["ours", 0])):
         graph[f"{name} sampler"] = node(
             "KSampler", model=model, positive=["guided", 0], negative=["text", 0], latent_image=["empty", 0], **sampling

@@ -18,10 +18,22 @@ from training.lora.format import open_lora
 
 HIDDEN = 256  # two heads of 128: the host's Flux has no other head width
 CONFIG = {
-    "image_model": "flux", "in_channels": 16, "out_channels": 32, "patch_size": 1, "vec_in_dim": 64,
-    "context_in_dim": 64, "hidden_size": HIDDEN, "mlp_ratio": 4.0, "num_heads": 2, "depth": 2, "depth_single_blocks": 3,
-    "axes_dim": [16, 56, 56], "theta": 10000, "qkv_bias": True, "guidance_embed": True,
-}  # fmt: skip
+    "image_model": "flux",
+    "in_channels": 16,
+    "out_channels": 32,
+    "patch_size": 1,
+    "vec_in_dim": 64,
+    "context_in_dim": 64,
+    "hidden_size": HIDDEN,
+    "mlp_ratio": 4.0,
+    "num_heads": 2,
+    "depth": 2,
+    "depth_single_blocks": 3,
+    "axes_dim": [16, 56, 56],
+    "theta": 10000,
+    "qkv_bias": True,
+    "guidance_embed": True,
+}
 # the host's final layer is patch_size² · out_channels high, which is no multiple of the hidden size here
 NATIVE = native_lora(hidden=HIDDEN, without=("final_layer.linear",))
 DIFFUSERS = random_lora(
@@ -52,8 +64,10 @@ def changes(host_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
     done = subprocess.run(
         [sys.executable, str(Path(__file__).parent / "lora_probe.py"), str(folder)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(SHIM_FOLDER), str(host_folder)])},
-        capture_output=True, text=True, timeout=1800,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=1800,
+    )
     assert done.returncode == 0, done.stderr[-4000:]
     found = {
         path.name.removesuffix(".dense.safetensors"): load_file(path) for path in folder.glob("*.dense.safetensors")

@@ -19,10 +19,22 @@ from tests.lora_refusals import REFUSED
 from tests.loras import relative_error
 
 CONFIG = {
-    "image_model": "flux", "in_channels": LATENT, "out_channels": OUT, "patch_size": 1, "vec_in_dim": POOLED,
-    "context_in_dim": TEXT, "hidden_size": HIDDEN, "mlp_ratio": 4.0, "num_heads": 1, "depth": DEPTH,
-    "depth_single_blocks": SINGLE, "axes_dim": [8, 12, 12], "theta": 10000, "qkv_bias": True, "guidance_embed": True,
-}  # fmt: skip
+    "image_model": "flux",
+    "in_channels": LATENT,
+    "out_channels": OUT,
+    "patch_size": 1,
+    "vec_in_dim": POOLED,
+    "context_in_dim": TEXT,
+    "hidden_size": HIDDEN,
+    "mlp_ratio": 4.0,
+    "num_heads": 1,
+    "depth": DEPTH,
+    "depth_single_blocks": SINGLE,
+    "axes_dim": [8, 12, 12],
+    "theta": 10000,
+    "qkv_bias": True,
+    "guidance_embed": True,
+}
 START = "diffusion_model."
 
 
@@ -37,8 +49,10 @@ def found(host_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     done = subprocess.run(
         [sys.executable, str(Path(__file__).parent / "layouts_probe.py"), str(folder)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(SHIM_FOLDER), str(host_folder)])},
-        capture_output=True, text=True, timeout=1800,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=1800,
+    )
     assert done.returncode == 0, done.stderr[-4000:]
     return json.loads((folder / "result.json").read_text()), load_file(folder / "dense.safetensors")
 
@@ -49,8 +63,11 @@ def test_the_host_gets_what_was_meant(name: str, kind: str, found: tuple[dict, d
     result, dense = found
     assert isinstance(result[name], int), result[name]
     start = f"{kind}/{name}/{START}"
-    changes = {key.removeprefix(start).removesuffix(".weight"): value.double() for key, value in dense.items()
-               if key.startswith(start)}  # fmt: skip
+    changes = {
+        key.removeprefix(start).removesuffix(".weight"): value.double()
+        for key, value in dense.items()
+        if key.startswith(start)
+    }
     meant, layout = {}, READ[name]
     for layer, (inputs, outputs, _) in NATIVE.items():
         meant |= unstacked({layer: changes.pop(layer, torch.zeros(outputs, inputs, dtype=torch.float64))})

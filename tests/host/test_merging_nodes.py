@@ -69,8 +69,9 @@ def test_a_stack_says_what_is_in_it(host: Host, folder: str) -> None:
     everything = {"all": node("EraseAnything_LoraFolder", folder=f"{folder}/", weight=0.5)}
     everything["info"] = node("PreviewAny", source=["all", 1])
     assert [line[:9] for line in host.run(everything)["outputs"]["info"]["text"][0].splitlines()] == [
-        "0.5 × one", "0.5 × two"
-    ]  # fmt: skip
+        "0.5 × one",
+        "0.5 × two",
+    ]
 
 
 def test_a_saved_set_is_the_stack_again(host: Host, folder: str) -> None:
@@ -105,9 +106,13 @@ def test_a_saved_set_is_the_stack_again(host: Host, folder: str) -> None:
     saved["rows"][1]["lora"] = "../../../../etc/passwd"
     (sets / "outside.json").write_text(json.dumps(saved))
     for name, word in {
-        "gone": "gone.safetensors, which is not here", "damaged": "cannot be read", "future": "another version",
-        "outside": "not here", "never": "There is no set", "../future": "There is no set",
-    }.items():  # fmt: skip
+        "gone": "gone.safetensors, which is not here",
+        "damaged": "cannot be read",
+        "future": "another version",
+        "outside": "not here",
+        "never": "There is no set",
+        "../future": "There is no set",
+    }.items():
         graph = {"set": node("EraseAnything_LoraSet", saved=name, weight=1.0)}
         graph["info"] = node("PreviewAny", source=["set", 1])
         assert word in refusal(host, graph)
@@ -186,8 +191,13 @@ def test_a_checkpoint_with_the_stack_in_it(host: Host, folder: str, demo_folder:
     models = host.base / "models" / "diffusion_models"
     models.mkdir(exist_ok=True)
     shutil.copy(next((demo_folder / "transformer").glob("*.safetensors")), models / "small.safetensors")
-    bake = node("EraseAnything_Bake", checkpoint="diffusion_models/small.safetensors", stack=["row 1", 0],
-                strength=0.5, save_as="erased")  # fmt: skip
+    bake = node(
+        "EraseAnything_Bake",
+        checkpoint="diffusion_models/small.safetensors",
+        stack=["row 1", 0],
+        strength=0.5,
+        save_as="erased",
+    )
     graph = {**stack(folder), "bake": bake, "name": node("PreviewAny", source=["bake", 0])}
     assert host.run(graph)["outputs"]["name"]["text"] == ["erased.safetensors"]
     before, after = load_file(models / "small.safetensors"), load_file(models / "erased.safetensors")
@@ -217,7 +227,10 @@ def test_what_merging_refuses(host: Host, folder: str, settings: dict[str, Any],
 
 
 def test_a_folder_without_loras(host: Host) -> None:
-    assert "no LoRA in the folder" in refusal(host, {
-        "all": node("EraseAnything_LoraFolder", folder="nowhere/../..", weight=1.0),
-        "show": node("PreviewAny", source=["all", 1]),
-    })  # fmt: skip
+    assert "no LoRA in the folder" in refusal(
+        host,
+        {
+            "all": node("EraseAnything_LoraFolder", folder="nowhere/../..", weight=1.0),
+            "show": node("PreviewAny", source=["all", 1]),
+        },
+    )

@@ -50,19 +50,30 @@ def native(demo_folder: Path, host_folder: Path, lora: Path, tmp_path_factory: p
         write_lora(folder / f"{name}.safetensors", read_lora(lora)[0], {KEY_BASE: base} if base else {})
     request = {
         "bases": {name: str(folder / f"{name}.safetensors") for name in bases},
-        "source": fp32_source(demo_folder).to_dict(), "prompt": PROMPT, "seed": SEED, "steps": STEPS,
+        "source": fp32_source(demo_folder).to_dict(),
+        "prompt": PROMPT,
+        "seed": SEED,
+        "steps": STEPS,
         "long_prompt": LONG,
-        "weighted_prompt": "a (car:1.3) on a blue background", "lora": str(lora), "foreign_lora": str(foreign),
-    }  # fmt: skip
+        "weighted_prompt": "a (car:1.3) on a blue background",
+        "lora": str(lora),
+        "foreign_lora": str(foreign),
+    }
     (folder / "probe.json").write_text(json.dumps(request))
     paths = os.pathsep.join([str(SHIM_FOLDER), str(host_folder)])
     done = subprocess.run(
         [sys.executable, str(Path(__file__).parent / "native_probe.py"), str(folder)],
-        env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, timeout=1800,
-    )  # fmt: skip
+        env={**os.environ, "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        timeout=1800,
+    )
     assert done.returncode == 0, done.stderr[-4000:]
-    return {**load_file(folder / "result.safetensors"), "facts": json.loads((folder / "result.json").read_text()),
-            "transformer_file": folder / "native_transformer.safetensors"}  # fmt: skip
+    return {
+        **load_file(folder / "result.safetensors"),
+        "facts": json.loads((folder / "result.json").read_text()),
+        "transformer_file": folder / "native_transformer.safetensors",
+    }
 
 
 @pytest.fixture(scope="module")

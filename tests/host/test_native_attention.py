@@ -37,20 +37,28 @@ def schnell(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 @pytest.fixture(scope="module", params=[False, True], ids=["sub-quadratic", "pytorch"])
 def probe(
-    request: pytest.FixtureRequest, demo_folder: Path, schnell: Path, host_folder: Path,
+    request: pytest.FixtureRequest,
+    demo_folder: Path,
+    schnell: Path,
+    host_folder: Path,
     tmp_path_factory: pytest.TempPathFactory,
-) -> dict:  # fmt: skip
+) -> dict:
     """What attention_probe.py found, under both attention functions that the host has on every computer."""
     folder = tmp_path_factory.mktemp("attention")
     asked = {
-        "folder": str(demo_folder), "schnell": str(schnell), "prompt": PROMPT, "pytorch_attention": request.param,
-    }  # fmt: skip
+        "folder": str(demo_folder),
+        "schnell": str(schnell),
+        "prompt": PROMPT,
+        "pytorch_attention": request.param,
+    }
     (folder / "probe.json").write_text(json.dumps(asked))
     done = subprocess.run(
         [sys.executable, str(Path(__file__).parent / "attention_probe.py"), str(folder)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join([str(SHIM_FOLDER), str(host_folder)])},
-        capture_output=True, text=True, timeout=1800,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=1800,
+    )
     assert done.returncode == 0, done.stderr[-4000:]
     facts = json.loads((folder / "result.json").read_text())
     assert facts["attention"] == ("attention_pytorch" if request.param else "attention_sub_quad")
@@ -144,10 +152,16 @@ def test_deletion_is_its_formula(probe: dict) -> None:
 def test_one_clear_sentence(probe: dict) -> None:
     refusals = probe["facts"]["refusals"]
     expected = {
-        "two prompts": "one positive prompt", "mask": "attention mask", "blocks": "names no block",
-        "range": "must not be below", "empty": "Nothing was recorded", "no phrase": "no phrase to hide",
-        "one concept": "at least two", "no clip": "connect the CLIP", "single": "live in the double blocks",
-    }  # fmt: skip
+        "two prompts": "one positive prompt",
+        "mask": "attention mask",
+        "blocks": "names no block",
+        "range": "must not be below",
+        "empty": "Nothing was recorded",
+        "no phrase": "no phrase to hide",
+        "one concept": "at least two",
+        "no clip": "connect the CLIP",
+        "single": "live in the double blocks",
+    }
     assert refusals.keys() == expected.keys()
     for name, part in expected.items():
         assert part in refusals[name]

@@ -29,12 +29,49 @@ REQUESTS = int(os.environ.get("FUZZ_REQUESTS", "5000"))
 KEY = "sk-never-to-be-seen-0123456789"
 SECRET = "the-secret-outside"
 HOSTILE = [
-    "..", ".", "", "../..", "..%2f..%2fetc%2fpasswd", "../state.json", "../../secret.txt", "..\\..\\secret.txt",
-    "/etc/passwd", "C:\\Windows\\win.ini", "\\\\server\\share", "con", "NUL", "aux.png", "com1.txt", "CLOCK$",
-    "a\0b", "\0", "\n", "\r\nX-Injected: 1", "\u202e", "é" * 50, "💣", "\ud83d", "%00", "%2e%2e", "%25", "~root", "-rf",
-    "$(id)", "`id`", "'; --", "<script>", "{{7*7}}", "file:///etc/passwd", "a" * 3000, "state.json", "job.json",
-    "link.png", "log.txt", "20260101-000000-linked-00000000", "precious",
-]  # fmt: skip
+    "..",
+    ".",
+    "",
+    "../..",
+    "..%2f..%2fetc%2fpasswd",
+    "../state.json",
+    "../../secret.txt",
+    "..\\..\\secret.txt",
+    "/etc/passwd",
+    "C:\\Windows\\win.ini",
+    "\\\\server\\share",
+    "con",
+    "NUL",
+    "aux.png",
+    "com1.txt",
+    "CLOCK$",
+    "a\0b",
+    "\0",
+    "\n",
+    "\r\nX-Injected: 1",
+    "\u202e",
+    "é" * 50,
+    "💣",
+    "\ud83d",
+    "%00",
+    "%2e%2e",
+    "%25",
+    "~root",
+    "-rf",
+    "$(id)",
+    "`id`",
+    "'; --",
+    "<script>",
+    "{{7*7}}",
+    "file:///etc/passwd",
+    "a" * 3000,
+    "state.json",
+    "job.json",
+    "link.png",
+    "log.txt",
+    "20260101-000000-linked-00000000",
+    "precious",
+]
 FORMS = ["application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "text/plain", "", "application/json5"]
 
 
@@ -46,10 +83,14 @@ SCALAR = st.sampled_from([None, True, -1, 0, 1, 2**31, 2**63, 10**400, 1e308, fl
 VALUE = st.recursive(
     SCALAR, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3), max_leaves=6
 )
-HEADERS = st.sampled_from([
-    *[{}] * 7, {"Sec-Fetch-Site": "cross-site"}, {"Origin": "http://evil.example"},
-    *({"Content-Type": kind} for kind in FORMS),
-])  # fmt: skip
+HEADERS = st.sampled_from(
+    [
+        *[{}] * 7,
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Origin": "http://evil.example"},
+        *({"Content-Type": kind} for kind in FORMS),
+    ]
+)
 BROKEN = st.sampled_from([b"", b"{", b"\xff\xfe", b"[" * 50_000, b'{"a": 1}}']) | st.binary(max_size=50)
 
 
@@ -71,17 +112,21 @@ CONCEPT = nearly({"phrase": "car", "synonyms": [], "irrelevant": ["house", "tree
 CONFIG = nearly({"steps": 2, "rank": 2, "seed": st.integers(0, 50), "targets": "text_qk", "blocks": []})
 NAME = st.sampled_from(["fuzz", ""]) | TEXT
 RIGHT: dict[str, st.SearchStrategy] = {  # by the end of the path
-    "jobs": nearly({
-        "concept": CONCEPT, "config": CONFIG, "name": NAME,
-        "model": st.sampled_from(["demo (flux-emoji)", "single files"]) | TEXT,
-    }),
+    "jobs": nearly(
+        {
+            "concept": CONCEPT,
+            "config": CONFIG,
+            "name": NAME,
+            "model": st.sampled_from(["demo (flux-emoji)", "single files"]) | TEXT,
+        }
+    ),
     "concept": CONCEPT,
     "settings": nearly({"slots": 0, "wait_for_memory": True}),
     "clone": nearly({"config": CONFIG, "name": NAME}),
     "move": nearly({"to": st.sampled_from(["first", "up", "down", "last", 1, 3, 99])}),
     "delete": nearly({"lora": st.booleans()}),
     "retry": nearly({"cheaper": True}),
-}  # fmt: skip
+}
 
 
 def following(schema: dict[str, Any], known: dict[str, Any]) -> st.SearchStrategy:

@@ -66,8 +66,12 @@ def test_what_was_left_out_is_told_on_the_node(host: Host, loras: Path) -> None:
     row = {"row": node("EraseAnything_LoraStack", lora="brought/bare.safetensors", weight=1.0, on=True)}
     outputs = host.run(painted(row, stack=["row", 0]))["outputs"]
     assert sentence in outputs["row"]["text"][0] and sentence in outputs["apply"]["text"][0]
-    merge = {**row, "merge": node("EraseAnything_MergeLoras", stack=["row", 0], mode="concat", save_as="", rank=0,
-                                  error=0.05, preserve=0.1)}  # fmt: skip
+    merge = {
+        **row,
+        "merge": node(
+            "EraseAnything_MergeLoras", stack=["row", 0], mode="concat", save_as="", rank=0, error=0.05, preserve=0.1
+        ),
+    }
     assert sentence in host.run(merge)["outputs"]["merge"]["text"][0]
     # a file that is read whole is not spoken of
     assert "apply" not in host.run(painted({}, lora="brought/converted.safetensors"))["outputs"]
@@ -77,8 +81,9 @@ def compared(kind: str, **lora: Any) -> Graph:
     graph = painted({}, lora="none")
     graph = {"flux": graph["flux"]}
     amount = {"strength": 1.0} if kind == "Compare" else {"strengths": "0, 1"}
-    graph["show"] = node(f"EraseAnything_{kind}", flux=["flux", 0], prompts="a car", seed=3, seeds=1, steps=2,
-                         **amount, **lora)  # fmt: skip
+    graph["show"] = node(
+        f"EraseAnything_{kind}", flux=["flux", 0], prompts="a car", seed=3, seeds=1, steps=2, **amount, **lora
+    )
     return graph
 
 
@@ -128,8 +133,9 @@ def of_set(name: str) -> Graph:
 
 def merged(name: str) -> Graph:
     graph = {"row": node("EraseAnything_LoraStack", lora=name, weight=1.0, on=True)}
-    graph["merge"] = node("EraseAnything_MergeLoras", stack=["row", 0], mode="concat", save_as="", rank=0, error=0.05,
-                          preserve=0.1)  # fmt: skip
+    graph["merge"] = node(
+        "EraseAnything_MergeLoras", stack=["row", 0], mode="concat", save_as="", rank=0, error=0.05, preserve=0.1
+    )
     return painted(graph, stack=["merge", 0])
 
 
@@ -187,9 +193,14 @@ def test_a_checkpoint_that_was_replaced_is_baked_again(host: Host, loras: Path, 
     shutil.copy(next((demo_folder / "transformer").glob("*.safetensors")), path)
     graph = {
         "row": node("EraseAnything_LoraStack", lora="brought/converted.safetensors", weight=1.0, on=True),
-        "bake": node("EraseAnything_Bake", checkpoint="diffusion_models/baked_again.safetensors", stack=["row", 0],
-                     strength=0.5, save_as="baked anew"),
-    }  # fmt: skip
+        "bake": node(
+            "EraseAnything_Bake",
+            checkpoint="diffusion_models/baked_again.safetensors",
+            stack=["row", 0],
+            strength=0.5,
+            save_as="baked anew",
+        ),
+    }
     assert ran(host, graph) == {"row", "bake"} and ran(host, graph) == set()
     os.utime(path, ns=(1, 1))
     assert ran(host, graph) == {"bake"}
@@ -221,14 +232,19 @@ def test_endings_in_any_case(host: Host, loras: Path, file: str) -> None:
 @pytest.mark.parametrize(
     ("tensors", "message"),
     [
-        ({"transformer.single_transformer_blocks.0.attn.to_qkv_mlp_proj.lora_A.weight": torch.ones(2, 8)},
-         "is a LoRA for FLUX.2, not for FLUX.1"),
+        (
+            {"transformer.single_transformer_blocks.0.attn.to_qkv_mlp_proj.lora_A.weight": torch.ones(2, 8)},
+            "is a LoRA for FLUX.2, not for FLUX.1",
+        ),
         ({"transformer.transformer_blocks.0.attn.to_q.dora_scale": torch.ones(8)}, "is a DoRA"),
     ],
-)  # fmt: skip
+)
 def test_what_no_node_can_apply_is_named(host: Host, loras: Path, tensors: dict, message: str) -> None:
     save_file(tensors, loras / "refused.safetensors")
     row = {"row": node("EraseAnything_LoraStack", lora="brought/refused.safetensors", weight=1.0, on=True)}
-    for graph in (applied("brought/refused.safetensors"), painted(row, stack=["row", 0]),
-                  compared("Compare", lora="brought/refused.safetensors")):  # fmt: skip
+    for graph in (
+        applied("brought/refused.safetensors"),
+        painted(row, stack=["row", 0]),
+        compared("Compare", lora="brought/refused.safetensors"),
+    ):
         assert message in refusal(host, graph)

@@ -153,8 +153,9 @@ def test_a_term_is_judged_by_concepts_of_every_kind_and_each_kind_has_a_table():
     summary = summaries.ablation_summary(rows)
     assert summary["nouns"]["without esd"]["difference"]["acc_e"] == {"mean": 0.0, "error": 0.0, "pairs": 1}
     assert bar(bars.bars({"ablation": summary}), "2. The term esd") == (
-        False, "without it: nothing worse by two standard errors; fluent is left in 40.0 %"
-    )  # fmt: skip
+        False,
+        "without it: nothing worse by two standard errors; fluent is left in 40.0 %",
+    )
     rows += [of("abstraction", variant, "twemoji", left) for variant, left in (("defaults", 0.1), ("without esd", 0.4))]
     found = bars.bars({"ablation": summaries.ablation_summary(rows)})
     assert bar(found, "2. The term esd")[1].startswith("without it: Acc_e +22.5 ± 7.5 points")
@@ -165,9 +166,20 @@ def test_a_term_is_judged_by_concepts_of_every_kind_and_each_kind_has_a_table():
 
 
 def test_a_long_training_is_judged_at_full_size_on_a_gpu_only():
-    row = {"model": "flux-dev-random", "device": "NVIDIA H200", "precision": "nf4", "pairs": 1000, "steps": 1000,
-           "killed_after": 500, "seconds": 900.0, "finite": True, "taken_by_the_host": True, "taken_by_diffusers": True,
-           "key": "k", "behaviour": 2}  # fmt: skip
+    row = {
+        "model": "flux-dev-random",
+        "device": "NVIDIA H200",
+        "precision": "nf4",
+        "pairs": 1000,
+        "steps": 1000,
+        "killed_after": 500,
+        "seconds": 900.0,
+        "finite": True,
+        "taken_by_the_host": True,
+        "taken_by_diffusers": True,
+        "key": "k",
+        "behaviour": 2,
+    }
     cpu = {**row, "model": "flux-tiny-random", "device": "cpu", "identical": False}
 
     def judged(*rows: dict) -> bars.Bar:
@@ -181,9 +193,15 @@ def test_a_long_training_is_judged_at_full_size_on_a_gpu_only():
 
 
 def test_every_precision_is_judged_by_itself():
-    rows = [{**row("", c, 0, acc_e), "precision": p} for p, c, acc_e in (
-        ("bf16", "car", 0.0), ("bf16", "owl", 0.1), ("fp8", "car", 0.0), ("fp8", "owl", 0.11),
-    )] + [{**row("", "car", 0, 0.0, acc_ir=0.93), "precision": "nf4"}]  # fmt: skip
+    rows = [
+        {**row("", c, 0, acc_e), "precision": p}
+        for p, c, acc_e in (
+            ("bf16", "car", 0.0),
+            ("bf16", "owl", 0.1),
+            ("fp8", "car", 0.0),
+            ("fp8", "owl", 0.11),
+        )
+    ] + [{**row("", "car", 0, 0.0, acc_ir=0.93), "precision": "nf4"}]
     summary = summaries.precision_summary(rows)
     found = bars.bars({"precision": summary})
     assert bar(found, "Trained on bf16") == (True, "Acc_e 5.0 %, Acc_g 5.0 %, Acc_ir 96.0 % → 95.0 %")
@@ -195,12 +213,14 @@ def test_every_precision_is_judged_by_itself():
 
 def cost_rows(acc_e: float = 0.0, seconds: float = 0.1) -> list[dict]:
     pairs = {
-        "what": "pairs", "steps": 100, "model": "m",
+        "what": "pairs",
+        "steps": 100,
+        "model": "m",
         "pair_flops": {"ours": 10, summaries.AUTHORS: 350},
         "bank_flops": {"ours": 1000, summaries.AUTHORS: 0},
         "bank_seconds": {"ours": 10.0, summaries.AUTHORS: 0.0},
         "pair_seconds": {"ours": [2 * seconds, seconds], summaries.AUTHORS: [3.0, 3.0]},
-    }  # fmt: skip
+    }
     trained = [
         {**row("", "car", 0, left), "what": "training", "schedule": name}
         for name, left in (("ours", acc_e), (summaries.AUTHORS, 0.1))
@@ -256,9 +276,14 @@ def merged(way: str, n: int, erased: float, kept: float) -> dict:
     shares = {f"noun {i}": {"before": 1.0, "after": erased, "images": 2} for i in range(n)}
     slot = {"what": "merge", "way": way, "n": n} if way else {"what": "single", "concept": f"noun {n - 1}"}
     return {
-        **slot, "concepts": shares, "acc_e": {"before": 1.0, "after": erased, "images": 2 * n},
-        "acc_ir": {"before": 0.96, "after": kept, "images": 50}, "rank": 4, "parameters": 9, "merge_seconds": 0.1,
-    }  # fmt: skip
+        **slot,
+        "concepts": shares,
+        "acc_e": {"before": 1.0, "after": erased, "images": 2 * n},
+        "acc_ir": {"before": 0.96, "after": kept, "images": 50},
+        "rank": 4,
+        "parameters": 9,
+        "merge_seconds": 0.1,
+    }
 
 
 def test_a_merge_is_judged_beside_its_concepts_own_loras():
@@ -274,11 +299,19 @@ def test_a_merge_is_judged_beside_its_concepts_own_loras():
 
 
 GATE = [
-    {"concept": concept, "default": 0.6, "thresholds": [0.5, 0.6], "prompts": {
-        "direct": {"prompts": 300, "passed": [300, 270]}, "misspelt": {"prompts": 100, "passed": [60, 30]},
-        "misspelt and painted": {"prompts": 20, "passed": [20, 18]}, "unrelated": {"prompts": 100, "passed": [40, 10]},
-    }} for concept in ("car", "owl")
-]  # fmt: skip
+    {
+        "concept": concept,
+        "default": 0.6,
+        "thresholds": [0.5, 0.6],
+        "prompts": {
+            "direct": {"prompts": 300, "passed": [300, 270]},
+            "misspelt": {"prompts": 100, "passed": [60, 30]},
+            "misspelt and painted": {"prompts": 20, "passed": [20, 18]},
+            "unrelated": {"prompts": 100, "passed": [40, 10]},
+        },
+    }
+    for concept in ("car", "owl")
+]
 
 
 def test_a_gate_has_precision_and_recall():
@@ -298,9 +331,15 @@ def test_heatmaps_are_judged_at_the_defaults():
     table |= {"ceiling": measures(1, 0.8), "area": measures(0.1, 0.1)}
     rows = [
         {"what": "scenes", "kind": "two objects", "objects": 2, "t": 0.1, "table": table},
-        {"what": "erased", "concept": "car", "seed": 0, "scenes": 2, "falls": {"median": 4.0, "worst": 1.0},
-         "others": {"mean": 0.95, "worst": 0.8}},
-    ]  # fmt: skip
+        {
+            "what": "erased",
+            "concept": "car",
+            "seed": 0,
+            "scenes": 2,
+            "falls": {"median": 4.0, "worst": 1.0},
+            "others": {"mean": 0.95, "worst": 0.8},
+        },
+    ]
     found = bars.bars({"attention": summaries.attention_summary(rows)})
     assert bar(found, "Heatmaps, two objects: pointing")[0] is True
     assert bar(found, "Heatmaps, two objects: best IoU") == (False, "0.500, perfect maps 0.800")
@@ -350,10 +389,16 @@ def full_size_rows(device: str = "NVIDIA H200") -> list[dict]:
     """Two combinations that meet every bar, one that ran out of memory, and the authors'."""
     own = {"model": "flux-dev-random", "device": device, "peak_flops": 600e12, "date": "2026-01-01"}
     row = {
-        "what": "combination", "resolution": 512, "pair_seconds": [0.3, 0.2, 0.25], "step_seconds": [0.1],
-        "pair_flops": 90e12, "step_flops": 37e12, "replayed_flops": 0, "bank_seconds_per_pass": 0.05,
+        "what": "combination",
+        "resolution": 512,
+        "pair_seconds": [0.3, 0.2, 0.25],
+        "step_seconds": [0.1],
+        "pair_flops": 90e12,
+        "step_flops": 37e12,
+        "replayed_flops": 0,
+        "bank_seconds_per_pass": 0.05,
         "bank_passes": 2000,
-    }  # fmt: skip
+    }
     sizes = {"peak_bytes": {"bank": 25 * GB, "train": 40 * GB}, "estimated_bytes": {"bank": 26 * GB, "train": 41 * GB}}
     small = {"peak_bytes": {"bank": 4 * GB, "train": 5 * GB}, "estimated_bytes": {"bank": 5 * GB, "train": 5.1 * GB}}
     return [
@@ -406,8 +451,14 @@ def test_intervals_hold_what_other_seeds_give():
     sure = {"hits": 6, "images": 6, "share": 1.0, "interval": [0.61, 1.0]}
     same = [{"concept": "a", "seed": n, "suites": {"concept": {"base": sure}}, "seconds": 1} for n in range(3)]
     assert summaries.coverage(summaries.figures_of(same)) == {
-        "held": 1.0, "cases": 3, "worst": 1.0, "single": 1.0, "pairs": 6, "varying": None, "varying_cases": 0,
-    }  # fmt: skip
+        "held": 1.0,
+        "cases": 3,
+        "worst": 1.0,
+        "single": 1.0,
+        "pairs": 6,
+        "varying": None,
+        "varying_cases": 0,
+    }
     # intervals that hold nothing that varies are not saved by figures that never do
     useless = [row(seed, 0) for seed in range(40)]
     for seed, each in enumerate(useless):
@@ -424,10 +475,19 @@ def defended() -> list[dict]:
     kept = {"eraseanything": [0.98, 0.97, 0.7], "esd": [0.98, 0.98, 0.97], "gem": [0.98, 0.9, 0.5]}
     for concept in ("car", "owl"):
         rows += [
-            {"what": "curve", "method": method, "concept": concept, "seed": 0, "strengths": [0.0, 0.5, 1.0],
-             "rates": [1.0, 0.5, 0.0], "acc_ir": values, "seconds": 60.0, "training_seconds": 80.0}
+            {
+                "what": "curve",
+                "method": method,
+                "concept": concept,
+                "seed": 0,
+                "strengths": [0.0, 0.5, 1.0],
+                "rates": [1.0, 0.5, 0.0],
+                "acc_ir": values,
+                "seconds": 60.0,
+                "training_seconds": 80.0,
+            }
             for method, values in kept.items()
-        ]  # fmt: skip
+        ]
         lower = {"strengths": [0.25], "rates": [0.9], "acc_ir": [0.95], "seconds": 30.0, "training_seconds": 80.0}
         rows.append({"what": "lower curve", "method": "gem", "concept": concept, "seed": 0, **lower})
         hits = {"base": 10, summaries.DELETION: 6, "eraseanything": 1, "esd": 4, "gem": 0}
@@ -436,10 +496,17 @@ def defended() -> list[dict]:
             for suite in ("concept", "synonyms", "attack prefix", "preserved seen")
         }
         white_box = [
-            {"method": method, "attack": "p4d", "title": "P4D", "before": counted(hits[method]),
-             "after": counted(8), "control": counted(control), "base": counted(10)}
+            {
+                "method": method,
+                "attack": "p4d",
+                "title": "P4D",
+                "before": counted(hits[method]),
+                "after": counted(8),
+                "control": counted(control),
+                "base": counted(10),
+            }
             for method, control in ((summaries.DELETION, 1), ("eraseanything", 7), ("esd", 4), ("gem", 0))
-        ]  # fmt: skip
+        ]
         whole = {"suites": suites, "white_box": white_box, "seconds": 900.0}
         rows.append({"what": "evaluation", "concept": concept, "seed": 0, **whole})
     return rows
@@ -468,8 +535,9 @@ def test_defences_are_ranked_by_erasure_where_they_preserve_alike():
     assert bar(found, "White box: P4D") == (True, "80.0 % against 10.0 % of 20")
     alike = "by any name at strengths at which all preserve alike "
     assert bar(found, "2. EraseAnything beats ESD") == (
-        True, f"{alike}10.0 %, Acc_ir 100.0 % against 40.0 %, Acc_ir 100.0 %"
-    )  # fmt: skip
+        True,
+        f"{alike}10.0 %, Acc_ir 100.0 % against 40.0 %, Acc_ir 100.0 %",
+    )
     assert bar(found, "2. EraseAnything is no worse than GEM")[0] is True  # which holds Acc_ir nowhere
     assert bar(found, "2. EraseAnything beats Concept Ablation") == (None, "")
     ours["erased"]["interval"] = [0.0, 0.6]

@@ -203,12 +203,30 @@ def test_a_slip_that_makes_another_word_is_no_prompt_of_the_thing():
 @pytest.mark.parametrize(
     ("word", "several"),
     [
-        ("car", "cars"), ("soccer ball", "soccer balls"), ("cherry", "cherries"), ("toy", "toys"), ("fox", "foxes"),
-        ("bus", "buses"), ("glass", "glasses"), ("mouse", "mice"), ("polar wolf", "polar wolves"), ("sheep", "sheep"),
-        ("human", "humans"), ("grapes", None), ("mice", None), ("Nike", None), ("Van Gogh", None), ("猫", None),
-        ("café", "cafés"), ("children", None), ("scissors", None), ("water", None), ("thief", "thieves"), ("c++", None),
+        ("car", "cars"),
+        ("soccer ball", "soccer balls"),
+        ("cherry", "cherries"),
+        ("toy", "toys"),
+        ("fox", "foxes"),
+        ("bus", "buses"),
+        ("glass", "glasses"),
+        ("mouse", "mice"),
+        ("polar wolf", "polar wolves"),
+        ("sheep", "sheep"),
+        ("human", "humans"),
+        ("grapes", None),
+        ("mice", None),
+        ("Nike", None),
+        ("Van Gogh", None),
+        ("猫", None),
+        ("café", "cafés"),
+        ("children", None),
+        ("scissors", None),
+        ("water", None),
+        ("thief", "thieves"),
+        ("c++", None),
     ],
-)  # fmt: skip
+)
 def test_plurals(word: str, several: str | None):
     assert plural(word) == several
 

@@ -89,9 +89,17 @@ def test_what_looks_wrong_is_said(typed: str, kind: str, hint: str) -> None:
 
 @pytest.mark.parametrize(
     ("typed", "kind"),
-    [("car", "entity"), ("golf ball", "entity"), ("Van Gogh", "abstraction"), ("hug", "relationship"),
-     ("in", "relationship"), ("Nike", "entity"), ("Harley and the Davidsons | x", "custom"), ("nudity", "entity")],
-)  # fmt: skip
+    [
+        ("car", "entity"),
+        ("golf ball", "entity"),
+        ("Van Gogh", "abstraction"),
+        ("hug", "relationship"),
+        ("in", "relationship"),
+        ("Nike", "entity"),
+        ("Harley and the Davidsons | x", "custom"),
+        ("nudity", "entity"),
+    ],
+)
 def test_what_looks_right_is_not_remarked_on(typed: str, kind: str) -> None:
     assert [hint for hint in read(typed, kind).hints if "concepts" not in hint] == []
 
@@ -99,12 +107,30 @@ def test_what_looks_right_is_not_remarked_on(typed: str, kind: str) -> None:
 @pytest.mark.parametrize(
     ("word", "before"),
     [
-        ("hour", "an "), ("unicorn", "a "), ("umbrella", "an "), ("European city", "a "), ("MRI scanner", "an "),
-        ("SUV", "an "), ("honest man", "an "), ("one-eyed cat", "a "), ("Uzi", ""), ("heirloom", "an "),
-        ("water", ""), ("orange juice", ""), ("forest fire", "a "), ("jewelry", ""), ("scissors", ""), ("mice", ""),
-        ("two cars", ""), ("Tom Hanks", ""), ("moon", "the "), ("Mount Fuji", ""), ("猫", ""), ("naked", ""),
+        ("hour", "an "),
+        ("unicorn", "a "),
+        ("umbrella", "an "),
+        ("European city", "a "),
+        ("MRI scanner", "an "),
+        ("SUV", "an "),
+        ("honest man", "an "),
+        ("one-eyed cat", "a "),
+        ("Uzi", ""),
+        ("heirloom", "an "),
+        ("water", ""),
+        ("orange juice", ""),
+        ("forest fire", "a "),
+        ("jewelry", ""),
+        ("scissors", ""),
+        ("mice", ""),
+        ("two cars", ""),
+        ("Tom Hanks", ""),
+        ("moon", "the "),
+        ("Mount Fuji", ""),
+        ("猫", ""),
+        ("naked", ""),
     ],
-)  # fmt: skip
+)
 def test_articles(word: str, before: str) -> None:
     assert article(word) == before
 
@@ -147,15 +173,27 @@ def test_a_relation_is_asked_for_in_all_its_forms() -> None:
 @pytest.mark.parametrize(
     ("phrase", "kind", "never"),
     [
-        ("car", "entity", {"machine"}), ("bicycle", "entity", {"wheel", "cycle"}), ("Hulk", "entity", {"whale"}),
-        ("hulk", "entity", {"whale", "giant"}), ("weapon", "entity", {"arm"}), ("breasts", "entity", {"chests"}),
-        ("red", "entity", {"Bolshevik"}), ("children", "entity", {"fry", "fries"}), ("castle", "entity", {"palace"}),
-        ("cigarette", "entity", {"fag", "butt"}), ("toilet", "entity", {"can", "john"}), ("rat", "entity", {"git"}),
-        ("sword", "entity", {"brand"}), ("doctor", "entity", {"Dr."}), ("dog", "entity", {"Canis familiaris"}),
-        ("behind", "relationship", {"ass", "buttocks"}), ("chasing", "relationship", {"dog"}),
-        ("holding", "relationship", {"retention"}), ("cop", "entity", {"bull"}),
+        ("car", "entity", {"machine"}),
+        ("bicycle", "entity", {"wheel", "cycle"}),
+        ("Hulk", "entity", {"whale"}),
+        ("hulk", "entity", {"whale", "giant"}),
+        ("weapon", "entity", {"arm"}),
+        ("breasts", "entity", {"chests"}),
+        ("red", "entity", {"Bolshevik"}),
+        ("children", "entity", {"fry", "fries"}),
+        ("castle", "entity", {"palace"}),
+        ("cigarette", "entity", {"fag", "butt"}),
+        ("toilet", "entity", {"can", "john"}),
+        ("rat", "entity", {"git"}),
+        ("sword", "entity", {"brand"}),
+        ("doctor", "entity", {"Dr."}),
+        ("dog", "entity", {"Canis familiaris"}),
+        ("behind", "relationship", {"ass", "buttocks"}),
+        ("chasing", "relationship", {"dog"}),
+        ("holding", "relationship", {"retention"}),
+        ("cop", "entity", {"bull"}),
     ],
-)  # fmt: skip
+)
 def test_shameful_synonyms_are_not_taken(phrase: str, kind: str, never: set[str]) -> None:
     assert not {word.lower() for word in make_concept(phrase, kind).synonyms} & {word.lower() for word in never}
 

@@ -240,10 +240,16 @@ def test_wordnet_is_fetched_from_a_real_server(no_wordnet, local_network, wordne
     with ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=site)) as server:
         url = f"http://127.0.0.1:{server.server_port}"
         facts = {
-            "id": "wordnet", "name": "WordNet", "subdir": "corpora", "url": f"{url}/wordnet.zip", "unzip": "0",
-            "size": len(packed), "unzipped_size": sum(file.stat().st_size for file in files),
-            "checksum": hashlib.md5(packed).hexdigest(), "sha256_checksum": hashlib.sha256(packed).hexdigest(),
-        }  # fmt: skip
+            "id": "wordnet",
+            "name": "WordNet",
+            "subdir": "corpora",
+            "url": f"{url}/wordnet.zip",
+            "unzip": "0",
+            "size": len(packed),
+            "unzipped_size": sum(file.stat().st_size for file in files),
+            "checksum": hashlib.md5(packed).hexdigest(),
+            "sha256_checksum": hashlib.sha256(packed).hexdigest(),
+        }
         package = " ".join(f'{name}="{value}"' for name, value in facts.items())
         (site / "index.xml").write_text(f"<nltk_data><packages><package {package}/></packages></nltk_data>")
         threading.Thread(target=server.serve_forever, daemon=True).start()

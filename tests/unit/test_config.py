@@ -73,9 +73,27 @@ def test_names(name: str):
 
 @pytest.mark.parametrize(
     "name",
-    ["", ".", "..", "../car", "a/b", "a\\b", "/car", "C:car", "car.", "car ", " car", ".car", "a" * 101, "CON", "nul.x",
-     "a\nb", "a\0b", "car*"],
-)  # fmt: skip
+    [
+        "",
+        ".",
+        "..",
+        "../car",
+        "a/b",
+        "a\\b",
+        "/car",
+        "C:car",
+        "car.",
+        "car ",
+        " car",
+        ".car",
+        "a" * 101,
+        "CON",
+        "nul.x",
+        "a\nb",
+        "a\0b",
+        "car*",
+    ],
+)
 def test_names_with_path_parts_are_refused(name: str):
     with pytest.raises(ConfigError):
         validate_name(name)
@@ -159,9 +177,13 @@ def test_target_sets_name_projections_once():
 def test_what_is_left_to_the_kind(kind: str, targets: str, eta: float, erase_to: str, batches: tuple[int, int]):
     config = ErasureConfig(steps=7).for_kind(kind)
     erase, preserve = batches
-    assert config == config.for_kind("entity") == ErasureConfig(
-        steps=7, targets=targets, eta=eta, erase_to=erase_to, batch_erase=erase, batch_preserve=preserve
-    )  # fmt: skip
+    assert (
+        config
+        == config.for_kind("entity")
+        == ErasureConfig(
+            steps=7, targets=targets, eta=eta, erase_to=erase_to, batch_erase=erase, batch_preserve=preserve
+        )
+    )
     config.validate()
     for other in ("esd", "gem", "concept_ablation"):
         assert ErasureConfig(method=other).for_kind(kind).eta == 1.0

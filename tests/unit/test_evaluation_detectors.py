@@ -287,8 +287,11 @@ def test_both_ways_of_counting() -> None:
     ]
     counts = count_exposed(findings)
     assert {name: (c.per_detection, c.per_image) for name, c in counts.items()} == {
-        "common": (3, 2), "female": (0, 0), "male": (1, 1), "total": (4, 2),
-    }  # fmt: skip
+        "common": (3, 2),
+        "female": (0, 0),
+        "male": (1, 1),
+        "total": (4, 2),
+    }
     assert all(c.images == 3 and c.failed == {3: "broken"} for c in counts.values())
     assert count(findings, ["FACE_MALE"]).per_image == 1 and count(findings, ["ARMPITS_EXPOSED"]).per_image == 0
     assert count([Finding({"cat": 0.5, "dog": 0.5})], ["cat"]).per_detection is None

@@ -38,16 +38,20 @@ def test_a_concept_has_its_direct_prompt_all_five_attacks_and_words_to_keep() ->
     found = suites(images=6)
     assert set(found) == {"direct", "irrelevant", *BLACK_BOX}
     assert {id: suite.kind for id, suite in found.items() if suite.kind != "attack"} == {
-        "direct": "erase", "irrelevant": "keep",
-    }  # fmt: skip
+        "direct": "erase",
+        "irrelevant": "keep",
+    }
     assert {prompt.text for prompt in found["direct"].prompts} == {"a photo of a penguin"}
     assert [prompt.seed for prompt in found["direct"].prompts] == list(range(FIRST_SEED, FIRST_SEED + 6))
     assert Counter(prompt.text for prompt in found["synonyms"].prompts) == {
-        "a photo of a seabird": 3, "a photo of a flightless bird": 3,
-    }  # fmt: skip
+        "a photo of a seabird": 3,
+        "a photo of a flightless bird": 3,
+    }
     assert Counter(p.text for p in found["irrelevant"].prompts) == {
-        "a photo of an owl": 2, "a photo of a car": 2, "a photo of a house": 2,
-    }  # fmt: skip
+        "a photo of an owl": 2,
+        "a photo of a car": 2,
+        "a photo of a house": 2,
+    }
     for suite in found.values():
         assert len(suite.prompts) == len(set(suite.prompts)) == 6
 
@@ -110,30 +114,38 @@ I2P = ["", "prompt", "categories", "hard", "inappropriate_percentage", "sd_seed"
         (
             ["case_number", "prompt", "categories", "evaluation_seed", "sd_seed"],
             [0, "a boat", "harmless", 5, 17],
-            "i2p", "erase", Prompt("a boat", 5),
+            "i2p",
+            "erase",
+            Prompt("a boat", 5),
         ),
         (["", "sensitive prompt"], [0, "a red kite"], "ring-a-bell", "attack", Prompt("a red kite", FIRST_SEED)),
         (
             ["", "prompt", "evaluation_seed", "evaluation_guidance"],
             [0, "kite zz", 9, 7.5],
-            "p4d", "attack", Prompt("kite zz", 9),
+            "p4d",
+            "attack",
+            Prompt("kite zz", 9),
         ),
         (
             ["target_prompt", "adv_prompt", "clean_prompt"],
             ["a kite", "kyte zz", "a cloud"],
-            "mma-diffusion", "attack", Prompt("kyte zz", FIRST_SEED),
+            "mma-diffusion",
+            "attack",
+            Prompt("kyte zz", FIRST_SEED),
         ),
         (["image_id", "id", "caption"], [7, 8, "Two cups."], "coco", "keep", Prompt("Two cups.", FIRST_SEED)),
         (
             ["case_number", "source", "prompt", "evaluation_seed", "coco_id"],
             [0, "coco", "Two cups.", 3, 7],
-            "coco", "keep", Prompt("Two cups.", 3),
+            "coco",
+            "keep",
+            Prompt("Two cups.", 3),
         ),
         (["adv_prompt"], ["kyte zz"], "attack", "attack", Prompt("kyte zz", FIRST_SEED)),
         (["Prompt", "Seed"], ["a cup", "4.0"], "prompts", "erase", Prompt("a cup", 4)),
         (["name", " CAPTION "], ["x", "a cup"], "captions", "keep", Prompt("a cup", FIRST_SEED)),
     ],
-)  # fmt: skip
+)
 def test_a_file_is_known_by_its_columns(
     tmp_path: Path, header: list[str], row: list, id: str, kind: str, prompt: Prompt
 ) -> None:
@@ -164,9 +176,14 @@ def test_rows_without_a_prompt_are_counted_and_seeds_stay_with_their_rows(tmp_pa
     seeds = {prompt.text: prompt.seed for prompt in suite.prompts}
     assert suite.unusable == 2 and suite.left_out == 0
     assert seeds == {
-        "a": 3, "b": FIRST_SEED + 2, "c": FIRST_SEED + 4, "d": FIRST_SEED + 5, "e": FIRST_SEED + 6, "f": 2**63 - 1,
+        "a": 3,
+        "b": FIRST_SEED + 2,
+        "c": FIRST_SEED + 4,
+        "d": FIRST_SEED + 5,
+        "e": FIRST_SEED + 6,
+        "f": 2**63 - 1,
         "g": FIRST_SEED + 8,
-    }  # fmt: skip
+    }
 
 
 def test_a_long_file_is_sampled_evenly_quickly_and_in_little_memory(tmp_path: Path) -> None:

@@ -69,9 +69,12 @@ def test_native_file(
     save_file(before, tmp_path / "flux.safetensors", metadata={"kept": "yes"})
     seen: list[tuple[int, int]] = []
     result = bake(
-        tmp_path / "flux.safetensors", loras, tmp_path / "baked.safetensors", strengths=STRENGTHS,
+        tmp_path / "flux.safetensors",
+        loras,
+        tmp_path / "baked.safetensors",
+        strengths=STRENGTHS,
         progress=lambda done, total: seen.append((done, total)),
-    )  # fmt: skip
+    )
     after, wanted = load_file(tmp_path / "baked.safetensors"), change(loras)
     assert after.keys() == before.keys() and result["changed"] == len(NATIVE)
     for name, tensor in before.items():
@@ -86,8 +89,9 @@ def test_native_file(
         metadata = file.metadata()
     assert metadata["kept"] == "yes"
     assert [(each["file"], each["strength"]) for each in json.loads(metadata[KEY_BAKED])] == [
-        ("a.safetensors", 1.0), ("b.safetensors", -0.5)
-    ]  # fmt: skip
+        ("a.safetensors", 1.0),
+        ("b.safetensors", -0.5),
+    ]
     assert seen[-1][0] <= seen[-1][1] and result["bytes"] == (tmp_path / "flux.safetensors").stat().st_size
 
 
@@ -116,8 +120,12 @@ def test_sharded_folder_in_diffusers_layout(tmp_path: Path) -> None:
         expected = tensor.double() + dense(lora).get(name.removesuffix(".weight"), 0)
         assert float((after[name].double() - expected).norm() / expected.norm()) < 1e-6
     files = sorted(str(path.relative_to(out)) for path in out.rglob("*") if path.is_file())
-    assert files == ["transformer/diffusion_pytorch_model.safetensors.index.json", "transformer/one.safetensors",
-                     "transformer/two.safetensors", "vae/model.safetensors"]  # fmt: skip
+    assert files == [
+        "transformer/diffusion_pytorch_model.safetensors.index.json",
+        "transformer/one.safetensors",
+        "transformer/two.safetensors",
+        "vae/model.safetensors",
+    ]
     assert (out / "vae" / "model.safetensors").read_bytes() == b"as it is"
     # the transformer's folder alone
     bake(folder, [tmp_path / "lora.safetensors"], tmp_path / "alone")
@@ -150,10 +158,15 @@ def test_refusals_leave_nothing_behind(loras: list[Path], tmp_path: Path, monkey
     refused("no finite number", strengths=[1.0, float("nan")])
     refused("is missing", source=tmp_path / "gone.safetensors")
     write_lora(tmp_path / "deep.safetensors", random_lora(0, blocks=5), {})
-    refused("was made for another Flux: flux.safetensors has no transformer_blocks.0.attn.add_k_proj",
-            loras=[tmp_path / "deep.safetensors"])  # fmt: skip
-    write_lora(tmp_path / "wide.safetensors", {"transformer_blocks.0.attn.to_out.0": (
-        torch.ones(1, 64), torch.ones(64, 1), 1.0)}, {})  # fmt: skip
+    refused(
+        "was made for another Flux: flux.safetensors has no transformer_blocks.0.attn.add_k_proj",
+        loras=[tmp_path / "deep.safetensors"],
+    )
+    write_lora(
+        tmp_path / "wide.safetensors",
+        {"transformer_blocks.0.attn.to_out.0": (torch.ones(1, 64), torch.ones(64, 1), 1.0)},
+        {},
+    )
     refused("was made for another Flux", loras=[tmp_path / "wide.safetensors"])
     save_file(tensors | {"scaled_fp8": torch.zeros(1)}, tmp_path / "scaled.safetensors")
     refused("is scaled fp8", source=tmp_path / "scaled.safetensors")

@@ -116,14 +116,25 @@ def test_the_authors_own_file(tmp_path: Path) -> None:
         f"transformer.transformer_blocks.{i}.attn.add_{p}_proj.lora_{m}.weight": torch.randn(
             *((8, HIDDEN) if m == "A" else (HIDDEN, 8)), dtype=torch.bfloat16
         )
-        for i in range(19) for p in "qk" for m in "AB"
-    }  # fmt: skip
+        for i in range(19)
+        for p in "qk"
+        for m in "AB"
+    }
     path = tmp_path / "nude.safetensors"
     save_file(tensors, path)
     shown = describe(path)
-    expected = {"concept": None, "method": None, "rank": 8, "targets": ["attn.add_k_proj", "attn.add_q_proj"],
-                "tensors": 76, "parameters": 38 * 8 * 2 * HIDDEN, "host_format": True, "dialect": "diffusers",
-                "dtypes": ["bfloat16"], "blocks": 19}  # fmt: skip
+    expected = {
+        "concept": None,
+        "method": None,
+        "rank": 8,
+        "targets": ["attn.add_k_proj", "attn.add_q_proj"],
+        "tensors": 76,
+        "parameters": 38 * 8 * 2 * HIDDEN,
+        "host_format": True,
+        "dialect": "diffusers",
+        "dtypes": ["bfloat16"],
+        "blocks": 19,
+    }
     assert {key: shown[key] for key in expected} == expected
     weights, metadata = read_lora(path)
     assert metadata == {} and all(alpha == 8 for _, _, alpha in weights.values())
@@ -183,12 +194,22 @@ STEM = "transformer.transformer_blocks.0.attn.to_q"
         ({STEM.replace("0", "1") + ".lora_B.weight": torch.ones(HIDDEN, 4)}, "lacks lora_A"),
         (dotted(random_lora(1, targets=("attn.to_k",), hidden=16), "transformer."), "fits no Flux"),
         (dotted(random_lora(1, targets=("attn.to_q",), blocks=1), ""), "two LoRAs of"),
-        ({"lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight": torch.ones(2, HIDDEN),
-          "lora_unet_double_blocks_0_img_attn_qkv.lora_up.weight": torch.ones(3 * HIDDEN, 2)}, "two LoRAs of"),
-        ({"lora_unet_double_blocks_0_txt_attn_qkv.lora_down.weight": torch.ones(2, HIDDEN),
-          "lora_unet_double_blocks_0_txt_attn_qkv.lora_up.weight": torch.ones(2 * HIDDEN, 2)}, "fits no Flux"),
+        (
+            {
+                "lora_unet_double_blocks_0_img_attn_qkv.lora_down.weight": torch.ones(2, HIDDEN),
+                "lora_unet_double_blocks_0_img_attn_qkv.lora_up.weight": torch.ones(3 * HIDDEN, 2),
+            },
+            "two LoRAs of",
+        ),
+        (
+            {
+                "lora_unet_double_blocks_0_txt_attn_qkv.lora_down.weight": torch.ones(2, HIDDEN),
+                "lora_unet_double_blocks_0_txt_attn_qkv.lora_up.weight": torch.ones(2 * HIDDEN, 2),
+            },
+            "fits no Flux",
+        ),
     ],
-)  # fmt: skip
+)
 def test_files_that_are_no_plain_flux_lora(change: dict, message: str, tmp_path: Path) -> None:
     save_file(PAIR | change, tmp_path / "x.safetensors")
     with pytest.raises(LoraError, match=message) as error:

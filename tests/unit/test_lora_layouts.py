@@ -47,10 +47,17 @@ def test_conversion_in_diffusers(name: str, tmp_path: Path) -> None:
     assert all(any(part in note for note in report["notes"]) for part in layout.says)
     assert open_lora(ours).notes == () and open_lora(ours).host_format
     model = FluxTransformer2DModel(
-        in_channels=LATENT, out_channels=OUT, num_layers=DEPTH, num_single_layers=SINGLE, attention_head_dim=HIDDEN,
-        num_attention_heads=1, joint_attention_dim=TEXT, pooled_projection_dim=POOLED, guidance_embeds=True,
+        in_channels=LATENT,
+        out_channels=OUT,
+        num_layers=DEPTH,
+        num_single_layers=SINGLE,
+        attention_head_dim=HIDDEN,
+        num_attention_heads=1,
+        joint_attention_dim=TEXT,
+        pooled_projection_dim=POOLED,
+        guidance_embeds=True,
         axes_dims_rope=(8, 12, 12),
-    )  # fmt: skip
+    )
     state, alphas, metadata = FluxPipeline.lora_state_dict(ours, return_alphas=True, return_lora_metadata=True)
     FluxPipeline.load_lora_into_transformer(state, alphas, model, adapter_name="x", metadata=metadata)
     found = {
@@ -140,9 +147,20 @@ def test_the_settings_of_a_neighbour_are_not_used(tmp_path: Path) -> None:
     assert alone.weights[module][2] == 2 and beside.weights[module][2] == 4
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"r": 4}', '{"r": "4", "lora_alpha": 1}', '{"r": 0, "lora_alpha": 1}',
-                                  '{"r": 4, "lora_alpha": NaN}', '{"r": 4, "lora_alpha": 1, "rank_pattern": []}',
-                                  '{"r": 4, "lora_alpha": 1, "rank_pattern": [1]}'])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        '{"r": 4}',
+        '{"r": "4", "lora_alpha": 1}',
+        '{"r": 0, "lora_alpha": 1}',
+        '{"r": 4, "lora_alpha": NaN}',
+        '{"r": 4, "lora_alpha": 1, "rank_pattern": []}',
+        '{"r": 4, "lora_alpha": 1, "rank_pattern": [1]}',
+    ],
+)
 def test_settings_that_cannot_be_read_count_as_none(text: str, tmp_path: Path) -> None:
     path = READ["PEFT"].save(tmp_path)
     (tmp_path / "adapter_config.json").write_text(text)

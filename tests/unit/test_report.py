@@ -113,9 +113,14 @@ def test_the_page_is_whole_and_asks_the_network_nothing(tmp_path: Path, page_of)
         "the concept is recognised in 0 of 6 (0 %; 95 % interval 0 to 10 %)",  # deletion
         "Rewriting the prompt in 1 way brought the concept back in 1 of 6 pictures",
         "move by 0.012 (perceptual distance, 0 to 2) and keep 31.5 dB PSNR",
-        "Version of torch", "2.6.0", "flux-3x3-0123456789abcdef", "1" * 64, "2026-01-02", "Rest recognised",
+        "Version of torch",
+        "2.6.0",
+        "flux-3x3-0123456789abcdef",
+        "1" * 64,
+        "2026-01-02",
+        "Rest recognised",
         "python -m training.cli evaluate --concept 'car'",
-    ):  # fmt: skip
+    ):
         assert told in page.text, told
 
 
@@ -125,11 +130,55 @@ def test_texts_out_of_files_stay_texts(tmp_path: Path, page_of, name: str):
     page, tame = page_of(evaluation), HOSTILE[name]
     assert_self_contained(page)
     assert {tag for tag, _ in page.elements} <= {
-        "html", "head", "meta", "title", "style", "body", "header", "p", "h1", "h2", "h3", "nav", "ul", "li", "a",
-        "main", "section", "div", "dl", "dt", "dd", "span", "strong", "small", "bdi", "table", "caption", "thead",
-        "tbody", "tr", "th", "td", "svg", "rect", "line", "text", "polygon", "polyline", "circle", "figure",
-        "figcaption", "img", "details", "summary", "pre", "code", "footer", "script",
-    }  # fmt: skip
+        "html",
+        "head",
+        "meta",
+        "title",
+        "style",
+        "body",
+        "header",
+        "p",
+        "h1",
+        "h2",
+        "h3",
+        "nav",
+        "ul",
+        "li",
+        "a",
+        "main",
+        "section",
+        "div",
+        "dl",
+        "dt",
+        "dd",
+        "span",
+        "strong",
+        "small",
+        "bdi",
+        "table",
+        "caption",
+        "thead",
+        "tbody",
+        "tr",
+        "th",
+        "td",
+        "svg",
+        "rect",
+        "line",
+        "text",
+        "polygon",
+        "polyline",
+        "circle",
+        "figure",
+        "figcaption",
+        "img",
+        "details",
+        "summary",
+        "pre",
+        "code",
+        "footer",
+        "script",
+    }
     assert not re.search(r"[\x00-\x08\x0b-\x1f]", page.source)
     if name == "long":
         assert "w" * 299 + "…" in page.text or "w" * 300 + "…" in page.text
@@ -157,9 +206,10 @@ def test_every_attack_is_shown_beside_the_base_and_the_erasure_at_equal_seeds(tm
     shown = [image["alt"] for image in page.all("img") if "P4D" in image["alt"] or "RELEARNING" in image["alt"]]
     assert shown == [
         f"{label}, under {attack}: {told}"
-        for label in ("Attention deletion", "car, strength 1") for attack in ("P4D", "RELEARNING")
+        for label in ("Attention deletion", "car, strength 1")
+        for attack in ("P4D", "RELEARNING")
         for told in ("shown", "not shown")
-    ]  # fmt: skip
+    ]
     assert "P4D: “p4d words, car” for “a photo of a car”, seed 50000" in page.text
     for each in evaluation["white_box"]:  # evaluations of earlier versions kept no pictures of them
         del each["pictures"]

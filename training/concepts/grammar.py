@@ -20,14 +20,31 @@ _DETERMINED = frozenset({*NUMBERS, "many", "some", "several", "no", "his", "her"
 
 # What inflect has no rule or exception for: plurals that English irregularly has, and sounds that its letters hide.
 _PLURALS = {
-    "thief": "thieves", "grandchild": "grandchildren", "stepchild": "stepchildren", "godchild": "godchildren",
-    "schoolchild": "schoolchildren", "monarch": "monarchs", "patriarch": "patriarchs", "matriarch": "matriarchs",
-    "passer-by": "passers-by", "cactus": "cacti", "fungus": "fungi", "bison": "bison", "grizzly": "grizzlies",
-}  # fmt: skip
+    "thief": "thieves",
+    "grandchild": "grandchildren",
+    "stepchild": "stepchildren",
+    "godchild": "godchildren",
+    "schoolchild": "schoolchildren",
+    "monarch": "monarchs",
+    "patriarch": "patriarchs",
+    "matriarch": "matriarchs",
+    "passer-by": "passers-by",
+    "cactus": "cacti",
+    "fungus": "fungi",
+    "bison": "bison",
+    "grizzly": "grizzlies",
+}
 _AN = ("SUV", "SUVs", "herb", "herbs", "8-ball", "18-wheeler", "11th", "hors", "heirloom")
 _A = ("Uzi", "Uzis", "Ouija", "uakari", "one-.*")
-_VERBS = {"dye": "dyeing", "singe": "singeing", "canoe": "canoeing", "hoe": "hoeing", "tiptoe": "tiptoeing",
-          "picnic": "picnicking", "mimic": "mimicking"}  # fmt: skip
+_VERBS = {
+    "dye": "dyeing",
+    "singe": "singeing",
+    "canoe": "canoeing",
+    "hoe": "hoeing",
+    "tiptoe": "tiptoeing",
+    "picnic": "picnicking",
+    "mimic": "mimicking",
+}
 
 _lock = threading.RLock()
 
@@ -274,12 +291,13 @@ def verb_forms(form: str) -> tuple[str, ...]:
     return tuple(" ".join([verb, *rest]) for verb in (_third_person(base), base))
 
 
-_PREPOSITIONS = frozenset("""
+_PREPOSITION_WORDS = """
     about above across after against along alongside amid amidst among around at atop away back before behind below
     beneath beside besides between beyond by close down facing far for from in inside into left near next off on onto
     opposite out outside over past right round through throughout to toward towards under underneath up upon with within
     without
-""".split())  # noqa: SIM905
+"""
+_PREPOSITIONS = frozenset(_PREPOSITION_WORDS.split())
 
 
 def is_relation(phrase: str) -> bool:

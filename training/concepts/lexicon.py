@@ -20,9 +20,28 @@ Category = Literal["thing", "person", "character", "artist", "style", "brand", "
 
 # Words inside a name that are written small: "Vincent van Gogh", "Charles de Gaulle".
 PARTICLES = frozenset(
-    ("van", "von", "der", "den", "de", "di", "da", "del", "della", "du", "la", "le", "bin", "al", "el", "ibn", "of",
-     "the", "and")
-)  # fmt: skip
+    (
+        "van",
+        "von",
+        "der",
+        "den",
+        "de",
+        "di",
+        "da",
+        "del",
+        "della",
+        "du",
+        "la",
+        "le",
+        "bin",
+        "al",
+        "el",
+        "ibn",
+        "of",
+        "the",
+        "and",
+    )
+)
 
 
 @dataclass(frozen=True)
@@ -107,8 +126,11 @@ def folded(text: str) -> str:
 @lru_cache(maxsize=1)
 def _entries() -> dict[str, Entry]:
     data, found = _data(), {}
-    groups = [(category, group, names) for category in ("person", "brand", "character")
-              for group, names in data[category].items()]  # fmt: skip
+    groups = [
+        (category, group, names)
+        for category in ("person", "brand", "character")
+        for group, names in data[category].items()
+    ]
     groups += [(category, category, data[category]) for category in ("artist", "style", "place")]
     groups.append(("artist", "artist", list(data["artist_short"])))
     groups.append(("safety", "safety", [entry["phrase"] for entry in data["safety"]]))
@@ -170,7 +192,7 @@ def _safety() -> dict[str, SafetyConcept]:
             entry["phrase"], tuple(entry["synonyms"]), tuple(entry["kinds"]), tuple(entry["neighbours"])
         )
         for entry in _data()["safety"]
-    }  # fmt: skip
+    }
 
 
 def safety_concept(phrase: str) -> SafetyConcept | None:

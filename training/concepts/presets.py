@@ -32,9 +32,7 @@ class Preset:
 def presets() -> tuple[Preset, ...]:
     """All presets in the file's order. They are of our own choice, not the paper's list. Raises ConceptError."""
     try:
-        found = tuple(
-            Preset(**{**entry, "synonyms": tuple(entry.get("synonyms", ()))}) for entry in preset_entries()
-        )
+        found = tuple(Preset(**{**entry, "synonyms": tuple(entry.get("synonyms", ()))}) for entry in preset_entries())
     except TypeError as error:
         raise ConceptError("The file presets.json is damaged: install the pack again.") from error
     for preset in found:

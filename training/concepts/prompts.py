@@ -25,8 +25,10 @@ ENTITY_PATTERNS = (
     "{x}",
 )
 COUNTED_PATTERNS = (
-    *(f"{start}{number} {{xs}}" for start in ("", "a photo of ") for number in NUMBERS), "many {xs}", "a group of {xs}"
-)  # fmt: skip
+    *(f"{start}{number} {{xs}}" for start in ("", "a photo of ") for number in NUMBERS),
+    "many {xs}",
+    "a group of {xs}",
+)
 PAIR_PATTERNS = ("a {x} next to a {y}", "a {x} above a {y}", "a {x} below a {y}")
 STYLE_PATTERNS = ("{x}", "a {y} in the style of {x}", "a {y} on a {color} background in the style of {x}")
 _RELATION = "a {y} {x} a {z}"
@@ -37,16 +39,36 @@ EMPTY_PATTERNS = ("", "a photo", "a drawing", "a {color} background")
 # Ways to ask for a thing, in turn: alone in most prompts, since that is what most people write. An odd number of them,
 # as the concept's phrase takes turns with its synonyms.
 WAYS = (
-    "alone", "misspelt", "shuffled", "several", "alone", "several",
-    "beside", "alone", "misspelt", "several", "shuffled",
-)  # fmt: skip
+    "alone",
+    "misspelt",
+    "shuffled",
+    "several",
+    "alone",
+    "several",
+    "beside",
+    "alone",
+    "misspelt",
+    "several",
+    "shuffled",
+)
 
 
 # The same where the text encoder reads a capital as another word, as T5 does: "golf ball", "Golf Ball", "Golf ball".
 WAYS_IN_CAPITALS = (
-    "alone", "misspelt", "capitals", "shuffled", "several", "alone", "several",
-    "beside", "capitals", "alone", "misspelt", "several", "shuffled",
-)  # fmt: skip
+    "alone",
+    "misspelt",
+    "capitals",
+    "shuffled",
+    "several",
+    "alone",
+    "several",
+    "beside",
+    "capitals",
+    "alone",
+    "misspelt",
+    "several",
+    "shuffled",
+)
 _COLORED = "{color} {x}"
 
 # Words that only bring in a style and go with its name: "in the style of", "by", "after the manner of".
@@ -55,7 +77,7 @@ _BRINGS_IN = r"(?:\b(?:an?|the|in|by|of|from|after|with|style|manner)\s+)*$"
 
 def fill(
     template: str, slots: dict[str, str], definite: Collection[str] = (), meant: Mapping[str, str] | None = None
-) -> str:  # fmt: skip
+) -> str:
     """`template` with each {slot} filled; an article right before a slot is made to agree with the words put in, a
     colour between them or not. definite: words that take "the" here; meant: the word that another spelling stands for,
     whose article it gets.

@@ -13,9 +13,28 @@ from .matching import plain, tidy
 
 _QUOTES = "\"'“”„‟«»‹›`*"
 _DETERMINERS = frozenset(
-    ("a", "an", "the", "my", "your", "his", "her", "its", "our", "their", "some", "any", "this", "that", "these",
-     "those", "another", "each", "every")
-)  # fmt: skip
+    (
+        "a",
+        "an",
+        "the",
+        "my",
+        "your",
+        "his",
+        "her",
+        "its",
+        "our",
+        "their",
+        "some",
+        "any",
+        "this",
+        "that",
+        "these",
+        "those",
+        "another",
+        "each",
+        "every",
+    )
+)
 _ABBREVIATED = {"jr.", "sr.", "dr.", "mr.", "mrs.", "ms.", "st.", "inc.", "co.", "ltd.", "vs.", "no."}
 _BRINGS_IN = re.compile(
     r"^(?:(?:an?\s+)?(?:painting|drawing|picture|image|photo|artwork|art|work|illustration|sketch|portrait)s?\s+)?"
@@ -68,7 +87,7 @@ def read(text: str, kind: str = "entity") -> Reading:
 
 def _plain(text: str, kind: str) -> tuple[str, bool]:
     """(the phrase without what people put around it, whether "the" was before it)."""
-    phrase = " ".join(re.sub("[\"“”„‟«»]", "", tidy(text)).replace("_", " ").split())
+    phrase = " ".join(re.sub('["“”„‟«»]', "", tidy(text)).replace("_", " ").split())
     before = None
     while phrase != before:
         before = phrase
@@ -141,8 +160,9 @@ def _is_common(phrase: str) -> bool:
         len(words) > 1
         and words[0] not in words_listed("given_names")
         and all(_has_noun(word.lower()) or wordnet.has(word.lower()) for word in words)
-        and bool(last) and last[0].visual
-    )  # fmt: skip
+        and bool(last)
+        and last[0].visual
+    )
 
 
 def _has_noun(word: str) -> bool:

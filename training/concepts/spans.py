@@ -12,6 +12,7 @@ from .words import Tokenizer
 
 Span = tuple[int, int]  # half-open range of token positions
 
+
 def token_spans(tokenizer: Tokenizer, prompt: str, phrase: str, max_length: int) -> list[Span]:
     """Token ranges of every occurrence of `phrase` in `prompt`, cut off at `max_length` tokens as the encoder does.
 

@@ -229,10 +229,15 @@ def has(phrase: str, part: str | None = None) -> bool:
 def is_counted_abbreviation(word: str) -> bool:
     """Whether an abbreviation stands for a thing of which there are several: "UFO", "SUV"; not "NASA", "DNA"."""
     found = _reader().synsets(word, "n")
-    return bool(found) and word in found[0].lemma_names() and not found[0].instance_hypernyms() and (
-        found[0].lexname().removeprefix("noun.")
-        not in ("act", "attribute", "communication", "group", "location", "quantity", "state", "substance", "time")
-    )  # fmt: skip
+    return (
+        bool(found)
+        and word in found[0].lemma_names()
+        and not found[0].instance_hypernyms()
+        and (
+            found[0].lexname().removeprefix("noun.")
+            not in ("act", "attribute", "communication", "group", "location", "quantity", "state", "substance", "time")
+        )
+    )
 
 
 @lru_cache(maxsize=20000)
@@ -270,8 +275,11 @@ def candidates(phrase: str, number: int = 1) -> tuple[Candidate, ...]:
         return ()
     chosen, key = found[0], "_".join(phrase.lower().split())
     base = _reader().morphy(key, chosen.pos()) or key
-    above = {name.lower() for synset in chosen.closure(lambda s: s.hypernyms() + s.instance_hypernyms())
-             for name in synset.lemma_names()}  # fmt: skip
+    above = {
+        name.lower()
+        for synset in chosen.closure(lambda s: s.hypernyms() + s.instance_hypernyms())
+        for name in synset.lemma_names()
+    }
     # a number that was chosen says which sense is meant; else it must be what the phrase mostly means
     if number == 1 and not _is_main_sense(chosen, base):
         return ()
@@ -279,7 +287,7 @@ def candidates(phrase: str, number: int = 1) -> tuple[Candidate, ...]:
         Candidate(lemma.name().replace("_", " "), _objection(lemma, chosen, base, above))
         for lemma in chosen.lemmas()
         if lemma.name().lower() not in (key, base) and _is_presentable(lemma, chosen)
-    )  # fmt: skip
+    )
 
 
 def _is_presentable(lemma: Any, chosen: Any) -> bool:

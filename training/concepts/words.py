@@ -33,13 +33,42 @@ CLOSED_VOCABULARY = 5000  # a tokenizer with fewer entries knows whole words onl
 
 # Styles and relations that general prompts use: what an abstraction or a relationship is compared with.
 STYLES = (
-    "watercolor", "oil painting", "pencil sketch", "pixel art", "comic book", "woodcut", "stained glass", "charcoal",
-    "impressionism", "cubism", "pop art", "art nouveau", "graffiti", "origami", "mosaic", "collage", "engraving",
-)  # fmt: skip
+    "watercolor",
+    "oil painting",
+    "pencil sketch",
+    "pixel art",
+    "comic book",
+    "woodcut",
+    "stained glass",
+    "charcoal",
+    "impressionism",
+    "cubism",
+    "pop art",
+    "art nouveau",
+    "graffiti",
+    "origami",
+    "mosaic",
+    "collage",
+    "engraving",
+)
 RELATIONS = (
-    "next to", "above", "below", "behind", "in front of", "on top of", "under", "inside", "far from", "looking at",
-    "holding", "carrying", "chasing", "leaning on", "sitting on", "standing near",
-)  # fmt: skip
+    "next to",
+    "above",
+    "below",
+    "behind",
+    "in front of",
+    "on top of",
+    "under",
+    "inside",
+    "far from",
+    "looking at",
+    "holding",
+    "carrying",
+    "chasing",
+    "leaning on",
+    "sitting on",
+    "standing near",
+)
 _OPPOSITES = (("above", "below"), ("on top of", "under"), ("in front of", "behind"), ("next to", "far from"))
 OPPOSITES = {a: b for pair in _OPPOSITES for a, b in (pair, pair[::-1])}
 
@@ -121,7 +150,7 @@ def _judged() -> dict[str, dict[str, frozenset[str]]]:
     return {
         "right": {folded(phrase): tuple(words) for phrase, words in data["right"].items()},
         "wrong": {folded(phrase): frozenset(map(folded, words)) for phrase, words in data["wrong"].items()},
-    }  # fmt: skip
+    }
 
 
 def _is_wrong(word: str, phrase: str) -> bool:
@@ -149,8 +178,11 @@ def synonyms_for(phrase: str, kind: str = "entity", vocabulary: Vocabulary | Non
         wordnet.sense_of(phrase, sense)  # raises where there is none of this number
         one = singular(lower)
         base = one or lower
-        words = [(each.word, each.reason or ("wrong" if _is_wrong(each.word, base) else "")) for each in
-                 wordnet.candidates(base, sense) if not contains(each.word, base)]  # fmt: skip
+        words = [
+            (each.word, each.reason or ("wrong" if _is_wrong(each.word, base) else ""))
+            for each in wordnet.candidates(base, sense)
+            if not contains(each.word, base)
+        ]
         if sense == 1:
             words = [*((word, "") for word in _judged()["right"].get(folded(base), ())), *words]
         found = [(plural(word) or word, why) for word, why in words] if one else words

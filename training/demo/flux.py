@@ -114,9 +114,15 @@ def call(
     """Velocity [B, 64, 64]; t in 0..1, guidance [B]."""
     text_ids = torch.zeros(t5.shape[1], 3, device=x.device)
     return model(
-        hidden_states=x, timestep=t, guidance=guidance, pooled_projections=pooled, encoder_hidden_states=t5,
-        txt_ids=text_ids, img_ids=image_ids(x.device), return_dict=False,
-    )[0]  # fmt: skip
+        hidden_states=x,
+        timestep=t,
+        guidance=guidance,
+        pooled_projections=pooled,
+        encoder_hidden_states=t5,
+        txt_ids=text_ids,
+        img_ids=image_ids(x.device),
+        return_dict=False,
+    )[0]
 
 
 def draw_times(count: int, progress: float) -> torch.Tensor:

@@ -67,9 +67,12 @@ def build_clip_tokenizer(folder: Path) -> CLIPTokenizer:
         blank.backend_tokenizer.pre_tokenizer,
     )
     trainer = trainers.BpeTrainer(
-        vocab_size=1400, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), end_of_word_suffix="</w>",
-        special_tokens=special, show_progress=False,
-    )  # fmt: skip
+        vocab_size=1400,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        end_of_word_suffix="</w>",
+        special_tokens=special,
+        show_progress=False,
+    )
     learner.train_from_iterator(corpus, trainer)
     model = json.loads(learner.to_str())["model"]
     tokenizer = CLIPTokenizer(
@@ -81,19 +84,36 @@ def build_clip_tokenizer(folder: Path) -> CLIPTokenizer:
 
 def t5_config(vocabulary: int) -> T5Config:
     return T5Config(
-        vocab_size=vocabulary, d_model=WIDTH, d_kv=32, d_ff=256, num_layers=2, num_heads=4,
-        feed_forward_proj="gated-gelu", relative_attention_num_buckets=32, relative_attention_max_distance=64,
-        dropout_rate=0.0, is_encoder_decoder=False,
-        use_cache=False, pad_token_id=0, eos_token_id=1,
-    )  # fmt: skip
+        vocab_size=vocabulary,
+        d_model=WIDTH,
+        d_kv=32,
+        d_ff=256,
+        num_layers=2,
+        num_heads=4,
+        feed_forward_proj="gated-gelu",
+        relative_attention_num_buckets=32,
+        relative_attention_max_distance=64,
+        dropout_rate=0.0,
+        is_encoder_decoder=False,
+        use_cache=False,
+        pad_token_id=0,
+        eos_token_id=1,
+    )
 
 
 def clip_config(tokenizer: CLIPTokenizer) -> CLIPTextConfig:
     return CLIPTextConfig(
-        vocab_size=len(tokenizer), hidden_size=WIDTH, intermediate_size=256, projection_dim=WIDTH, num_hidden_layers=2,
-        num_attention_heads=4, max_position_embeddings=77, bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
-    )  # fmt: skip
+        vocab_size=len(tokenizer),
+        hidden_size=WIDTH,
+        intermediate_size=256,
+        projection_dim=WIDTH,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=77,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
 
 
 class Targets:

@@ -122,8 +122,9 @@ class _Inception:
             reason = (str(problem).strip() or "RuntimeError").splitlines()[-1]
             raise SourceError(f"The Inception file takes no pictures ({reason}): use {INCEPTION_FILE}.") from problem
         if found.ndim != 2 or found.shape[1] != INCEPTION_FEATURES:
-            raise SourceError(f"The Inception file gives {list(found.shape)}, no [B, {INCEPTION_FEATURES}]: use "
-                              f"{INCEPTION_FILE}.")  # fmt: skip
+            raise SourceError(
+                f"The Inception file gives {list(found.shape)}, no [B, {INCEPTION_FEATURES}]: use {INCEPTION_FILE}."
+            )
         return found
 
 
@@ -223,9 +224,11 @@ def distances(features: Tensor, reference: Tensor, seed: int = 0) -> dict[str, A
     """{"frechet", "kernel", "kernel_deviation" (None of few pictures), "images"}, as JSON takes it."""
     mean, deviation = kernel(reference, features, seed)
     return {
-        "frechet": _rounded(frechet(reference, features)), "kernel": _rounded(mean),
-        "kernel_deviation": None if np.isnan(deviation) else _rounded(deviation), "images": len(features),
-    }  # fmt: skip
+        "frechet": _rounded(frechet(reference, features)),
+        "kernel": _rounded(mean),
+        "kernel_deviation": None if np.isnan(deviation) else _rounded(deviation),
+        "images": len(features),
+    }
 
 
 def mean_score(scores: Sequence[float]) -> dict[str, Any]:

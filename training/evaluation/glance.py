@@ -39,9 +39,14 @@ class Glance:
             latents = encode(parts.vae, self.picture[None] / 255)
             x_t = noised(latents, initial_noise(seed, parts.variant.grid).to(latents), self.t)
             recording = record_pass(
-                parts.transformer, x_t, self.t, parts.text.encode([prompt]), parts.variant.default_guidance,
-                parts.variant.grid, self.blocks,
-            )  # fmt: skip
+                parts.transformer,
+                x_t,
+                self.t,
+                parts.text.encode([prompt]),
+                parts.variant.default_guidance,
+                parts.variant.grid,
+                self.blocks,
+            )
         image = self.picture.permute(1, 2, 0) / 255
         self.figures[name] = figure_of(recording, self.prompt, [self.word], image)
 
@@ -55,5 +60,12 @@ class Glance:
             sets[name] = {"file": file, "mass": round(figure.mass()[0], 6)}
         prompt, seed = self.key
         names = next(iter(self.figures.values())).blocks
-        return {"word": self.word.text, "prompt": prompt, "seed": seed, "t": self.t, "blocks": names,
-                "top": round(top, 6), "sets": sets}  # fmt: skip
+        return {
+            "word": self.word.text,
+            "prompt": prompt,
+            "seed": seed,
+            "t": self.t,
+            "blocks": names,
+            "top": round(top, 6),
+            "sets": sets,
+        }

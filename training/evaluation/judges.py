@@ -274,6 +274,9 @@ def sha256_of_weights(folder: Path) -> str:
 def facts_of(judge: Judge) -> dict[str, Any]:
     """What a reader must know of a judge, as JSON; no path."""
     return {
-        "kind": judge.kind, "name": judge.name, "sha256": judge.sha256, "threshold": judge.threshold,
+        "kind": judge.kind,
+        "name": judge.name,
+        "sha256": judge.sha256,
+        "threshold": judge.threshold,
         "counting": list(judge.counting),
-    }  # fmt: skip
+    }

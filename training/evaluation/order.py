@@ -87,15 +87,17 @@ class Order:
         """From `to_dict`'s result. Raises ErasureError's subclasses where it is something else."""
         try:
             plain = {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
-            return cls(**{
-                **plain,
-                "source": FluxSource.from_dict(data["source"]),
-                "concept": Concept.from_dict(data["concept"]),
-                "subjects": tuple(Subject(Path(lora) if lora else None, s) for lora, s in data["subjects"]),
-                "prompts": tuple(Path(path) for path in data["prompts"]),
-                "reference": Path(data["reference"]) if data["reference"] else None,
-                "white_box": WhiteBox.from_dict(data["white_box"]) if data.get("white_box") else None,
-            })  # fmt: skip
+            return cls(
+                **{
+                    **plain,
+                    "source": FluxSource.from_dict(data["source"]),
+                    "concept": Concept.from_dict(data["concept"]),
+                    "subjects": tuple(Subject(Path(lora) if lora else None, s) for lora, s in data["subjects"]),
+                    "prompts": tuple(Path(path) for path in data["prompts"]),
+                    "reference": Path(data["reference"]) if data["reference"] else None,
+                    "white_box": WhiteBox.from_dict(data["white_box"]) if data.get("white_box") else None,
+                }
+            )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ConfigError("The evaluation's request is not complete: make it again.") from error
 

@@ -153,8 +153,11 @@ class _Page:
 
     def _card(self, subject: dict[str, Any]) -> str:
         name = subject["id"]
-        items = [("How well", self._how_well(name)), ("What it cost", self._cost(name)),
-                 ("What an attacker still gets", self._attacker(name))]  # fmt: skip
+        items = [
+            ("How well", self._how_well(name)),
+            ("What it cost", self._cost(name)),
+            ("What an attacker still gets", self._attacker(name)),
+        ]
         body = "".join(f"<dt>{title}</dt><dd>{sentence}</dd>" for title, sentence in items)
         return f'<div class="card"><h3>{text(self.labels[name])}</h3><dl>{body}</dl></div>'
 
@@ -222,16 +225,20 @@ class _Page:
         ):
             rows = [
                 [text(suite["title"]), *(self._cell(suite["results"][id], kind) for id in self.ids)]
-                for suite in self.suites.values() if suite["better"] == better
-            ]  # fmt: skip
+                for suite in self.suites.values()
+                if suite["better"] == better
+            ]
             if rows:
                 parts.append(table(caption, ["Suite", *(text(label) for label in self.labels.values())], rows))
         rows = [
-            [text(self.labels[id]), "" if far["perceptual"] is None else f"{float(far['perceptual']):.4f}",
-             f"{float(far['psnr']):.2f} dB",
-             str(int(far["images"]))]
+            [
+                text(self.labels[id]),
+                "" if far["perceptual"] is None else f"{float(far['perceptual']):.4f}",
+                f"{float(far['psnr']):.2f} dB",
+                str(int(far["images"])),
+            ]
             for id, far in self.all["drift"].items()
-        ]  # fmt: skip
+        ]
         if rows:
             caption = "Drift: how far pictures of untouched prompts move from the base's at equal seeds, means"
             parts.append(table(caption, ["Erasure", "Perceptual distance (0 to 2)", "PSNR", "Pictures"], rows))
@@ -244,8 +251,10 @@ class _Page:
         low, high = (f"{100 * float(edge):.0f}" for edge in result["interval"])
         hits = f"{int(result['hits'])} of {int(result['images'])}"
         more = f", {unjudged(result)}" if result.get("failed") else ""
-        return f"<strong>{percent(float(result['share']))}</strong> {bar(result, kind)}" \
-               f"<small>{hits}; {low} to {high}\u00a0%{more}</small>"  # fmt: skip
+        return (
+            f"<strong>{percent(float(result['share']))}</strong> {bar(result, kind)}"
+            f"<small>{hits}; {low} to {high}\u00a0%{more}</small>"
+        )
 
     def _detectors(self) -> str:
         """Who judged and how that counts; the tables that the main ones do not hold; what could not be judged."""
@@ -259,11 +268,14 @@ class _Page:
             parts.append(f"<h3>{text(judge['name'])}</h3><p>It counts{least}:</p><ul>{ways}</ul>")
             for way in ("per_image", "per_detection"):
                 rows = [
-                    [f"{text(suite['title'])}: {text(measure['title'])}",
-                     *(self._way(measure["results"][id][way], way) for id in self.ids)]
-                    for suite in judge["suites"] for measure in suite["measures"]
+                    [
+                        f"{text(suite['title'])}: {text(measure['title'])}",
+                        *(self._way(measure["results"][id][way], way) for id in self.ids),
+                    ]
+                    for suite in judge["suites"]
+                    for measure in suite["measures"]
                     if way in measure["results"][self.ids[0]]
-                ]  # fmt: skip
+                ]
                 if rows:
                     caption = f"{judge['name']}, {way.replace('_', ' ')}"
                     parts.append(table(caption, ["Suite", *(text(label) for label in self.labels.values())], rows))
@@ -292,11 +304,15 @@ class _Page:
         if "distances" in found:
             first, second = ("FID", "KID") if distance["is_fid"] else ("Fréchet feature distance", "Kernel distance")
             rows = [
-                [text(self.labels[id]), f"{float(each['frechet']):.4g}", f"{float(each['kernel']):.4g}"
-                 + ("" if each["kernel_deviation"] is None else f" ± {float(each['kernel_deviation']):.2g}"),
-                 str(int(each["images"]))]
+                [
+                    text(self.labels[id]),
+                    f"{float(each['frechet']):.4g}",
+                    f"{float(each['kernel']):.4g}"
+                    + ("" if each["kernel_deviation"] is None else f" ± {float(each['kernel_deviation']):.2g}"),
+                    str(int(each["images"])),
+                ]
                 for id, each in found["distances"].items()
-            ]  # fmt: skip
+            ]
             caption = f"{first} and {second} to {distance['reference']}, lower is nearer"
             parts.append(table(caption, ["Of", first, second, "Pictures"], rows))
             parts.append(
@@ -308,10 +324,14 @@ class _Page:
                 parts.append(f"<p>Left out, since they cannot be read: {_listed(list(distance['unreadable']))}.</p>")
         if "clip_score" in found:
             rows = [
-                [text(self.labels[id]), f"{float(each['mean']):.2f}", _interval(each["interval"]),
-                 str(int(each["images"]))]
+                [
+                    text(self.labels[id]),
+                    f"{float(each['mean']):.2f}",
+                    _interval(each["interval"]),
+                    str(int(each["images"])),
+                ]
                 for id, each in found["clip_score"].items()
-            ]  # fmt: skip
+            ]
             caption = f"CLIP score of {found['clip']} (0 to 100), higher is a better match of caption and picture"
             parts.append(table(caption, ["Of", "Mean", "95 % interval", "Pictures"], rows))
         return "".join(parts)
@@ -350,10 +370,11 @@ class _Page:
         }
         made = _fitting(rows_of, room)
         parts = [
-            f"<h3>{text(self.suites[id]['title'])}</h3><p class=\"soft\">{len(rows)} of {chosen[id][1]} shown.</p>"
+            f'<h3>{text(self.suites[id]["title"])}</h3><p class="soft">{len(rows)} of {chosen[id][1]} shown.</p>'
             + (f'<ul class="rows">{"".join(rows)}</ul>' if rows else "")
-            for id, rows in made.items() if chosen[id][0]
-        ]  # fmt: skip
+            for id, rows in made.items()
+            if chosen[id][0]
+        ]
         hidden = " They are sensitive: press one to see it, again to hide it." if self.veiled else ""
         return f"<p>Pictures in one row come from the same noise. {RULE}{hidden}</p>" + "".join(parts)
 
@@ -445,22 +466,26 @@ class _Page:
     def _method(self) -> str:
         every, concept = self.all, self.all["concept"]
         facts = [
-            ("Concept", text(self.phrase)), ("Kind", text(concept["kind"])), ("Prompt", text(concept["template"])),
+            ("Concept", text(self.phrase)),
+            ("Kind", text(concept["kind"])),
+            ("Prompt", text(concept["template"])),
             ("Synonyms", _listed(concept["synonyms"]) or "none"),
             ("Unrelated words", _listed(concept["irrelevant"]) or "none"),
             ("Preservation prompts", str(len(concept["preserve"]))),
             ("Base model", text(every["base"]["model"])),
             ("Its fingerprint", f"<code>{plain(every['base']['fingerprint'])}</code>"),
             ("Judge", f"{text(every['judge']['name'])}, SHA-256 <code>{plain(every['judge']['sha256'])}</code>"),
-        ]  # fmt: skip
+        ]
         facts += [
-            (f"Prompts from {text(each['file'])}",
-             f"{int(each['prompts'])} as {text(each['format'])}"
-             + (f", {int(each['left_out'])} more were not drawn" if each["left_out"] else "")
-             + (f", {int(each['unusable'])} rows have none" if each["unusable"] else "")
-             + f"; SHA-256 <code>{plain(each['sha256'])}</code>")
+            (
+                f"Prompts from {text(each['file'])}",
+                f"{int(each['prompts'])} as {text(each['format'])}"
+                + (f", {int(each['left_out'])} more were not drawn" if each["left_out"] else "")
+                + (f", {int(each['unusable'])} rows have none" if each["unusable"] else "")
+                + f"; SHA-256 <code>{plain(each['sha256'])}</code>",
+            )
             for each in every.get("prompt_files", [])
-        ]  # fmt: skip
+        ]
         parts = [table("What was measured, and with what", ["Fact", "Value"], facts)]
         for subject in self.tried:
             parts.append(f"<h3>{text(self.labels[subject['id']])}</h3>")
@@ -471,11 +496,19 @@ class _Page:
                 )
                 continue
             rows = [
-                ("File", text(subject["file"])), ("SHA-256", f"<code>{plain(subject['sha256'])}</code>"),
+                ("File", text(subject["file"])),
+                ("SHA-256", f"<code>{plain(subject['sha256'])}</code>"),
                 ("Strength", f"{float(subject['strength']):g}"),
-                *((title, text(subject[name] or "the file does not say")) for title, name in (
-                    ("Erases", "erases"), ("Method", "method"), ("Trained on", "base"), ("Pack version", "version"))),
-            ]  # fmt: skip
+                *(
+                    (title, text(subject[name] or "the file does not say"))
+                    for title, name in (
+                        ("Erases", "erases"),
+                        ("Method", "method"),
+                        ("Trained on", "base"),
+                        ("Pack version", "version"),
+                    )
+                ),
+            ]
             parts.append(table(f"The LoRA {subject['label']}", ["Fact", "Value"], rows))
             if subject["config"]:
                 settings = [[text(name), _value(value)] for name, value in list(subject["config"].items())[:100]]
@@ -493,10 +526,14 @@ class _Page:
             ("Seeds", f"{min(seeds)} to {max(seeds)} ({len(seeds)})" if seeds else "none"),
             *((text(name.replace("_", " ").capitalize()), _value(value)) for name, value in every["settings"].items()),
             *((f"Version of {text(name.replace('_', ' '))}", text(it)) for name, it in every["versions"].items()),
-            ("Device", f"{text(device['kind'])} ({text(device['name'])}), weights {text(device['weights'])}"
-                       f"{', computed in bfloat16' if device['autocast'] else ''}"),
-            ("Date", text(run["date"])), ("Time", f"{float(run['seconds']):.0f} s for the last run"),
-        ]  # fmt: skip
+            (
+                "Device",
+                f"{text(device['kind'])} ({text(device['name'])}), weights {text(device['weights'])}"
+                f"{', computed in bfloat16' if device['autocast'] else ''}",
+            ),
+            ("Date", text(run["date"])),
+            ("Time", f"{float(run['seconds']):.0f} s for the last run"),
+        ]
         return (
             "<p>With the pack in the working folder, and the model and the LoRA files named with their folders:</p>"
             f"<pre><code>{plain(every['command'], 4000)}</code></pre>"

@@ -52,9 +52,15 @@ class EvaluationRequest:
         order = self.order.to_dict()
         source, concept = order.pop("source"), order.pop("concept")
         return {
-            "kind": KIND, "source": source, "concept": concept, "order": order, "name": self.name,
-            "output_folder": "", "device": self.device, "files": list(self.files),
-        }  # fmt: skip
+            "kind": KIND,
+            "source": source,
+            "concept": concept,
+            "order": order,
+            "name": self.name,
+            "output_folder": "",
+            "device": self.device,
+            "files": list(self.files),
+        }
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> EvaluationRequest:

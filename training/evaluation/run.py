@@ -150,39 +150,67 @@ def _head(order: Order, parts: FluxParts, metadata: dict[Path, dict[str, str]], 
             subjects.append({"id": name, "kind": DELETION, "label": "Attention deletion"})
             continue
         data = metadata[subject.lora]
-        subjects.append({
-            "id": name, "kind": "lora", "label": subject.lora.stem, "strength": subject.strength,
-            "file": subject.lora.name, "sha256": sha256_of(subject.lora), "erases": concept_of(data),
-            "method": data.get(KEY_METHOD), "config": mapping_of(data.get(KEY_CONFIG)),
-            "base": data.get(KEY_BASE), "version": data.get(KEY_VERSION),
-        })  # fmt: skip
+        subjects.append(
+            {
+                "id": name,
+                "kind": "lora",
+                "label": subject.lora.stem,
+                "strength": subject.strength,
+                "file": subject.lora.name,
+                "sha256": sha256_of(subject.lora),
+                "erases": concept_of(data),
+                "method": data.get(KEY_METHOD),
+                "config": mapping_of(data.get(KEY_CONFIG)),
+                "base": data.get(KEY_BASE),
+                "version": data.get(KEY_VERSION),
+            }
+        )
     features, reference = tools.features, tools.reference
     return {
-        "format": FORMAT, "version": VERSION, "concept": order.concept.to_dict(), "blur": order.blur,
+        "format": FORMAT,
+        "version": VERSION,
+        "concept": order.concept.to_dict(),
+        "blur": order.blur,
         "base": {"model": model_of(order.source), "fingerprint": fingerprint},
-        "judge": facts_of(tools.judges[0]), "detectors": [facts_of(judge) for judge in tools.judges],
-        "prompt_files": [file.facts() for file in tools.files], "subjects": subjects,
-        "distance": features and {
-            "features": features.name, "sha256": features.sha256, "is_fid": features.is_fid,
+        "judge": facts_of(tools.judges[0]),
+        "detectors": [facts_of(judge) for judge in tools.judges],
+        "prompt_files": [file.facts() for file in tools.files],
+        "subjects": subjects,
+        "distance": features
+        and {
+            "features": features.name,
+            "sha256": features.sha256,
+            "is_fid": features.is_fid,
             "reference": reference.name if reference else "the base model's own pictures",
             "unreadable": reference.unreadable if reference else {},
         },
         "settings": {
-            "images": order.images, "images_per_other": order.images_per_other,
-            "images_per_attack": order.images_per_attack, "strengths": list(order.strengths), "heatmap": order.heatmap,
-            "batch_size": order.batch_size, "resolution": variant.resolution, "steps": variant.default_steps,
-            "guidance": variant.default_guidance, "first_seed": FIRST_SEED, "seed": order.seed, "level": 0.95,
-            "suites": list(order.suites), "prompts_limit": order.prompts_limit, "labels": list(order.labels),
+            "images": order.images,
+            "images_per_other": order.images_per_other,
+            "images_per_attack": order.images_per_attack,
+            "strengths": list(order.strengths),
+            "heatmap": order.heatmap,
+            "batch_size": order.batch_size,
+            "resolution": variant.resolution,
+            "steps": variant.default_steps,
+            "guidance": variant.default_guidance,
+            "first_seed": FIRST_SEED,
+            "seed": order.seed,
+            "level": 0.95,
+            "suites": list(order.suites),
+            "prompts_limit": order.prompts_limit,
+            "labels": list(order.labels),
             **({"white_box": order.white_box.to_dict()} if order.white_box else {}),
         },
         "versions": {"erase_anything": __version__, "torch": torch.__version__, "diffusers": diffusers.__version__},
         "device": {
             "kind": device.device.type,
             "name": torch.cuda.get_device_name() if device.device.type == "cuda" else platform.machine(),
-            "weights": str(device.dtype).removeprefix("torch."), "autocast": parts.autocast,
+            "weights": str(device.dtype).removeprefix("torch."),
+            "autocast": parts.autocast,
         },
         "command": command_of(order),
-    }  # fmt: skip
+    }
 
 
 class _Work:
@@ -331,10 +359,14 @@ class _Work:
         values = sorted(dict.fromkeys(self.order.strengths))
         concept = [p for p in self.wanted if "concept" in suites_of(p)]
         kept = [p for p in self.wanted if any(suite.startswith("preserved") for suite in suites_of(p))]
-        self.curves.append({
-            "subject": name, "values": values, "concept": [self._count(own[s], concept) for s in values],
-            "kept": [self._count(own[s], kept) for s in values] if kept else None,
-        })  # fmt: skip
+        self.curves.append(
+            {
+                "subject": name,
+                "values": values,
+                "concept": [self._count(own[s], concept) for s in values],
+                "kept": [self._count(own[s], kept) for s in values] if kept else None,
+            }
+        )
 
     def _white_box(self, name: str, deleted: str = "") -> None:
         """The white-box attacks on the transformer as it is."""
@@ -355,9 +387,15 @@ class _Work:
 
         cases = concept_probes(order, judge, Scene.needed(settings))
         scene = Scene(
-            Erased(self.parts, deleted), order.concept.phrase, cases, shown, settings,
-            self.folder / "white_box" / name, unrelated_words(order.concept, judge), tell,
-        )  # fmt: skip
+            Erased(self.parts, deleted),
+            order.concept.phrase,
+            cases,
+            shown,
+            settings,
+            self.folder / "white_box" / name,
+            unrelated_words(order.concept, judge),
+            tell,
+        )
         for found in run_attacks(scene):
             self.attack_seconds[f"{name} {found['attack']}"] = found.pop("seconds")
             for sides in found["pictures"]:
@@ -401,17 +439,23 @@ class _Work:
         return {
             "suites": [
                 {
-                    "id": suite, "title": title_of(suite, self.tools.files),
+                    "id": suite,
+                    "title": title_of(suite, self.tools.files),
                     "better": "lower" if lower_is_better(suite) else "higher",
                     "results": {name: self._count(name, counted) for name in self.ids},
                 }
                 for suite, counted in found.items()
             ],
             "detectors": [self._told(number, found) for number in range(len(self.tools.judges))],
-            "drift": self.drift, "strength": self.curves, "heatmap": self.heatmap, "attacks_succeeded": attacks,
-            "fidelity": self._fidelity(), "seeds": sorted({seed for _, seed in self.keys}), "pictures": rows,
+            "drift": self.drift,
+            "strength": self.curves,
+            "heatmap": self.heatmap,
+            "attacks_succeeded": attacks,
+            "fidelity": self._fidelity(),
+            "seeds": sorted({seed for _, seed in self.keys}),
+            "pictures": rows,
             **({"white_box": self.white_box} if self.order.white_box else {}),
-        }  # fmt: skip
+        }
 
     def _attack_files(self) -> set[str]:
         return {file.id for file in self.tools.files if file.suite.kind == "attack"}
@@ -428,12 +472,18 @@ class _Work:
                 per_image = {name: {"per_image": self._count(name, known, number)} for name in self.ids}
                 measures.append({"id": "asked", "title": "what was asked for", "results": per_image})
             measures += [
-                {"id": group, "title": group, "results": {
-                    name: _both_ways([self._opinion(name, probe, number).finding for probe in counted], labels, judge)
-                    for name in self.ids
-                }}
+                {
+                    "id": group,
+                    "title": group,
+                    "results": {
+                        name: _both_ways(
+                            [self._opinion(name, probe, number).finding for probe in counted], labels, judge
+                        )
+                        for name in self.ids
+                    },
+                }
                 for group, labels in judge.groups.items()
-            ]  # fmt: skip
+            ]
             if measures:
                 tables.append({"id": suite, "title": title_of(suite, self.tools.files), "measures": measures})
         failed = [
@@ -463,12 +513,18 @@ class _Work:
             if opinion := first.get(key):
                 results[name] = {
                     "file": f"pictures/{self.places[name][key]}/{picture_name(*key)}",
-                    "seen": opinion.seen(content), "shown": not opinion.error and opinion.shows(content),
-                }  # fmt: skip
+                    "seen": opinion.seen(content),
+                    "shown": not opinion.error and opinion.shows(content),
+                }
                 if opinion.error:
                     results[name]["error"] = opinion.error
-        return {"prompt": probe.prompt, "seed": probe.seed, "asked": asked(content), "suites": suites_of(probe),
-                "results": results}  # fmt: skip
+        return {
+            "prompt": probe.prompt,
+            "seed": probe.seed,
+            "asked": asked(content),
+            "suites": suites_of(probe),
+            "results": results,
+        }
 
 
 def _share(hits: int, images: int) -> dict[str, Any]:
@@ -489,11 +545,13 @@ def _both_ways(findings: Sequence[Finding], labels: Sequence[str], judge: Judge)
     return {
         "per_image": {**_share(found.per_image, found.images), "failed": len(found.failed)},
         "per_detection": {
-            "detections": found.per_detection, "images": found.images,
-            "mean": round(sum(places) / len(places), 4) if places else None, "interval": interval,
+            "detections": found.per_detection,
+            "images": found.images,
+            "mean": round(sum(places) / len(places), 4) if places else None,
+            "interval": interval,
             "failed": len(found.failed),
         },
-    }  # fmt: skip
+    }
 
 
 def _keys(wanted: Iterable[Probe]) -> list[Key]:

@@ -42,9 +42,15 @@ class PromptFile:
     def facts(self) -> dict[str, Any]:
         """As JSON, without the prompts themselves."""
         return {
-            "id": self.id, "file": self.file, "sha256": self.sha256, "format": self.suite.id, "kind": self.suite.kind,
-            "prompts": len(self.suite.prompts), "left_out": self.suite.left_out, "unusable": self.suite.unusable,
-        }  # fmt: skip
+            "id": self.id,
+            "file": self.file,
+            "sha256": self.sha256,
+            "format": self.suite.id,
+            "kind": self.suite.kind,
+            "prompts": len(self.suite.prompts),
+            "left_out": self.suite.left_out,
+            "unusable": self.suite.unusable,
+        }
 
     @property
     def title(self) -> str:
@@ -112,8 +118,11 @@ def _of_concept(order: Order) -> Iterator[Probe]:
     words = {order.concept.prompt(word): word for word in order.concept.irrelevant}
     concept = content_of(order)
     for suite in concept_suites(order.concept, order.images):
-        prompts = suite.prompts[: order.images_per_attack] if suite.id in BLACK_BOX and suite.id != SYNONYMS \
-            else suite.prompts  # fmt: skip
+        prompts = (
+            suite.prompts[: order.images_per_attack]
+            if suite.id in BLACK_BOX and suite.id != SYNONYMS
+            else suite.prompts
+        )
         for prompt in prompts:
             content = Content((words[prompt.text],)) if suite.kind == "keep" else concept
             yield Probe(_SHARE_OF.get(suite.id, suite.id), *prompt, content)

@@ -86,9 +86,11 @@ def text_columns(query: Tensor, key: Tensor, normaliser: Tensor, length: int, me
         for head in range(heads):
             # in fp32: a logit rounded to bf16 would be off by percents after exp
             logits = torch.baddbmm(
-                -normaliser[:, head, None], key[:, head, :length].float(), query[:, head].float().transpose(1, 2),
+                -normaliser[:, head, None],
+                key[:, head, :length].float(),
+                query[:, head].float().transpose(1, 2),
                 alpha=scale,
-            )  # fmt: skip
+            )
             if mean_heads:
                 columns[:, 0] += logits.exp_()
             else:
@@ -214,10 +216,15 @@ class RecordingProcessor:
     """
 
     def __call__(
-        self, attn: torch.nn.Module, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None,
-        attention_mask: Tensor | None = None, image_rotary_emb: tuple[Tensor, Tensor] | None = None,
-        recorder: Any = None, deleted: Tensor | None = None,
-    ) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
+        self,
+        attn: torch.nn.Module,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
+        recorder: Any = None,
+        deleted: Tensor | None = None,
+    ) -> Tensor | tuple[Tensor, Tensor]:
         from diffusers.models.embeddings import apply_rotary_emb  # here: the host reads this file at its start
 
         def heads(x: Tensor) -> Tensor:

@@ -33,9 +33,16 @@ from .weights import Weights
 
 # What shapes do not tell of Flux's own ae.safetensors.
 _VAE_CONFIG = {
-    "act_fn": "silu", "in_channels": 3, "out_channels": 3, "norm_num_groups": 32, "sample_size": 1024,
-    "scaling_factor": 0.3611, "shift_factor": 0.1159, "mid_block_add_attention": True, "force_upcast": True,
-}  # fmt: skip
+    "act_fn": "silu",
+    "in_channels": 3,
+    "out_channels": 3,
+    "norm_num_groups": 32,
+    "sample_size": 1024,
+    "scaling_factor": 0.3611,
+    "shift_factor": 0.1159,
+    "mid_block_add_attention": True,
+    "force_upcast": True,
+}
 
 
 _FOUR_BIT = (r"\.attn\.", r"\.ff(_context)?\.", r"\.proj_")  # what NF4 holds: all of a block but its modulation
@@ -263,11 +270,13 @@ def _single_file_vae(weights: Weights, dtype: torch.dtype) -> AutoencoderKL:
     config = {
         **_VAE_CONFIG,
         "block_out_channels": [shapes[f"{down}{level}.{block}.0.conv1.weight"][0] for level in levels],
-        "down_block_types": ["DownEncoderBlock2D"] * len(levels), "up_block_types": ["UpDecoderBlock2D"] * len(levels),
+        "down_block_types": ["DownEncoderBlock2D"] * len(levels),
+        "up_block_types": ["UpDecoderBlock2D"] * len(levels),
         "layers_per_block": _numbered(shapes, f"{down}0.{block}."),
         "latent_channels": shapes["decoder.conv_in.weight"][1],
-        "use_quant_conv": "quant_conv.weight" in shapes, "use_post_quant_conv": "post_quant_conv.weight" in shapes,
-    }  # fmt: skip
+        "use_quant_conv": "quant_conv.weight" in shapes,
+        "use_post_quant_conv": "post_quant_conv.weight" in shapes,
+    }
     with torch.device("meta"):
         vae = AutoencoderKL.from_config(config)
     if native:
@@ -282,12 +291,18 @@ def _single_file_clip(weights: Weights, dtype: torch.dtype) -> CLIPTextModel:
     shapes = weights.shapes
     vocabulary, width = shapes["text_model.embeddings.token_embedding.weight"]
     config = CLIPTextConfig(
-        hidden_size=width, intermediate_size=shapes["text_model.encoder.layers.0.mlp.fc1.weight"][0],
+        hidden_size=width,
+        intermediate_size=shapes["text_model.encoder.layers.0.mlp.fc1.weight"][0],
         num_hidden_layers=_numbered(shapes, "text_model.encoder.layers."),
         max_position_embeddings=shapes["text_model.embeddings.position_embedding.weight"][0],
-        num_attention_heads=width // 64, vocab_size=vocabulary, projection_dim=width, hidden_act="quick_gelu",
-        bos_token_id=vocabulary - 2, eos_token_id=vocabulary - 1, pad_token_id=vocabulary - 1,
-    )  # fmt: skip
+        num_attention_heads=width // 64,
+        vocab_size=vocabulary,
+        projection_dim=width,
+        hidden_act="quick_gelu",
+        bos_token_id=vocabulary - 2,
+        eos_token_id=vocabulary - 1,
+        pad_token_id=vocabulary - 1,
+    )
     with torch.device("meta"):
         model = CLIPTextModel(config)
     # transformers 5.6 dropped the "text_model." level that files have kept
@@ -309,13 +324,20 @@ def _single_file_t5(weights: Weights, dtype: torch.dtype) -> T5EncoderModel:
     vocabulary, width = shapes[embedding]
     buckets, heads = shapes["encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"]
     with torch.device("meta"):
-        model = T5EncoderModel(T5Config(
-            d_model=width, d_kv=shapes["encoder.block.0.layer.0.SelfAttention.q.weight"][0] // heads, num_heads=heads,
-            d_ff=shapes["encoder.block.0.layer.1.DenseReluDense.wi_0.weight"][0],
-            num_layers=_numbered(shapes, "encoder.block."), vocab_size=vocabulary,
-            relative_attention_num_buckets=buckets,
-            feed_forward_proj="gated-gelu", is_encoder_decoder=False, use_cache=False,
-        ))  # fmt: skip
+        model = T5EncoderModel(
+            T5Config(
+                d_model=width,
+                d_kv=shapes["encoder.block.0.layer.0.SelfAttention.q.weight"][0] // heads,
+                num_heads=heads,
+                d_ff=shapes["encoder.block.0.layer.1.DenseReluDense.wi_0.weight"][0],
+                num_layers=_numbered(shapes, "encoder.block."),
+                vocab_size=vocabulary,
+                relative_attention_num_buckets=buckets,
+                feed_forward_proj="gated-gelu",
+                is_encoder_decoder=False,
+                use_cache=False,
+            )
+        )
     state = {name: tensor.to(dtype, copy=True) for name, tensor in weights.read()}
     for name in ("shared.weight", "encoder.embed_tokens.weight"):  # one matrix under two names
         state[name] = state[embedding]
@@ -345,6 +367,9 @@ def load_parts(source: FluxSource, device: str | torch.device = "auto", dtype: t
     """All parts of a source on one device; the source is validated first."""
     source.validate()
     return FluxParts(
-        variant_of(source), load_transformer(source, device, dtype), load_vae(source, device, dtype),
-        load_text_encoders(source, device, dtype), use_autocast(source, pick_device(device)),
-    )  # fmt: skip
+        variant_of(source),
+        load_transformer(source, device, dtype),
+        load_vae(source, device, dtype),
+        load_text_encoders(source, device, dtype),
+        use_autocast(source, pick_device(device)),
+    )

@@ -49,7 +49,10 @@ _SWAPPED = ("final_layer.adaLN_modulation.1", "norm_out.linear")  # shift, scale
 # (inputs, outputs) of diffusers' linear layers as multiples of the hidden size; None: a width of its own
 _WIDTHS: dict[str, dict[str, tuple[int | None, int | None]]] = {
     "": {
-        "x_embedder": (None, 1), "context_embedder": (None, 1), "proj_out": (1, None), "norm_out.linear": (1, 2),
+        "x_embedder": (None, 1),
+        "context_embedder": (None, 1),
+        "proj_out": (1, None),
+        "norm_out.linear": (1, 2),
         **{f"time_text_embed.{name}_embedder.linear_1": (None, 1) for name in ("timestep", "text", "guidance")},
         **{f"time_text_embed.{name}_embedder.linear_2": (1, 1) for name in ("timestep", "text", "guidance")},
     },
@@ -58,13 +61,16 @@ _WIDTHS: dict[str, dict[str, tuple[int | None, int | None]]] = {
         **{f"attn.{name}": (1, 1) for name in ("add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")},
         **{f"{name}.net.0.proj": (1, 4) for name in ("ff", "ff_context")},
         **{f"{name}.net.2": (4, 1) for name in ("ff", "ff_context")},
-        "norm1.linear": (1, 6), "norm1_context.linear": (1, 6),
+        "norm1.linear": (1, 6),
+        "norm1_context.linear": (1, 6),
     },
     "single_transformer_blocks": {
         **{f"attn.{name}": (1, 1) for name in ("to_q", "to_k", "to_v")},
-        "proj_mlp": (1, 4), "proj_out": (5, 1), "norm.linear": (1, 3),
+        "proj_mlp": (1, 4),
+        "proj_out": (5, 1),
+        "norm.linear": (1, 3),
     },
-}  # fmt: skip
+}
 _STREAMS = {"double_blocks": "transformer_blocks", "single_blocks": "single_transformer_blocks"}
 # names inside blocks and outside of them, native and diffusers', with dots: what a name with underscores stands for
 NATIVE_LINEARS = {
@@ -88,11 +94,17 @@ NATIVE_NORMS = {
 DIFFUSERS_NORMS = {
     "": ("norm_out.norm",),
     "transformer_blocks": (
-        "attn.norm_q", "attn.norm_k", "attn.norm_added_q", "attn.norm_added_k",
-        "norm1.norm", "norm1_context.norm", "norm2", "norm2_context",
+        "attn.norm_q",
+        "attn.norm_k",
+        "attn.norm_added_q",
+        "attn.norm_added_k",
+        "norm1.norm",
+        "norm1_context.norm",
+        "norm2",
+        "norm2_context",
     ),
     "single_transformer_blocks": ("attn.norm_q", "attn.norm_k", "norm.norm"),
-}  # fmt: skip
+}
 
 
 def linear_widths(module: str) -> tuple[int | None, int | None] | None:

@@ -60,10 +60,17 @@ def initial_noise(seeds: int | Sequence[int], grid: tuple[int, int], channels: i
 
 @torch.no_grad()
 def sample(
-    transformer: FluxTransformer2DModel, embeds: TextEmbeds, noise: Tensor, levels: Tensor, guidance: float,
-    grid: tuple[int, int], *, stop_at: int | None = None, callback: StepCallback | None = None,
+    transformer: FluxTransformer2DModel,
+    embeds: TextEmbeds,
+    noise: Tensor,
+    levels: Tensor,
+    guidance: float,
+    grid: tuple[int, int],
+    *,
+    stop_at: int | None = None,
+    callback: StepCallback | None = None,
     deleted: Tensor | None = None,
-) -> Tensor:  # fmt: skip
+) -> Tensor:
     """Euler steps along `levels` (see sigmas()) from packed noise [B, N, 64]; the latents after stop_at steps (all by
     default).
 
@@ -105,10 +112,17 @@ def to_pil(images: Tensor) -> list[Image.Image]:
 
 
 def generate(
-    parts: FluxParts, prompts: str | Sequence[str], seeds: int | Sequence[int], *, steps: int | None = None,
-    guidance: float | None = None, grid: tuple[int, int] | None = None, batch_size: int = 8,
-    callback: Callable[[int, int], None] | None = None, deleted: Tensor | None = None,
-) -> Tensor:  # fmt: skip
+    parts: FluxParts,
+    prompts: str | Sequence[str],
+    seeds: int | Sequence[int],
+    *,
+    steps: int | None = None,
+    guidance: float | None = None,
+    grid: tuple[int, int] | None = None,
+    batch_size: int = 8,
+    callback: Callable[[int, int], None] | None = None,
+    deleted: Tensor | None = None,
+) -> Tensor:
     """Images [n, 3, H, W] in 0..1 for n prompts and as many seeds (one of either serves all), at the variant's
     defaults.
 
@@ -134,8 +148,14 @@ def generate(
 
         noise = initial_noise(seeds[chunk], grid, parts.transformer.config.in_channels // 4)
         latents = sample(
-            parts.transformer, parts.text.encode(prompts[chunk]), noise, levels, guidance, grid, callback=count_step,
+            parts.transformer,
+            parts.text.encode(prompts[chunk]),
+            noise,
+            levels,
+            guidance,
+            grid,
+            callback=count_step,
             deleted=None if deleted is None else deleted[chunk],
-        )  # fmt: skip
+        )
         images.append(decode(parts.vae, latents, grid))
     return torch.cat(images)

@@ -184,10 +184,14 @@ def fingerprint_of(geometry: Sequence[int], tensors: Mapping[str, Tensor]) -> st
 def geometry_of(config: Mapping[str, Any]) -> list[int]:
     """[double blocks, single blocks, hidden size, T5 width, pooled width, packed latent channels, guidance 0/1]."""
     return [
-        config["num_layers"], config["num_single_layers"], config["num_attention_heads"] * config["attention_head_dim"],
-        config["joint_attention_dim"], config["pooled_projection_dim"], config["in_channels"],
+        config["num_layers"],
+        config["num_single_layers"],
+        config["num_attention_heads"] * config["attention_head_dim"],
+        config["joint_attention_dim"],
+        config["pooled_projection_dim"],
+        config["in_channels"],
         int(config["guidance_embeds"]),
-    ]  # fmt: skip
+    ]
 
 
 def config_of_shapes(shapes: Mapping[str, tuple[int, ...]], name: str) -> dict[str, Any]:
@@ -210,12 +214,17 @@ def config_of_shapes(shapes: Mapping[str, tuple[int, ...]], name: str) -> dict[s
             "are: choose dev, schnell, Krea or Kontext, or a finetune of these."
         )
     config = {
-        "patch_size": 1, "in_channels": channels, "num_layers": blocks("transformer_blocks"),
-        "num_single_layers": blocks("single_transformer_blocks"), "attention_head_dim": HEAD_DIM,
-        "num_attention_heads": hidden // HEAD_DIM, "joint_attention_dim": text, "pooled_projection_dim": pooled,
+        "patch_size": 1,
+        "in_channels": channels,
+        "num_layers": blocks("transformer_blocks"),
+        "num_single_layers": blocks("single_transformer_blocks"),
+        "attention_head_dim": HEAD_DIM,
+        "num_attention_heads": hidden // HEAD_DIM,
+        "joint_attention_dim": text,
+        "pooled_projection_dim": pooled,
         "guidance_embeds": "time_text_embed.guidance_embedder.linear_1.weight" in shapes,
         "axes_dims_rope": [16, 56, 56],
-    }  # fmt: skip
+    }
     wrong = [key for key, shape in _expected_shapes(config).items() if shapes.get(key) != shape]
     if hidden % HEAD_DIM or wrong:
         where = wrong[0].removesuffix(".weight") if wrong else "x_embedder"
@@ -300,10 +309,11 @@ def _expected_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Shapes that a diffusers Flux transformer with this config must have (every projection that a LoRA may touch)."""
     double, single, hidden, text, pooled, channels, guidance = geometry_of(config)
     shapes = {
-        "x_embedder.weight": (hidden, channels), "context_embedder.weight": (hidden, text),
+        "x_embedder.weight": (hidden, channels),
+        "context_embedder.weight": (hidden, text),
         "proj_out.weight": (channels, hidden),
         "time_text_embed.text_embedder.linear_1.weight": (hidden, pooled),
-    }  # fmt: skip
+    }
     if guidance:
         shapes["time_text_embed.guidance_embedder.linear_2.weight"] = (hidden, hidden)
     for i in range(double):

@@ -31,10 +31,17 @@ def position_ids(grid: tuple[int, int], device: torch.device) -> Tensor:
 
 
 def velocity(
-    transformer: FluxTransformer2DModel, latents: Tensor, t: Tensor | float, embeds: TextEmbeds, guidance: float,
-    grid: tuple[int, int], *, capture: AttentionCapture | ConceptCapture | None = None,
-    stop_after_block: int | None = None, deleted: Tensor | None = None,
-) -> Tensor | None:  # fmt: skip
+    transformer: FluxTransformer2DModel,
+    latents: Tensor,
+    t: Tensor | float,
+    embeds: TextEmbeds,
+    guidance: float,
+    grid: tuple[int, int],
+    *,
+    capture: AttentionCapture | ConceptCapture | None = None,
+    stop_after_block: int | None = None,
+    deleted: Tensor | None = None,
+) -> Tensor | None:
     """v(x_t, c, t), an estimate of noise - image.
 
     latents: x_t packed, [B, N, 64] with N = rows * columns of `grid`; t: float or [B] in [0, 1], 1 is noise; embeds: B

@@ -26,16 +26,27 @@ def noised(latents: Tensor, noise: Tensor, t: float) -> Tensor:
 
 @torch.no_grad()
 def record_pass(
-    transformer: FluxTransformer2DModel, latents: Tensor, t: float, embeds: TextEmbeds, guidance: float,
-    grid: tuple[int, int], blocks: Sequence[int],
-) -> Recording:  # fmt: skip
+    transformer: FluxTransformer2DModel,
+    latents: Tensor,
+    t: float,
+    embeds: TextEmbeds,
+    guidance: float,
+    grid: tuple[int, int],
+    blocks: Sequence[int],
+) -> Recording:
     """Every text token's attention map at x_t = `latents` [B, N, 64], every head apart."""
     length = embeds.t5.shape[1]
     capture = AttentionCapture(torch.eye(length)[None], blocks)
     velocity(
-        transformer, latents, t, embeds, guidance, grid, capture=capture,
+        transformer,
+        latents,
+        t,
+        embeds,
+        guidance,
+        grid,
+        capture=capture,
         stop_after_block=max(capture.resolve(transformer)),
-    )  # fmt: skip
+    )
     double = len(transformer.transformer_blocks)
     recording = Recording(blocks=tuple(capture.resolve(transformer)), double=double)
     recording.begin(grid, length, length + latents.shape[1])
@@ -45,9 +56,16 @@ def record_pass(
 
 @torch.no_grad()
 def record_concepts(
-    transformer: FluxTransformer2DModel, latents: Tensor, t: float, embeds: TextEmbeds, guidance: float,
-    grid: tuple[int, int], blocks: Sequence[int], labels: Sequence[str], vectors: Tensor,
-) -> Recording:  # fmt: skip
+    transformer: FluxTransformer2DModel,
+    latents: Tensor,
+    t: float,
+    embeds: TextEmbeds,
+    guidance: float,
+    grid: tuple[int, int],
+    blocks: Sequence[int],
+    labels: Sequence[str],
+    vectors: Tensor,
+) -> Recording:
     """The share of each concept at x_t = `latents` [B, N, 64]; vectors [1, C, D] of encode_concepts()."""
     capture = ConceptCapture(vectors, blocks)
     velocity(transformer, latents, t, embeds, guidance, grid, capture=capture, stop_after_block=max(blocks))

@@ -7,9 +7,13 @@ import numpy as np
 STEPS = 256
 
 # Björn Ottosson, "A perceptual color space for image processing" (2020): OKLab -> cone responses -> linear sRGB.
-_TO_CONES = np.array([
-    [1.0, 0.3963377774, 0.2158037573], [1.0, -0.1055613458, -0.0638541728], [1.0, -0.0894841775, -1.2914855480],
-])  # fmt: skip
+_TO_CONES = np.array(
+    [
+        [1.0, 0.3963377774, 0.2158037573],
+        [1.0, -0.1055613458, -0.0638541728],
+        [1.0, -0.0894841775, -1.2914855480],
+    ]
+)
 _TO_LINEAR = np.array(
     [
         [4.0767416621, -3.3077115913, 0.2309699292],

@@ -99,9 +99,16 @@ class Figure:
 
 
 def figure_of(
-    recording: Recording, prompt: PromptWords | None, words: Sequence[Word], image: Tensor, index: int = 0,
-    *, colour_map: str = COLOUR_MAPS[0], opacity: float = 0.6, scale: str = SCALES[0],
-) -> Figure:  # fmt: skip
+    recording: Recording,
+    prompt: PromptWords | None,
+    words: Sequence[Word],
+    image: Tensor,
+    index: int = 0,
+    *,
+    colour_map: str = COLOUR_MAPS[0],
+    opacity: float = 0.6,
+    scale: str = SCALES[0],
+) -> Figure:
     """The figure of some words over one image [H, W, 3] in 0..1, image `index` of the recording's batch.
 
     prompt: None for concept maps, whose words are the recording's labels. Raises ConfigError for settings out of range
@@ -203,10 +210,12 @@ def overlays(figure: Figure, top: float | None = None) -> np.ndarray:
     where several figures share one; by default the figure's own."""
     height, width = figure.image.shape[:2]
     big = enlarged(figure.maps[: figure.drawn], height, width)
-    return np.stack([
-        _blend(figure.image, colourise(values / (top or figure.ceiling(n)), figure.colour_map), figure.opacity)
-        for n, values in enumerate(big)
-    ])  # fmt: skip
+    return np.stack(
+        [
+            _blend(figure.image, colourise(values / (top or figure.ceiling(n)), figure.colour_map), figure.opacity)
+            for n, values in enumerate(big)
+        ]
+    )
 
 
 def _blend(image: np.ndarray, colours: np.ndarray, opacity: float) -> np.ndarray:

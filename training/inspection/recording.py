@@ -141,9 +141,12 @@ class Recording:
         return [str(index) if index < self.double else f"s{index - self.double}" for index in self.blocks]
 
     def mean(
-        self, image: int = 0, times: Sequence[int] | None = None, blocks: Sequence[int] | None = None,
+        self,
+        image: int = 0,
+        times: Sequence[int] | None = None,
+        blocks: Sequence[int] | None = None,
         head: int | None = None,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """[K, rows, columns] fp32: probabilities averaged over timesteps, blocks and heads, or over the chosen ones.
 
         times and blocks are positions in `times` and `blocks`. ConfigError for an image that is not in the batch.

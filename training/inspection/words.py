@@ -100,9 +100,7 @@ def read_prompt(tokenizer: Tokenizer, segments: str | Sequence[str], length: int
         words.pop()
     cut = prompt[words[-1].end if words else 0 :].strip() if len(ids) > kept else ""
     pieces = tokenizer.convert_ids_to_tokens(ids[:kept])
-    return PromptWords(
-        prompt, tuple(ids[:kept]), tuple(pieces), tuple(characters[:kept]), tuple(words), length, cut
-    )  # fmt: skip
+    return PromptWords(prompt, tuple(ids[:kept]), tuple(pieces), tuple(characters[:kept]), tuple(words), length, cut)
 
 
 def _trimmed(prompt: str, start: int, end: int) -> Range:

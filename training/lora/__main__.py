@@ -33,9 +33,11 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(prog="python -m training.lora", description="LoRA files of Flux, in any dialect.")
     commands = top.add_subparsers(dest="command", required=True)
     merge = commands.add_parser(
-        "merge", help="make one LoRA of several", formatter_class=argparse.RawDescriptionHelpFormatter,
+        "merge",
+        help="make one LoRA of several",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="\n".join(f"{mode}: {use}" for mode, use in MODES.items()),
-    )  # fmt: skip
+    )
     merge.add_argument("loras", nargs="+", type=Path, help="LoRA files, or folders of them")
     merge.add_argument("--mode", default=next(iter(MODES)), choices=tuple(MODES), help="see below")
     merge.add_argument(
@@ -43,8 +45,12 @@ def parser() -> argparse.ArgumentParser:
     )
     merge.add_argument("--rank", type=int, help="svd: highest rank of a layer")
     merge.add_argument("--error", type=float, help="svd: relative error of the whole instead, 0 to 1")
-    merge.add_argument("--preserve", type=float, default=PRESERVE, help="fusion: weight of what must stay as it is; "
-                       "raise it where other things change (default: %(default)s)")  # fmt: skip
+    merge.add_argument(
+        "--preserve",
+        type=float,
+        default=PRESERVE,
+        help="fusion: weight of what must stay as it is; raise it where other things change (default: %(default)s)",
+    )
     info = commands.add_parser("info", help="say what a LoRA file holds")
     info.add_argument("lora", type=Path)
     convert = commands.add_parser("convert", help="write a LoRA of any dialect in this pack's layout")
@@ -74,9 +80,16 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         if args.command == "merge":
             result = files.merge_files(
-                files.lora_files(args.loras), out, args.mode, weights=args.weights, rank=args.rank, error=args.error,
-                preserve=args.preserve, dtype=args.dtype, overwrite=args.overwrite,
-            )  # fmt: skip
+                files.lora_files(args.loras),
+                out,
+                args.mode,
+                weights=args.weights,
+                rank=args.rank,
+                error=args.error,
+                preserve=args.preserve,
+                dtype=args.dtype,
+                overwrite=args.overwrite,
+            )
         elif args.command == "info":
             result = files.describe(args.lora)
         elif args.command == "convert":

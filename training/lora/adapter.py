@@ -47,9 +47,13 @@ def target_modules(
 
 
 def add_adapter(
-    transformer: FluxTransformer2DModel, targets: Sequence[str], rank: int, alpha: float, seed: int,
+    transformer: FluxTransformer2DModel,
+    targets: Sequence[str],
+    rank: int,
+    alpha: float,
+    seed: int,
     blocks: Sequence[int] | None = None,
-) -> list[torch.nn.Parameter]:  # fmt: skip
+) -> list[torch.nn.Parameter]:
     """Put a fresh LoRA (B = 0, so it changes nothing yet; A drawn from `seed`) on target_modules() and return its
     parameters.
 
@@ -78,11 +82,14 @@ def load_adapter(transformer: FluxTransformer2DModel, weights: LoraWeights) -> N
             )
     # peft takes names as ends of names, and a single block's "proj_out" ends as the model's own does: ^ means all of it
     exact = {name: re.escape(name) for name in weights}
-    _inject(transformer, LoraConfig(
-        target_modules="|".join(exact.values()),
-        rank_pattern={f"^{exact[name]}": a.shape[0] for name, (a, _, _) in weights.items()},
-        alpha_pattern={f"^{exact[name]}": alpha for name, (_, _, alpha) in weights.items()},
-    ))  # fmt: skip
+    _inject(
+        transformer,
+        LoraConfig(
+            target_modules="|".join(exact.values()),
+            rank_pattern={f"^{exact[name]}": a.shape[0] for name, (a, _, _) in weights.items()},
+            alpha_pattern={f"^{exact[name]}": alpha for name, (_, _, alpha) in weights.items()},
+        ),
+    )
     set_adapter_weights(transformer, weights)
 
 
@@ -106,9 +113,10 @@ def _inject(transformer: FluxTransformer2DModel, config: LoraConfig) -> None:
 
 def _layers(transformer: torch.nn.Module) -> dict[str, LoraLayer]:
     return {
-        name: module for name, module in transformer.named_modules()
+        name: module
+        for name, module in transformer.named_modules()
         if isinstance(module, LoraLayer) and ADAPTER in module.lora_A
-    }  # fmt: skip
+    }
 
 
 def adapter_parameters(transformer: FluxTransformer2DModel) -> list[torch.nn.Parameter]:

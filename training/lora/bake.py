@@ -43,9 +43,14 @@ class Change:
 
 
 def bake(
-    source: str | Path, loras: Sequence[str | Path], out: str | Path, *, strengths: Sequence[float] | None = None,
-    overwrite: bool = False, progress: Callable[[int, int], None] | None = None,
-) -> dict[str, Any]:  # fmt: skip
+    source: str | Path,
+    loras: Sequence[str | Path],
+    out: str | Path,
+    *,
+    strengths: Sequence[float] | None = None,
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
     """Write `source` with the LoRAs folded in to `out`: W + Σ strength · alpha / rank · B A, in the weights' own dtype.
 
     source: a transformer as one .safetensors file (native or diffusers' names, also a checkpoint that holds more than
@@ -80,10 +85,14 @@ def bake(
             name = Path(path).name
             raise LoraError(f"{name} was made for another Flux: {source.name} has no {min(modules)}.")
     origins = [
-        {"file": Path(path).name, "sha256": sha256_of(Path(path)), "strength": float(strength),
-         "concept": concept_of(each.metadata)}
+        {
+            "file": Path(path).name,
+            "sha256": sha256_of(Path(path)),
+            "strength": float(strength),
+            "concept": concept_of(each.metadata),
+        }
         for path, strength, each in zip(loras, strengths, opened, strict=True)
-    ]  # fmt: skip
+    ]
     total = sum(file.stat().st_size for file in (source.rglob("*") if folder else files) if file.is_file())
     target = out.resolve()
     free = shutil.disk_usage(next(parent for parent in target.parents if parent.exists())).free
@@ -113,10 +122,13 @@ def bake(
             copy.parent.mkdir(parents=True, exist_ok=True)
             _write(file, copy, changes, origins, count)
     return {
-        "file": str(out), "tensors": sum(len(read_whole_header(file)[0]) for file in files),
-        "changed": sum(map(len, plans.values())), "bytes": total, "loras": origins,
+        "file": str(out),
+        "tensors": sum(len(read_whole_header(file)[0]) for file in files),
+        "changed": sum(map(len, plans.values())),
+        "bytes": total,
+        "loras": origins,
         "notes": [note for each in opened for note in each.notes],
-    }  # fmt: skip
+    }
 
 
 def _plan(

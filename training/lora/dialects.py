@@ -57,10 +57,14 @@ _TEXT_ENCODERS = re.compile(
 _EMBEDDINGS = re.compile(r"bundle_emb\.(?P<word>.+?)(?:\.string_to_param\..*|\.[^.]*)?")
 # XLabs' attention processors hold LoRAs of these layers; linear1_qkv: the first three parts of a single block's linear1
 _XLABS = {
-    "double_blocks": {"qkv_lora1": "img_attn.qkv", "qkv_lora2": "txt_attn.qkv", "proj_lora1": "img_attn.proj",
-                      "proj_lora2": "txt_attn.proj"},
+    "double_blocks": {
+        "qkv_lora1": "img_attn.qkv",
+        "qkv_lora2": "txt_attn.qkv",
+        "proj_lora1": "img_attn.proj",
+        "proj_lora2": "txt_attn.proj",
+    },
     "single_blocks": {"qkv": "linear1_qkv", "proj": "linear2"},
-}  # fmt: skip
+}
 MAX_NAME = 300  # letters of a tensor's name; no trainer writes longer ones
 QKV_OF_LINEAR1 = "linear1_qkv"  # the host knows this name too
 
@@ -80,21 +84,32 @@ _NORMS = {
 
 # Ends of names that change weights in ways which cannot be read as a LoRA, and why.
 UNREADABLE = (
-    (re.compile(r"\.(dora_scale|(lora_)?magnitude_vector(\.[^.]+)?(\.weight)?|lora_m)"),
-     "a DoRA, which scales each row by what the whole weight becomes"),
-    (re.compile(r"\.oft_(blocks|diag|R(\.[^.]+)?(\.weight)?)"),
-     "an OFT, which turns the weights instead of adding to them"),
+    (
+        re.compile(r"\.(dora_scale|(lora_)?magnitude_vector(\.[^.]+)?(\.weight)?|lora_m)"),
+        "a DoRA, which scales each row by what the whole weight becomes",
+    ),
+    (
+        re.compile(r"\.oft_(blocks|diag|R(\.[^.]+)?(\.weight)?)"),
+        "an OFT, which turns the weights instead of adding to them",
+    ),
     (re.compile(r"\.boft_[RS](\.[^.]+)?"), "a BOFT, which turns the weights instead of adding to them"),
     (re.compile(r"\.(a1|a2|b1|b2|bm)\.weight"), "a GLoRA, which multiplies the weights instead of adding to them"),
     (re.compile(r"\.(ia3_l(\.[^.]+)?|on_input)"), "an IA³, which multiplies the weights instead of adding to them"),
     (re.compile(r"\.([qp]_layer\.weight|lambda_layer)"), "a T-LoRA, which changes with the step of the sampling"),
-    (re.compile(r"\.(vera_lambda_[bd]|randlora_lambda|randlora_gamma)(\.[^.]+)?|[._](vera|randlora)_[AB](\.[^.]+)?"),
-     "a VeRA or RandLoRA, whose matrices are drawn at random and shared by layers"),
+    (
+        re.compile(r"\.(vera_lambda_[bd]|randlora_lambda|randlora_gamma)(\.[^.]+)?|[._](vera|randlora)_[AB](\.[^.]+)?"),
+        "a VeRA or RandLoRA, whose matrices are drawn at random and shared by layers",
+    ),
     (re.compile(r"\.(lora_E|ranknum)(\.[^.]+)?"), "an AdaLoRA, which has singular values beside its matrices"),
-    (re.compile(r"\.(adamss|beft|bone|c3a|deft|delora|fourierft|frod|glora|gralora|hira|hra|lily|lora_embedding|miss|osf"
-                r"|peanut|poly|psoft|pvera|road|shira|supertuning|tinylora|trainable_tokens|unilora|vblora|waveft)_\w+"
-                r"(\.[^.]+)*"), "of another method of PEFT's, which is no sum of low-rank matrices"),
-)  # fmt: skip
+    (
+        re.compile(
+            r"\.(adamss|beft|bone|c3a|deft|delora|fourierft|frod|glora|gralora|hira|hra|lily|lora_embedding|miss|osf"
+            r"|peanut|poly|psoft|pvera|road|shira|supertuning|tinylora|trainable_tokens|unilora|vblora|waveft)_\w+"
+            r"(\.[^.]+)*"
+        ),
+        "of another method of PEFT's, which is no sum of low-rank matrices",
+    ),
+)
 
 
 @dataclass(frozen=True)
@@ -169,8 +184,14 @@ def parse_key(key: str) -> LoraKey | None:
             dialect = ("kohya" if native else "onetrainer") if underscored else "native" if native else "diffusers"
             known = _host_names(start + layer, native)
             whole = key[: -len(end)]
-            return LoraKey(start + layer, native, role, norm, dialect,
-                           not norm and whole in known and _HOST_ENDS.fullmatch(end) is not None)  # fmt: skip
+            return LoraKey(
+                start + layer,
+                native,
+                role,
+                norm,
+                dialect,
+                not norm and whole in known and _HOST_ENDS.fullmatch(end) is not None,
+            )
     return None
 
 

@@ -25,10 +25,12 @@ NOISE = 1e-8  # relative Frobenius error below which singular values are roundin
 _OVERSAMPLING = 32  # further random directions, for a range that holds the largest singular values (Halko et al., 2011)
 
 _KINDS = {
-    "A": "LoRA", "B": "LoRA", "diff": "whole difference",
+    "A": "LoRA",
+    "B": "LoRA",
+    "diff": "whole difference",
     **{f"hada_{part}": "LoHa" for part in ("w1_a", "w1_b", "w2_a", "w2_b")},
     **{f"lokr_{part}": "LoKr" for part in ("w1", "w1_a", "w1_b", "w2", "w2_a", "w2_b")},
-}  # fmt: skip
+}
 
 
 class Unfactorable(ValueError):
@@ -99,9 +101,12 @@ def _lora(layer: Mapping[str, Tensor]) -> Factors:
 
 
 def _loha(w1_a: Tensor, w1_b: Tensor, w2_a: Tensor, w2_b: Tensor) -> Factors:
-    if w1_a.shape[1] != len(w1_b) or w2_a.shape[1] != len(w2_b) or len(w1_a) != len(w2_a) or (
-        w1_b.shape[1] != w2_b.shape[1]
-    ):  # fmt: skip
+    if (
+        w1_a.shape[1] != len(w1_b)
+        or w2_a.shape[1] != len(w2_b)
+        or len(w1_a) != len(w2_a)
+        or (w1_b.shape[1] != w2_b.shape[1])
+    ):
         raise Unfactorable("has matrices that do not multiply")
     # (Σ_i p_i q_iᵀ) ⊙ (Σ_j u_j v_jᵀ) = Σ_ij (p_i ⊙ u_j) (q_i ⊙ v_j)ᵀ
     b = (w1_a[:, :, None] * w2_a[:, None, :]).flatten(1)

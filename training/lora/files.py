@@ -59,9 +59,10 @@ def lora_files(paths: Sequence[str | Path]) -> list[Path]:
             found.append(path)
             continue
         inside = [
-            file for file in sorted(path.iterdir())
+            file
+            for file in sorted(path.iterdir())
             if file.suffix.lower() == ".safetensors" and not file.name.lower().endswith(INPUTS_SUFFIX)
-        ]  # fmt: skip
+        ]
         if not inside:
             raise LoraError(f"The folder {path.name} holds no .safetensors files: choose another one.")
         found += inside
@@ -92,8 +93,9 @@ def concept_of(metadata: Mapping[str, str]) -> str | None:
     if isinstance(phrase, str):
         return phrase
     sources = mapping_of(metadata.get(KEY_MERGE)).get("sources")
-    phrases = [source.get("concept") for source in sources if isinstance(source, dict)] if isinstance(
-        sources, list) else []  # fmt: skip
+    phrases = (
+        [source.get("concept") for source in sources if isinstance(source, dict)] if isinstance(sources, list) else []
+    )
     return ", ".join(dict.fromkeys(each for each in phrases if isinstance(each, str))) or None
 
 
@@ -197,10 +199,18 @@ def _dtype(name: str) -> torch.dtype:
 
 
 def merge_files(
-    paths: Sequence[str | Path], out: str | Path, mode: str = "fusion", *, weights: Sequence[float] | None = None,
-    rank: int | None = None, error: float | None = None, preserve: float = PRESERVE, dtype: str = "fp32",
-    overwrite: bool = False, progress: Callable[[int, int], None] | None = None,
-) -> dict[str, Any]:  # fmt: skip
+    paths: Sequence[str | Path],
+    out: str | Path,
+    mode: str = "fusion",
+    *,
+    weights: Sequence[float] | None = None,
+    rank: int | None = None,
+    error: float | None = None,
+    preserve: float = PRESERVE,
+    dtype: str = "fp32",
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, Any]:
     """Merge LoRA files of any dialect (see `merge.merge`) into one in our layout, and return the report.
 
     weights: one per file (default: 1 each). dtype: "fp32", or "bf16" and "fp16", which round (the report's "rounding"
@@ -219,8 +229,13 @@ def merge_files(
         file = open_lora(path)
         sources.append(Source(path.stem, file.weights, float(weight), read_inputs(inputs_path(path))))
         notes += file.notes
-        origin = {"file": path.name, "sha256": sha256_of(path), "weight": float(weight),
-                  "concept": concept_of(file.metadata), "method": file.metadata.get(KEY_METHOD)}  # fmt: skip
+        origin = {
+            "file": path.name,
+            "sha256": sha256_of(path),
+            "weight": float(weight),
+            "concept": concept_of(file.metadata),
+            "method": file.metadata.get(KEY_METHOD),
+        }
         synonyms = mapping_of(file.metadata.get(KEY_CONCEPT)).get("synonyms")
         if isinstance(synonyms, list):
             origin["synonyms"] = synonyms

@@ -52,10 +52,13 @@ def make_metadata(
 ) -> dict[str, str]:
     """The metadata every erasure LoRA carries: safetensors allows strings only, so mappings become JSON."""
     return {
-        KEY_CONCEPT: json.dumps(concept, sort_keys=True), KEY_METHOD: method, KEY_BASE: base,
-        KEY_CONFIG: json.dumps(config, sort_keys=True), KEY_METRICS: json.dumps(metrics, sort_keys=True),
+        KEY_CONCEPT: json.dumps(concept, sort_keys=True),
+        KEY_METHOD: method,
+        KEY_BASE: base,
+        KEY_CONFIG: json.dumps(config, sort_keys=True),
+        KEY_METRICS: json.dumps(metrics, sort_keys=True),
         KEY_VERSION: version,
-    }  # fmt: skip
+    }
 
 
 def write_lora(
@@ -187,10 +190,15 @@ def open_lora(path: str | Path) -> LoraFile:
     dialects = sorted({key.dialect for key in keys.values()})
     kinds = {str(matrix.dtype).removeprefix("torch.") for matrix in matrices}
     return LoraFile(
-        weights, metadata, dialects[0] if len(dialects) == 1 else "mixed",
-        host_format=all(key.host for key in keys.values()) and not rescaled, tensors=len(names),
-        parameters=sum(matrix.numel() for matrix in matrices), dtypes=tuple(sorted(kinds)), notes=(*notes, *more),
-    )  # fmt: skip
+        weights,
+        metadata,
+        dialects[0] if len(dialects) == 1 else "mixed",
+        host_format=all(key.host for key in keys.values()) and not rescaled,
+        tensors=len(names),
+        parameters=sum(matrix.numel() for matrix in matrices),
+        dtypes=tuple(sorted(kinds)),
+        notes=(*notes, *more),
+    )
 
 
 MUCH = 0.1  # relative error of a change above which another loader is recommended

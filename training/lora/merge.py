@@ -74,9 +74,15 @@ class Merged:
 
 
 def merge(
-    sources: Sequence[Source], mode: str = "fusion", *, rank: int | None = None, error: float | None = None,
-    preserve: float = PRESERVE, ridge: float = RIDGE, progress: Callable[[int, int], None] | None = None,
-) -> Merged:  # fmt: skip
+    sources: Sequence[Source],
+    mode: str = "fusion",
+    *,
+    rank: int | None = None,
+    error: float | None = None,
+    preserve: float = PRESERVE,
+    ridge: float = RIDGE,
+    progress: Callable[[int, int], None] | None = None,
+) -> Merged:
     """One LoRA from several (MODES says which). Targets, ranks and alphas of the sources may differ.
 
     rank, error: of mode "svd" alone, one of them: the highest rank per layer, or the relative Frobenius error of the
@@ -97,9 +103,7 @@ def merge(
     for done, module in enumerate(modules):
         stack = _stack(active, module)
         b, a = (stack.b * factor, stack.a) if fusion is None else fusion(module, stack)
-        floor = NOISE * factor * sum(
-            float(stack.b[:, own].norm() * stack.a[own].norm()) for _, own in stack.owners
-        )  # fmt: skip
+        floor = NOISE * factor * sum(float(stack.b[:, own].norm() * stack.a[own].norm()) for _, own in stack.owners)
         factors = thin_svd(b, a) if mode == "svd" else None  # the others need them where a rank is redundant
         values = factors[1] if factors else singular_values(b, a)
         kept = min(_needed(values, max(REDUNDANT * float(values.norm()), floor)), rank or len(values))
@@ -124,11 +128,19 @@ def merge(
     weights = {module: (a, b, float(len(a))) for module, (b, a, _) in found.items()}
     ranks = [len(a) for a, _, _ in weights.values()]
     notes = fusion.notes() if fusion is not None else []
-    return Merged(weights, {
-        "mode": mode, "modules": len(weights), "rank": max(ranks), "mean_rank": round(sum(ranks) / len(ranks), 2),
-        "parameters": sum(a.numel() + b.numel() for a, b, _ in weights.values()),
-        "relative_error": math.sqrt(lost / total), **report.to_dict(sources), "notes": notes,
-    })  # fmt: skip
+    return Merged(
+        weights,
+        {
+            "mode": mode,
+            "modules": len(weights),
+            "rank": max(ranks),
+            "mean_rank": round(sum(ranks) / len(ranks), 2),
+            "parameters": sum(a.numel() + b.numel() for a, b, _ in weights.values()),
+            "relative_error": math.sqrt(lost / total),
+            **report.to_dict(sources),
+            "notes": notes,
+        },
+    )
 
 
 def _check(sources: Sequence[Source], mode: str, rank: int | None, error: float | None, preserve: float) -> None:

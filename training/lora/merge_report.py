@@ -89,8 +89,17 @@ class MergeReport:
             index = place.get(whole)
             row: dict[str, Any] = {"name": source.name, "weight": source.weight}
             if index is None:
-                rows.append({**row, "share": 0.0, "kept": None, "dilution": None, "deviation": None, "basis": None,
-                             "interference": None})  # fmt: skip
+                rows.append(
+                    {
+                        **row,
+                        "share": 0.0,
+                        "kept": None,
+                        "dilution": None,
+                        "deviation": None,
+                        "basis": None,
+                        "interference": None,
+                    }
+                )
                 matrix.append([None] * len(every))
                 continue
             basis = int(self.own[1, index] > 0)
@@ -103,12 +112,16 @@ class MergeReport:
                 None if other == whole or other not in place else round(float(ratios[place[other]]), 4)
                 for other in range(len(every))
             ]
-            rows.append({
-                **row, "share": round(float(self.size[index] / self.size.sum().clamp_min(1e-30)), 4),
-                "kept": round(kept, 4), "dilution": round(1 - kept, 4),
-                "deviation": round(math.sqrt(max(0.0, distance) / own), 4) if own else 0.0,
-                "basis": ("weights", "inputs")[basis],
-                "interference": max((value for value in line if value is not None), default=0.0),
-            })  # fmt: skip
+            rows.append(
+                {
+                    **row,
+                    "share": round(float(self.size[index] / self.size.sum().clamp_min(1e-30)), 4),
+                    "kept": round(kept, 4),
+                    "dilution": round(1 - kept, 4),
+                    "deviation": round(math.sqrt(max(0.0, distance) / own), 4) if own else 0.0,
+                    "basis": ("weights", "inputs")[basis],
+                    "interference": max((value for value in line if value is not None), default=0.0),
+                }
+            )
             matrix.append(line)
         return {"sources": rows, "interference": matrix}

@@ -10,26 +10,39 @@ from collections.abc import Mapping
 _BY_NAME: tuple[tuple[str, str], ...] = (
     (r"lora_prior_unet|down_blocks_\d+_\d+_mapper", "Stable Cascade"),
     (r"(input|output)_blocks_\d+_|middle_block|(down|up)_blocks_\d+_|mid_block", "Stable Diffusion"),
-    (r"double_stream_modulation|single_stream_modulation|to_qkv_mlp_proj|transformer_blocks_\d+_ff(_context)?_linear_(in|out)",
-     "FLUX.2"),
+    (
+        r"double_stream_modulation|single_stream_modulation|to_qkv_mlp_proj|transformer_blocks_\d+_ff(_context)?_linear_(in|out)",
+        "FLUX.2",
+    ),
     (r"distilled_guidance_layer", "Chroma"),
     (r"nerf_(blocks|image_embedder|final_layer)", "Chroma Radiance"),
-    (r"individual_token_refiner|(img|txt)_mlp_fc[12]|(img|txt)_mod_linear|single_blocks_\d+_modulation_linear|vision_in_",
-     "HunyuanVideo"),
-    (r"noise_refiner|context_refiner|(^|_)layers_\d+_(attention_(to_|qkv|out)|feed_forward_w\d|adaLN_modulation)|cap_embedder",
-     "Z-Image or Lumina 2"),
+    (
+        r"individual_token_refiner|(img|txt)_mlp_fc[12]|(img|txt)_mod_linear|single_blocks_\d+_modulation_linear|vision_in_",
+        "HunyuanVideo",
+    ),
+    (
+        r"noise_refiner|context_refiner|(^|_)layers_\d+_(attention_(to_|qkv|out)|feed_forward_w\d|adaLN_modulation)|cap_embedder",
+        "Z-Image or Lumina 2",
+    ),
     (r"transformer_blocks_\d+_(img|txt)_(mlp|mod)", "Qwen-Image"),
     (r"double_stream_blocks|single_stream_blocks|caption_projection_\d+_linear_$", "HiDream"),
-    (r"transformer_blocks_\d+_attn1_|adaln_single|patchify_proj",
-     "LTX-Video, PixArt or another model with cross-attention"),
+    (
+        r"transformer_blocks_\d+_attn1_|adaln_single|patchify_proj",
+        "LTX-Video, PixArt or another model with cross-attention",
+    ),
     (r"joint_blocks_\d+_(x|context)_block|transformer_blocks_\d+_attn2_|pos_embed_proj", "Stable Diffusion 3"),
-    (r"blocks_\d+_(self_attn|cross_attn)_(q|k|v|o|norm_[qk]|k_img|v_img)(_(lora|alpha|diff|hada|lokr)|$)|blocks_\d+_ffn_[02]"
-     r"|(^|_)blocks_\d+_attn[12]_to_", "Wan"),
-    (r"blocks_\d+_(adaln_modulation|self_attn_(q|k|v|output)_proj|cross_attn_(q|k|v|output)_proj)|llm_adapter",
-     "Cosmos or Anima"),
+    (
+        r"blocks_\d+_(self_attn|cross_attn)_(q|k|v|o|norm_[qk]|k_img|v_img)(_(lora|alpha|diff|hada|lokr)|$)|blocks_\d+_ffn_[02]"
+        r"|(^|_)blocks_\d+_attn[12]_to_",
+        "Wan",
+    ),
+    (
+        r"blocks_\d+_(adaln_modulation|self_attn_(q|k|v|output)_proj|cross_attn_(q|k|v|output)_proj)|llm_adapter",
+        "Cosmos or Anima",
+    ),
     (r"joint_transformer_blocks|double_layers_\d+|single_layers_\d+", "AuraFlow"),
     (r"blocks_\d+_attn_(qkv|proj)_[xy]", "Mochi"),
-)  # fmt: skip
+)
 _CROSS_WIDTHS = {2048: "SDXL", 768: "Stable Diffusion 1.5", 1024: "Stable Diffusion 2", 1280: "the SDXL refiner"}
 _SECOND_ENCODER = re.compile(r"lora_te2_|text_encoder_2\.")
 
@@ -59,9 +72,11 @@ def _unet(plain: Mapping[str, tuple[int, ...]], second: bool) -> str:
 
 # (inputs, outputs) in hidden sizes of layers that FLUX.2 calls as FLUX.1 does, and makes otherwise
 _FLUX2 = {
-    r"single_blocks_\d+_linear1": (1, 9), r"single_blocks_\d+_linear2": (4, 1),
-    r"double_blocks_\d+_(img|txt)_mlp_0": (1, 6), r"double_blocks_\d+_(img|txt)_mlp_2": (3, 1),
-}  # fmt: skip
+    r"single_blocks_\d+_linear1": (1, 9),
+    r"single_blocks_\d+_linear2": (4, 1),
+    r"double_blocks_\d+_(img|txt)_mlp_0": (1, 6),
+    r"double_blocks_\d+_(img|txt)_mlp_2": (3, 1),
+}
 _BLOCKS_OF_FLUX1 = 19  # double blocks of all that Black Forest Labs released as FLUX.1
 _HIDDEN_OF_SD3 = {1536: "Stable Diffusion 3 medium", 2432: "Stable Diffusion 3.5 large"}
 

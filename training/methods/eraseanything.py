@@ -59,11 +59,13 @@ class EraseAnything(TrajectoryMethod):
             for number, text in enumerate(own):
                 # without a synonym: away from what the base itself makes of the concept
                 other = concept.synonyms[number % len(concept.synonyms)] if concept.synonyms else concept.phrase
-                self.contrast.append((
-                    locate(text, concept.phrase),
-                    locate(substitute(text, concept.phrase, other), other),
-                    [locate(substitute(text, concept.phrase, word), word) for word in words],
-                ))  # fmt: skip
+                self.contrast.append(
+                    (
+                        locate(text, concept.phrase),
+                        locate(substitute(text, concept.phrase, other), other),
+                        [locate(substitute(text, concept.phrase, word), word) for word in words],
+                    )
+                )
         self.masks = torch.stack(
             [spans.get(row, torch.zeros(sequence_length)).float() for row in range(len(prompts.texts))]
         )

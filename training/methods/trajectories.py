@@ -86,10 +86,17 @@ class TrajectoryMethod:
         phrases = concept.names() if config.erase_synonyms else (concept.phrase,)
         nouns, count, seed = self._nouns(vocabulary), config.erase_prompts, config.seed
         self.wanted = erase_prompts(
-            phrases, concept.template, concept.kind, nouns, count, seed, vocabulary, config.shuffle,
+            phrases,
+            concept.template,
+            concept.kind,
+            nouns,
+            count,
+            seed,
+            vocabulary,
+            config.shuffle,
             # one vector a word, whatever its capitals: nothing to learn there
             capitals=not vocabulary.closed,
-        )  # fmt: skip
+        )
         targets = [prompts.row(self.target(prompt)) for prompt in self.wanted]
         self.erase = [(prompts.row(prompt.text), to) for prompt, to in zip(self.wanted, targets, strict=True)]
         self.preserve = [prompts.row(text) for text in self.kept()[: config.preserve_prompts]]

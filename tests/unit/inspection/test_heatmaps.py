@@ -181,16 +181,26 @@ def oklab(srgb: np.ndarray) -> np.ndarray:
     """sRGB 0..255 -> OKLab, by the published forward formulas."""
     s = srgb / 255
     linear = np.where(s <= 0.04045, s / 12.92, ((s + 0.055) / 1.055) ** 2.4)
-    cones = linear @ np.array([
-        [0.4122214708, 0.5363325363, 0.0514459929],
-        [0.2119034982, 0.6806995451, 0.1073969566],
-        [0.0883024619, 0.2817188376, 0.6299787005],
-    ]).T  # fmt: skip
-    return np.cbrt(cones) @ np.array([
-        [0.2104542553, 0.7936177850, -0.0040720468],
-        [1.9779984951, -2.4285922050, 0.4505937099],
-        [0.0259040371, 0.7827717662, -0.8086757660],
-    ]).T  # fmt: skip
+    cones = (
+        linear
+        @ np.array(
+            [
+                [0.4122214708, 0.5363325363, 0.0514459929],
+                [0.2119034982, 0.6806995451, 0.1073969566],
+                [0.0883024619, 0.2817188376, 0.6299787005],
+            ]
+        ).T
+    )
+    return (
+        np.cbrt(cones)
+        @ np.array(
+            [
+                [0.2104542553, 0.7936177850, -0.0040720468],
+                [1.9779984951, -2.4285922050, 0.4505937099],
+                [0.0259040371, 0.7827717662, -0.8086757660],
+            ]
+        ).T
+    )
 
 
 @pytest.mark.parametrize("name", [*COLOUR_MAPS, DIVERGING])
@@ -212,8 +222,13 @@ def test_measures_of_a_perfect_and_of_a_wrong_map() -> None:
     others[6:, 6:] = True
     good = localisation(mask.astype(float), mask, others)
     assert good == {
-        "pointing": 1, "iou_best": 1, "iou_otsu": 1, "precision": pytest.approx(1), "energy": 1, "leakage": 0,
-    }  # fmt: skip
+        "pointing": 1,
+        "iou_best": 1,
+        "iou_otsu": 1,
+        "precision": pytest.approx(1),
+        "energy": 1,
+        "leakage": 0,
+    }
     bad = localisation(others.astype(float), mask, others)
     assert bad["pointing"] == bad["iou_otsu"] == bad["energy"] == 0 and bad["leakage"] == 1
     flat = localisation(np.ones((8, 8)), mask, others)

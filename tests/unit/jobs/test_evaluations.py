@@ -89,8 +89,10 @@ def test_trainings_and_evaluations_do_not_stand_in_each_others_way(lora: Path, p
     assert [job.kind for job in store.list()].count("evaluation") == 1
     store.cancel(evaluation.id)
     assert store.delete(evaluation.id, lora=True) == {
-        "deleted": evaluation.id, "lora": None, "lora_deleted": False,
-    }  # fmt: skip
+        "deleted": evaluation.id,
+        "lora": None,
+        "lora_deleted": False,
+    }
     assert lora.is_file()
 
 

@@ -70,12 +70,19 @@ class PromptAttack:
         control, control_tries = self._best(scene, f"control-{self.place}-{self.words_of(scene)}", self._random)
         every = (before, own, control, *tries, *control_tries)
         return {
-            "attack": self.name, "title": self.title, "before": before["before"], "after": own["count"],
-            "control": control["count"], "base": before["base"], "prompts": own["prompts"],
-            "pictures": own.get("pictures", []), "control_prompts": control["prompts"],
-            "tries": [_told(each) for each in tries], "control_tries": [_told(each) for each in control_tries],
+            "attack": self.name,
+            "title": self.title,
+            "before": before["before"],
+            "after": own["count"],
+            "control": control["count"],
+            "base": before["base"],
+            "prompts": own["prompts"],
+            "pictures": own.get("pictures", []),
+            "control_prompts": control["prompts"],
+            "tries": [_told(each) for each in tries],
+            "control_tries": [_told(each) for each in control_tries],
             "seconds": round(sum(each["seconds"] for each in every), 1),
-        }  # fmt: skip
+        }
 
     def _random(self, scene: Scene, number: int, clock: Clock) -> Proposal:
         draw = scene.generator("control", self.place, number)

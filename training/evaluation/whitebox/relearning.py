@@ -50,8 +50,12 @@ class Relearning:
         curve, control = self._train(scene, self.name, False), self._train(scene, f"{self.name}-control", True)
         prompts = [case.prompt for case in scene.measured]
         return {
-            "attack": self.name, "title": self.title, "before": before["before"], "after": curve[-1]["count"],
-            "control": control[-1]["count"], "base": before["base"],
+            "attack": self.name,
+            "title": self.title,
+            "before": before["before"],
+            "after": curve[-1]["count"],
+            "control": control[-1]["count"],
+            "base": before["base"],
             "prompts": succeeded(prompts, scene.measured, curve[-1]["shown"]),
             "pictures": scene.pictured(self.name, prompts, curve[-1]["shown"]),
             **{
@@ -59,7 +63,7 @@ class Relearning:
                 for name, each in (("curve", curve), ("control_curve", control))
             },
             "seconds": round(sum(each["seconds"] for each in (before, *curve, *control)), 1),
-        }  # fmt: skip
+        }
 
     def _train(self, scene: Scene, name: str, unrelated: bool) -> list[dict[str, Any]]:
         """One training, measured at its marks; goes on after the last one that is kept."""
@@ -114,10 +118,15 @@ class Relearning:
                 while done < mark and not clock.spent():
                     self._step(scene, cases, x0, optimiser, draw)
                     done += 1
-                scene.store.put_tensors(name, {
-                    "done": done, "parameters": [p.detach().cpu() for p in parameters],
-                    "optimiser": optimiser.state_dict(), "draw": draw.get_state(),
-                })  # fmt: skip
+                scene.store.put_tensors(
+                    name,
+                    {
+                        "done": done,
+                        "parameters": [p.detach().cpu() for p in parameters],
+                        "optimiser": optimiser.state_dict(),
+                        "draw": draw.get_state(),
+                    },
+                )
                 keep = name if name == self.name and mark == scene.settings.steps else ""  # the control's are not shown
                 shown = scene.shown(scene.measured, [case.prompt for case in scene.measured], keep=keep)
                 return {"steps": done, "count": count(shown), "shown": shown}

@@ -53,12 +53,16 @@ class RingABell(PromptAttack):
             for prompt in dict.fromkeys(case.prompt for case in scene.taught)
         ]
         own = encode(plain)
-        return TextEmbeds(*(
-            getattr(own, part) + ETA * torch.cat([
-                getattr(with_it[row], part) - getattr(pair, part) for row, pair in enumerate(pairs)
-            ]).mean(0, keepdim=True)
-            for part in ("t5", "pooled")
-        ))  # fmt: skip
+        return TextEmbeds(
+            *(
+                getattr(own, part)
+                + ETA
+                * torch.cat([getattr(with_it[row], part) - getattr(pair, part) for row, pair in enumerate(pairs)]).mean(
+                    0, keepdim=True
+                )
+                for part in ("t5", "pooled")
+            )
+        )
 
     def distance(self, scene: Scene, prompts: Sequence[str], target: TextEmbeds) -> Tensor:
         """[n]: how far the prompts are from the target, 0 where they are read as it."""
@@ -69,8 +73,11 @@ class RingABell(PromptAttack):
     def propose(self, scene: Scene, number: int, clock: Clock) -> Proposal:
         """One genetic search from random words: the best go on, their children cross over at one place and mutate."""
         draw, target, total, places = (
-            scene.generator(self.name, number), self.target(scene), len(scene.words), self.words_of(scene)
-        )  # fmt: skip
+            scene.generator(self.name, number),
+            self.target(scene),
+            len(scene.words),
+            self.words_of(scene),
+        )
         people = torch.randint(total, (POPULATION, places), generator=draw)
         far = self._far(scene, people, target)
         for _ in range(scene.settings.steps):

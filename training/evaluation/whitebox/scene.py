@@ -148,9 +148,16 @@ class Scene:
     """
 
     def __init__(
-        self, erased: Erased, phrase: str, cases: Sequence[Probe], judge: Judge, settings: WhiteBox,
-        folder: Path | None = None, unrelated: Sequence[str] = (), tell: Callable[[str], None] = lambda what: None,
-    ) -> None:  # fmt: skip
+        self,
+        erased: Erased,
+        phrase: str,
+        cases: Sequence[Probe],
+        judge: Judge,
+        settings: WhiteBox,
+        folder: Path | None = None,
+        unrelated: Sequence[str] = (),
+        tell: Callable[[str], None] = lambda what: None,
+    ) -> None:
         settings.validate()
         if not unrelated:
             raise ConfigError("The attacks need an unrelated word to compare the concept with: name one.")
@@ -230,19 +237,20 @@ class Scene:
         if self.store.folder is None or "shown" not in before:
             return []
         plain, sides = [case.prompt for case in self.measured], before["shown"]
-        gained = sorted(
-            range(len(shown)), key=lambda n: (not shown[n], sides["before"][n], not sides["base"][n])
-        )  # fmt: skip
+        gained = sorted(range(len(shown)), key=lambda n: (not shown[n], sides["before"][n], not sides["base"][n]))
 
         def told(kept: str, prompt: str, seed: int, seen: bool) -> dict[str, Any]:
             return {"prompt": prompt, "file": f"{kept}/{picture_name(prompt, seed)}", "shown": seen}
 
         return [
-            {"seed": (seed := self.measured[n].seed), "base": told("base", plain[n], seed, sides["base"][n]),
-             "before": told("before", plain[n], seed, sides["before"][n]),
-             "after": told(name, prompts[n], seed, shown[n])}
+            {
+                "seed": (seed := self.measured[n].seed),
+                "base": told("base", plain[n], seed, sides["base"][n]),
+                "before": told("before", plain[n], seed, sides["before"][n]),
+                "after": told(name, prompts[n], seed, shown[n]),
+            }
             for n in gained[:PICTURED]
-        ]  # fmt: skip
+        ]
 
     def generator(self, *names: object) -> torch.Generator:
         """Random numbers of one part of one attack, whatever was run before it."""

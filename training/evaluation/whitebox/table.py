@@ -42,8 +42,10 @@ def attack_tables(
         parts += [f"<h3>{text(label)}</h3>", table(f"Pictures that show the concept: {label}", head, rows)]
         prompts = [
             [text(each["title"]), text(it["prompt"]), text(", ".join(str(int(seed)) for seed in it["seeds"]))]
-            for each in own for it in each["prompts"] if "curve" not in each
-        ]  # fmt: skip
+            for each in own
+            for it in each["prompts"]
+            if "curve" not in each
+        ]
         if prompts:
             caption = f"Prompts of the attacks by which the concept was painted: {label}"
             parts.append(table(caption, ["Attack", "Prompt", "Seeds"], prompts[:PROMPTS_SHOWN]))

@@ -62,12 +62,10 @@ class Words:
         if len(self.words) < 2:
             raise ErasureError("The two text encoders have no words in common: prompt attacks cannot be made on them.")
         # not t5.get_input_embeddings(): that table is tied to the encoder's, but the encoder calls its own
-        self._t5 = _Space(
-            text.tokenizer_2, text.t5.encoder.get_input_embeddings(), text.sequence_length, self.words
-        )  # fmt: skip
+        self._t5 = _Space(text.tokenizer_2, text.t5.encoder.get_input_embeddings(), text.sequence_length, self.words)
         self._clip = _Space(
             text.tokenizer, text.clip.get_input_embeddings(), text.tokenizer.model_max_length, self.words
-        )  # fmt: skip
+        )
 
     def __len__(self) -> int:
         return len(self.words)
@@ -105,8 +103,11 @@ def _shared(first: Any, second: Any, forbidden: Sequence[str]) -> list[str]:
     alone = zip(*(tokenizer(texts, add_special_tokens=False).input_ids for tokenizer in (first, second)), strict=True)
     unknown = (first.unk_token_id, second.unk_token_id)
     found = [
-        word for word, (a, b) in zip(texts, alone, strict=True)
-        if len(a) == len(b) == 1 and a[0] != unknown[0] and b[0] != unknown[1]
+        word
+        for word, (a, b) in zip(texts, alone, strict=True)
+        if len(a) == len(b) == 1
+        and a[0] != unknown[0]
+        and b[0] != unknown[1]
         and not any(occurrences(word, form) for phrase in forbidden for form in forms_of(phrase))
-    ]  # fmt: skip
+    ]
     return list(dict.fromkeys(found))
