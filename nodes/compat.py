@@ -20,9 +20,9 @@ from comfy.ldm.flux.model import FluxParams
 from comfy_api.v0_0_2 import ComfyExtension, io, ui
 
 from ..training.errors import ErasureError, LoraError
-from ..training.flux.weights import HOST_FORMATS
 from ..training.lora.inputs import INPUTS_SUFFIX
 from ..training.lora.scales import CONFIG_FILE
+from ..training.models.weights import HOST_FORMATS
 
 __all__ = [
     "ChoosesLora",

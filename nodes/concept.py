@@ -26,7 +26,7 @@ from ..training.concepts.concept import Kind
 from ..training.concepts.endpoint import API_HOST, API_KEY, MAX_EACH
 from ..training.concepts.words import same
 from ..training.errors import ConceptError
-from ..training.flux.source import FluxSource
+from ..training.models.source import FluxSource
 from . import service
 from .compat import io
 from .text import check_phrase, vocabulary_of_source

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..training.errors import ConfigError
-from ..training.flux.concept_attention import concept_shares, concept_vectors
 from ..training.inspection.recording import Recording
+from ..training.models.concept_attention import concept_shares, concept_vectors
 from .joint_attention import Attention, Call, Tap, read_clip_prompt
 
 

@@ -18,7 +18,7 @@ from ..training.evaluation.pictures import write_whole
 from ..training.evaluation.report import write_report
 from ..training.evaluation.whitebox.settings import NAMES as WHITE_BOX
 from ..training.evaluation.whitebox.settings import WhiteBox
-from ..training.flux.source import FluxSource
+from ..training.models.source import FluxSource
 from . import service
 from .compat import (
     ChoosesLora,

@@ -15,9 +15,9 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..training.errors import ConceptError, ConfigError
-from ..training.flux.attention import attend, text_columns
 from ..training.inspection.recording import Recording
 from ..training.inspection.words import PromptWords, read_prompt
+from ..training.models.attention import attend, text_columns
 
 _KEY = "erase_anything"
 _OVERRIDE = "optimized_attention_override"

@@ -9,7 +9,7 @@ import comfy.sd1_clip
 import comfy.text_encoders.flux
 
 from ..training.errors import SourceError
-from ..training.flux.source import PRECISIONS, FluxSource, demo_model_folder, demo_source
+from ..training.models.source import PRECISIONS, FluxSource, demo_model_folder, demo_source
 from .compat import diffusers_folders, file_stamp, io, linked_stamp, list_files, resolve_file
 from .native import load_native
 from .types import CATEGORY, NONE, FluxSourceType

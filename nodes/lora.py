@@ -16,8 +16,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..training.concepts import THRESHOLD
 from ..training.errors import ConfigError, LoraError
-from ..training.flux.sampling import initial_noise, sigmas, unpack
-from ..training.flux.source import FluxSource
+from ..training.models.sampling import initial_noise, sigmas, unpack
+from ..training.models.source import FluxSource
 from .compat import ChoosesLora, io, list_files, resolve_lora, show_text, ui
 from .conditional import ConditionalLora, make_gate, sigma_range
 from .native import NativeFlux, PlacedLora, apply_lora, load_native, place_lora, warning_of

@@ -23,13 +23,13 @@ from comfy.model_detection import convert_diffusers_mmdit
 from safetensors.torch import load_file
 
 from ..training.errors import LoraError, SourceError
-from ..training.flux.device import weights_dtype
-from ..training.flux.native_layout import diffusers_parts
-from ..training.flux.source import FluxSource, fingerprint_of
-from ..training.flux.text import TextEncoders
-from ..training.flux.variants import FluxVariant, variant_of
-from ..training.flux.weights import HOST_FORMATS, kinds_in
 from ..training.lora.format import KEY_BASE, LoraFile, open_lora
+from ..training.models.device import weights_dtype
+from ..training.models.native_layout import diffusers_parts
+from ..training.models.source import FluxSource, fingerprint_of
+from ..training.models.text import TextEncoders
+from ..training.models.variants import FluxVariant, variant_of
+from ..training.models.weights import HOST_FORMATS, kinds_in
 from .compat import flux_config, quiet_log, readable_quantisation
 
 
@@ -209,7 +209,7 @@ class _FluxTokenizer:
 
 
 def _clip(source: FluxSource) -> comfy.sd.CLIP:
-    from ..training.flux.loading import load_text_encoders
+    from ..training.models.loading import load_text_encoders
 
     load_device = comfy.model_management.text_encoder_device()
     dtype = weights_dtype(source.precision, load_device)
@@ -238,7 +238,7 @@ class _Autoencoder(torch.nn.Module):
 
 class _FluxVAE(comfy.sd.VAE):
     def __init__(self, source: FluxSource) -> None:
-        from ..training.flux.loading import load_vae
+        from ..training.models.loading import load_vae
 
         # The host builds autoencoders from their weights and knows none so small: let it set up everything but that.
         with quiet_log("No VAE weights detected"):

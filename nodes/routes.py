@@ -22,8 +22,8 @@ from ..training.concepts import Concept, WordNetMissing, download_wordnet, make_
 from ..training.concepts.concept import Kind
 from ..training.config import ErasureConfig, ErasureRequest
 from ..training.errors import ErasureError, JobError
-from ..training.flux.source import FluxSource
 from ..training.jobs import MAX_SLOTS, Job
+from ..training.models.source import FluxSource
 from . import service
 from .concept import labelled_presets, remarks_on
 from .load import DEMO, choices_of, choose_source

@@ -20,8 +20,8 @@ from ..training.errors import JobError
 from ..training.evaluation import Order, read_evaluation
 from ..training.evaluation.report import write_report
 from ..training.evaluation.request import EvaluationRequest
-from ..training.flux.source import FluxSource
 from ..training.jobs import Job, JobStore, Scheduler
+from ..training.models.source import FluxSource
 from .compat import lora_name
 from .text import check_phrase
 

@@ -7,8 +7,8 @@ from typing import Any
 
 from ..training.concepts import Concept, Vocabulary, require_span, vocabulary_of
 from ..training.errors import SourceError
-from ..training.flux.source import FluxSource
-from ..training.flux.variants import variant_of
+from ..training.models.source import FluxSource
+from ..training.models.variants import variant_of
 
 
 def t5_tokenizer(source: FluxSource) -> Any:

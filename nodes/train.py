@@ -15,8 +15,8 @@ from PIL import Image
 from ..training.concepts import Concept
 from ..training.config import ErasureConfig
 from ..training.errors import ConfigError, JobError
-from ..training.flux.source import FluxSource
 from ..training.jobs import Job
+from ..training.models.source import FluxSource
 from . import service
 from .compat import advanced, io, lora_name
 from .types import CATEGORY, ConceptType, FluxSourceType, JobType

@@ -8,7 +8,7 @@ CATEGORY = "Erase Anything"
 
 NONE = "none"  # the choice in a combo of files that chooses none
 
-FluxSourceType = io.Custom("FLUX_SOURCE")  # carries training.flux.source.FluxSource
+FluxSourceType = io.Custom("FLUX_SOURCE")  # carries training.models.source.FluxSource
 ConceptType = io.Custom("ERASURE_CONCEPT")  # carries training.concepts.Concept
 EndpointType = io.Custom("WORDS_ENDPOINT")  # carries a nodes.concept.Endpoint
 JobType = io.Custom("ERASURE_JOB")  # carries a job's id (str)

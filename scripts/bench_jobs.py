@@ -30,9 +30,9 @@ def fill(root: Path, loras: Path, jobs: int) -> None:
     """Writes jobs in all states, as their own code writes them; every completed one has a LoRA file."""
     from training.concepts import Concept
     from training.config import ErasureConfig, ErasureRequest
-    from training.flux.source import demo_source
     from training.jobs import JobFolder, JobState
     from training.jobs.store import digest_of
+    from training.models.source import demo_source
 
     loras.mkdir()
     concept = Concept("car", irrelevant=("house", "tree", "apple"), preserve=("a photo of a house",) * 64)

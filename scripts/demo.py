@@ -164,9 +164,9 @@ def measure(job: Path, lora: Path) -> dict[str, dict[str, float]]:
     """
     from training.concepts import Concept
     from training.evaluation import load_classifier, measure_erasure
-    from training.flux.loading import load_parts
-    from training.flux.source import FluxSource
     from training.lora.format import read_lora
+    from training.models.loading import load_parts
+    from training.models.source import FluxSource
 
     source = FluxSource.from_dict(json.loads((job / "job.json").read_text(encoding="utf-8"))["request"]["source"])
     concept = Concept.from_dict(json.loads((job / "result.json").read_text(encoding="utf-8"))["concept"])

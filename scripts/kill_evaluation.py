@@ -60,7 +60,7 @@ def train(folder: Path) -> Path:
 
 def start(lora: Path, out: Path, log: Path) -> subprocess.Popen:
     """The command, beginning or going on."""
-    from training.flux.source import demo_source
+    from training.models.source import demo_source
 
     source = demo_source("fp32")
     command = [sys.executable, "-m", "training.cli", "evaluate", "--source", source.folder, "--precision", "fp32"]

@@ -53,7 +53,7 @@ def request_into(folder: Path, steps: int):
     """The training; only its output folder differs."""
     from training.concepts import Concept
     from training.config import ErasureConfig, ErasureRequest
-    from training.flux.source import demo_source
+    from training.models.source import demo_source
 
     preserve = ("a photo of a house", "a photo of a tree")
     concept = Concept("car", irrelevant=("house", "tree", "apple"), preserve=preserve)

@@ -14,7 +14,7 @@ import pytest
 
 from scripts.environment import install_wordnet
 from scripts.host import Host, get_host
-from training.flux.source import demo_model_folder
+from training.models.source import demo_model_folder
 
 install_wordnet()  # finds what scripts/test.py has put in place; sets NLTK_DATA for this process and all it starts
 

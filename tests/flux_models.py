@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from diffusers import FluxPipeline, FluxTransformer2DModel
 
-from training.flux.loading import FluxParts, load_parts
-from training.flux.source import FluxSource
-from training.flux.text import TextEmbeds
+from training.models.loading import FluxParts, load_parts
+from training.models.source import FluxSource
+from training.models.text import TextEmbeds
 
 TINY_GRID = (4, 6)
 TINY_TEXT = 7

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from training.concepts import Concept
 from training.config import ErasureConfig, ErasureRequest
-from training.flux.source import demo_source
 from training.jobs import Job, JobStore
+from training.models.source import demo_source
 
 TINY_WORKER = Path(__file__).parent / "unit" / "jobs" / "tiny_worker.py"
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from .errors import CheckpointError
 from .flow import Flow, Progress
-from .flux.sampling import initial_noise
-from .flux.text import TextEmbeds
+from .models.sampling import initial_noise
+from .models.text import TextEmbeds
 
 CHUNK = 32  # samples per forward pass on small models
 FILE = "bank.safetensors"  # in a training's folder

@@ -38,8 +38,8 @@ from .concepts.endpoint import API_KEY
 from .config import ErasureConfig, ErasureRequest
 from .errors import ConfigError, ErasureError, LoraError
 from .fitting import overview
-from .flux.source import PRECISIONS, FluxSource
 from .memory import GB
+from .models.source import PRECISIONS, FluxSource
 
 SHARES = ("acc_e", "acc_g", "acc_ir")
 
@@ -252,8 +252,8 @@ def measure(source: FluxSource, lora: Path, device: str, args: argparse.Namespac
     Raises ErasureError where the file is no erasure LoRA, the model has no classifier or it does not name the concept.
     """
     from .evaluation import load_classifier, measure_erasure, require_measurable
-    from .flux.loading import load_parts
     from .lora.format import KEY_CONCEPT, read_lora
+    from .models.loading import load_parts
 
     weights, metadata = read_lora(lora)
     if KEY_CONCEPT not in metadata:

@@ -22,15 +22,15 @@ from .concepts.prompts import erase_prompts
 from .concepts.spans import span_mask, token_spans
 from .errors import ErasureError, LoraError
 from .flow import Flow, Progress
-from .flux.device import pick_device, use_autocast
-from .flux.loading import load_text_encoders, load_transformer
-from .flux.sampling import initial_noise, sigmas
-from .flux.source import PRECISIONS, FluxSource
-from .flux.text import TextEmbeds, TextEncoders
-from .flux.variants import variant_of
 from .lora.adapter import load_adapter
 from .lora.format import KEY_BASE, KEY_CONCEPT, LoraWeights, read_lora
 from .lora.inputs import COLUMNS, ConceptInputs, input_site, inputs_path, low_rank_factor, write_inputs
+from .models.device import pick_device, use_autocast
+from .models.loading import load_text_encoders, load_transformer
+from .models.sampling import initial_noise, sigmas
+from .models.source import PRECISIONS, FluxSource
+from .models.text import TextEmbeds, TextEncoders
+from .models.variants import variant_of
 
 STEPS = 8  # Euler steps of a trajectory: inputs change slowly with time, so a coarse grid says enough
 PROMPTS = {"concept": 16, "keep": 32}

@@ -15,7 +15,7 @@ from typing import Any
 
 from .concepts import Concept, Kind
 from .errors import ConfigError
-from .flux.source import QUANTISED, FluxSource
+from .models.source import QUANTISED, FluxSource
 
 # Named sets of projections that get a LoRA, as diffusers calls them: of the double (dual-stream) blocks, except where
 # BLOCKS says otherwise. In a single block text and image share a projection.

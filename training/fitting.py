@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from .config import ErasureRequest
-from .flux.device import pick_device
-from .flux.source import PACKAGES
 from .memory import GB, ModelSize, estimate_memory, free_memory, model_size
+from .models.device import pick_device
+from .models.source import PACKAGES
 
 FILE = "memory.json"  # in a training's folder, where something was decided
 RING = 2  # blocks on the device where streaming is decided on

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .flux.attention import AttentionCapture
-from .flux.text import TextEmbeds
-from .flux.velocity import velocity
 from .lora.adapter import adapter_disabled, set_adapter_scale
+from .models.attention import AttentionCapture
+from .models.text import TextEmbeds
+from .models.velocity import velocity
 from .parallel import ALONE, Group
 
 if TYPE_CHECKING:

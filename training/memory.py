@@ -16,10 +16,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .config import TARGETS, ErasureConfig, ErasureRequest, target_blocks
-from .flux.device import pick_device, weights_dtype
-from .flux.source import QUANTISED, FluxSource, parameter_count
-from .flux.text import encoded_at_once
-from .flux.variants import FluxVariant, training_side, variant_of
+from .models.device import pick_device, weights_dtype
+from .models.source import QUANTISED, FluxSource, parameter_count
+from .models.text import encoded_at_once
+from .models.variants import FluxVariant, training_side, variant_of
 
 GB = 1024**3
 

@@ -35,17 +35,17 @@ from .config import TARGETS, ErasureConfig, ErasureRequest, target_blocks
 from .errors import CheckpointError, ConfigError, ErasureError
 from .fitting import settle
 from .flow import Flow, Progress
-from .flux.checkpointing import checkpoint_blocks
-from .flux.compiling import compile_blocks
-from .flux.device import pick_device, release_unused, use_autocast
-from .flux.loading import load_text_encoders, load_tokenizer, load_transformer, load_vae
-from .flux.sampling import decode, initial_noise, sample, sigmas, to_pil
-from .flux.source import FluxSource
-from .flux.text import TextEmbeds
-from .flux.variants import FluxVariant, training_side, variant_of
 from .lora.adapter import adapter_weights, add_adapter, set_adapter_weights
 from .lora.format import make_metadata, write_lora
 from .methods import Method, MethodFactory, Prompts, make_method
+from .models.checkpointing import checkpoint_blocks
+from .models.compiling import compile_blocks
+from .models.device import pick_device, release_unused, use_autocast
+from .models.loading import load_text_encoders, load_tokenizer, load_transformer, load_vae
+from .models.sampling import decode, initial_noise, sample, sigmas, to_pil
+from .models.source import FluxSource
+from .models.text import TextEmbeds
+from .models.variants import FluxVariant, training_side, variant_of
 from .parallel import ALONE, Group, placed
 
 if TYPE_CHECKING:

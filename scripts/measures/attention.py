@@ -82,8 +82,8 @@ def compose(sprites: Any, rng: random.Random, objects: int, alone: bool, noun: i
     import numpy as np
     from PIL import Image
 
-    from training.demo.scenes import CELL, IMAGE_SIZE, LAYOUTS
-    from training.demo.vocabulary import BACKGROUNDS, NOUNS, STYLES, with_article
+    from demo_model.scenes import CELL, IMAGE_SIZE, LAYOUTS
+    from demo_model.vocabulary import BACKGROUNDS, NOUNS, STYLES, with_article
 
     layout = "four" if objects == 4 else rng.choice(("next to", "above"))
     nouns = rng.sample(range(len(NOUNS)), objects)
@@ -132,7 +132,7 @@ class Eye:
     place: Workplace
 
     def __post_init__(self) -> None:
-        from training.demo.sprites import load_sprites
+        from demo_model.sprites import load_sprites
 
         self.parts = self.place.parts()
         self.sprites = load_sprites(ROOT / ".cache" / "flux-emoji")
@@ -145,15 +145,15 @@ class Eye:
         import numpy as np
         import torch
 
-        from training.flux.sampling import encode
+        from training.models.sampling import encode
 
         pictures = torch.from_numpy(np.stack([case.picture for case in cases])).permute(0, 3, 1, 2).float()
         return encode(self.parts.vae, pictures / 255)
 
     def noised(self, cases: list[Case], seeds: list[int], t: float) -> Any:
         """The pictures' x_t."""
-        from training.flux.sampling import initial_noise
         from training.inspection.capture import noised
+        from training.models.sampling import initial_noise
 
         latents = self.latents(cases)
         return noised(latents, initial_noise(seeds, self.grid).to(latents), t)
@@ -179,7 +179,7 @@ def localise(place: Workplace, kind: str) -> dict[str, Any]:
     import numpy as np
     import torch
 
-    from training.demo.vocabulary import NOUNS
+    from demo_model.vocabulary import NOUNS
     from training.inspection import default_blocks, default_time
     from training.inspection.capture import encode_concepts, record_concepts
     from training.inspection.heatmaps import enlarged
@@ -291,7 +291,7 @@ def faded(place: Workplace, phrase: str, seed: int, lora: Path) -> dict[str, Any
     import numpy as np
     import torch
 
-    from training.demo.vocabulary import NOUNS
+    from demo_model.vocabulary import NOUNS
     from training.inspection import default_time
     from training.inspection.heatmaps import enlarged
     from training.lora.adapter import load_adapter
@@ -335,9 +335,9 @@ def cost_of_recording(args: argparse.Namespace) -> dict[str, Any]:
     import torch
     from torch.nn.functional import scaled_dot_product_attention
 
-    from training.flux.attention import attend, text_columns
-    from training.flux.device import pick_device
     from training.inspection import Recording
+    from training.models.attention import attend, text_columns
+    from training.models.device import pick_device
 
     device = pick_device(args.device)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32

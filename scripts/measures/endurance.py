@@ -39,7 +39,7 @@ def random_source(shape: str, device: Any) -> Path:
     import torch
     from diffusers import FluxTransformer2DModel
 
-    from training.flux.source import demo_model_folder, read_json
+    from training.models.source import demo_model_folder, read_json
 
     demo, folder = demo_model_folder(), CACHE / "bench" / "endurance" / shape / "model"
     if folder.is_dir():
@@ -145,8 +145,8 @@ def endurance(args: argparse.Namespace) -> None:
     """A long training of a random model, killed by SIGKILL and resumed, against one left alone; its file's keys."""
     import torch
 
-    from training.flux.device import pick_device
-    from training.flux.source import read_json
+    from training.models.device import pick_device
+    from training.models.source import read_json
 
     device, where = pick_device(args.device), machine()
     rows = Rows(args.out / f"{args.name or 'endurance'}.json", CACHE / "bench" / "locks")

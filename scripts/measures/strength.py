@@ -47,9 +47,9 @@ def rates(place: Workplace, lora: Path, strengths: Sequence[float] = STRENGTHS) 
 
     from training.concepts import Concept
     from training.evaluation import paint, probes
-    from training.flux.sampling import generate
     from training.lora.adapter import load_adapter, set_adapter_scale
     from training.lora.format import KEY_CONCEPT, read_lora
+    from training.models.sampling import generate
 
     weights, metadata = read_lora(lora)
     concept = Concept.from_dict(json.loads(metadata[KEY_CONCEPT]))

@@ -205,7 +205,7 @@ def ablation(args: argparse.Namespace) -> None:
 
 def precision(args: argparse.Namespace) -> None:
     """The same measures of LoRAs trained on the base in bf16, fp8, int8 and nf4."""
-    from training.flux.source import PACKAGES
+    from training.models.source import PACKAGES
 
     place, names = Workplace(args, "precision"), []
     for name in chosen(args.precisions, PRECISIONS):

@@ -91,9 +91,9 @@ class Bench:
     def __init__(self, args: argparse.Namespace) -> None:
         import torch
 
-        from training.flux.device import pick_device
-        from training.flux.variants import FLUX_DEV, FLUX_EMOJI
         from training.memory import ModelSize, block_sizes
+        from training.models.device import pick_device
+        from training.models.variants import FLUX_DEV, FLUX_EMOJI
 
         if args.threads:
             torch.set_num_threads(args.threads)
@@ -167,8 +167,8 @@ class Bench:
         """
         import torch
 
-        from training.flux.loading import prepare_transformer, quantise
-        from training.flux.source import QUANTISED
+        from training.models.loading import prepare_transformer, quantise
+        from training.models.source import QUANTISED
 
         with torch.device("meta"):
             model = torch.nn.Module.to(self._empty(), torch.bfloat16)  # diffusers' own warns of loading
@@ -197,7 +197,7 @@ class Bench:
     def request(self, combination: Combination):
         """What the estimate is asked about."""
         from training.config import ErasureRequest
-        from training.flux.source import FluxSource
+        from training.models.source import FluxSource
 
         source = FluxSource("diffusers", precision=combination.precision)
         config = self.config(combination)
@@ -208,9 +208,9 @@ class Bench:
         import torch
         from transformers import AutoTokenizer
 
-        from training.flux.source import demo_model_folder
-        from training.flux.text import TextEmbeds
         from training.methods import Prompts
+        from training.models.source import demo_model_folder
+        from training.models.text import TextEmbeds
 
         method, prompts, length = factory(_concept(), config), Prompts(), self.variant.sequence_length
         tokenizer = AutoTokenizer.from_pretrained(demo_model_folder() / "tokenizer_2", local_files_only=True)
@@ -228,11 +228,11 @@ class Bench:
 
         from training.bank import used_steps
         from training.config import ErasureConfig
-        from training.flux.compiling import restore_blocks
-        from training.flux.sampling import sigmas
         from training.lora.adapter import remove_adapter
         from training.memory import estimate_memory
         from training.methods import make_method
+        from training.models.compiling import restore_blocks
+        from training.models.sampling import sigmas
         from training.trainer import make_optimizers, put_adapter, update, update_level
 
         request = self.request(combination)
@@ -358,7 +358,7 @@ def train(args: argparse.Namespace) -> None:
     """Seconds, share of peak, memory beside the estimate: every precision, resolution and way, beside the authors'."""
     import torch
 
-    from training.flux.source import PACKAGES
+    from training.models.source import PACKAGES
 
     bench, deadline = Bench(args), time.monotonic() + 60 * args.minutes
     bench.peak = bench.peak_flops()

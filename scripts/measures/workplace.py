@@ -65,7 +65,7 @@ class Workplace:
         import torch
 
         from training.cli import read_settings
-        from training.flux.source import FluxSource, demo_model_folder
+        from training.models.source import FluxSource, demo_model_folder
 
         if args.threads:
             torch.set_num_threads(args.threads)
@@ -91,14 +91,14 @@ class Workplace:
 
     @cached_property
     def _parts(self):
-        from training.flux.loading import load_parts
+        from training.models.loading import load_parts
 
         return load_parts(self.source, self.args.device)
 
     def parts(self):
         """The whole model with a transformer that has no adapter yet."""
-        from training.flux.loading import load_transformer
         from training.lora.adapter import adapter_parameters
+        from training.models.loading import load_transformer
 
         if adapter_parameters(self._parts.transformer):
             self._parts.transformer = load_transformer(self.source, self.args.device)

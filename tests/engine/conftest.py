@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from tests.flux_models import tiny_folder
-from training.flux.source import FluxSource
 from training.jobs import JobStore, Scheduler
+from training.models.source import FluxSource
 
 
 @pytest.fixture(scope="module")

@@ -26,9 +26,9 @@ from scripts.environment import install_wordnet
 from training import BEHAVIOUR
 from training.cli import main
 from training.concepts import erase_prompts, make_concept, vocabulary_of
-from training.flux.source import demo_model_folder
 from training.lora.files import merge_files
 from training.lora.format import read_lora
+from training.models.source import demo_model_folder
 
 DATA = Path(__file__).parents[1] / "data"
 STORED, WORDS = DATA / "behaviour.safetensors", DATA / "behaviour_words.json"

@@ -15,8 +15,8 @@ from training import cli
 from training.concepts import Concept
 from training.config import ErasureConfig, ErasureRequest
 from training.errors import ConfigError
-from training.flux.source import FluxSource
 from training.lora.format import KEY_CONCEPT, make_metadata, read_lora, write_lora
+from training.models.source import FluxSource
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = [

@@ -15,13 +15,13 @@ from tests.flux_models import TINY_GRID, TINY_TEXT, tiny_inputs
 from training.checkpoint import bank_request_digest, request_digest
 from training.config import ErasureRequest
 from training.errors import ConfigError
-from training.flux.attention import AttentionCapture, spans_to_mask
-from training.flux.checkpointing import checkpoint_blocks
-from training.flux.compiling import compile_blocks, restore_blocks
-from training.flux.source import FluxSource
-from training.flux.streaming import stream_blocks
-from training.flux.velocity import velocity
 from training.lora.adapter import adapter_disabled, add_adapter
+from training.models.attention import AttentionCapture, spans_to_mask
+from training.models.checkpointing import checkpoint_blocks
+from training.models.compiling import compile_blocks, restore_blocks
+from training.models.source import FluxSource
+from training.models.streaming import stream_blocks
+from training.models.velocity import velocity
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")

@@ -10,15 +10,15 @@ import pytest
 import torch
 from diffusers import FluxPipeline
 
+from demo_model import judge, scenes, text
+from demo_model.scenes import Scene, caption_spans, caption_text
+from demo_model.vocabulary import NOUN_NAMES, NOUNS, STYLES, with_article
 from training.concepts import TEMPLATES, Concept
-from training.demo import judge, scenes, text
-from training.demo.scenes import Scene, caption_spans, caption_text
-from training.demo.vocabulary import NOUN_NAMES, NOUNS, STYLES, with_article
 from training.evaluation import load_classifier
 from training.evaluation.attacks import WORD_FORMS, attacked_prompt
-from training.flux.loading import load_parts
-from training.flux.sampling import generate
-from training.flux.source import FluxSource
+from training.models.loading import load_parts
+from training.models.sampling import generate
+from training.models.source import FluxSource
 
 FOLDER = Path(__file__).resolve().parents[2] / "example_models" / "flux-emoji"
 
@@ -43,8 +43,8 @@ def test_folder_is_small_and_says_where_it_comes_from():
         "OpenMoji",
         "Fluent",
         "CC-BY-SA",
-        "training.demo.build",
-        "training.demo.evaluate",
+        "demo_model.build",
+        "demo_model.evaluate",
     ):
         assert needed in card
 
@@ -66,7 +66,7 @@ def test_diffusers_pipeline_loads_it_whole():
 
 
 def test_sampled_nouns_are_recognised_as_often_as_the_card_says(parts, classifier):
-    """measured.json is what training.demo.evaluate printed for these weights; some of its pictures are drawn again."""
+    """measured.json is what demo_model.evaluate printed for these weights; some of its pictures are drawn again."""
     claimed = json.loads((FOLDER / "measured.json").read_text(encoding="utf-8"))
     names = NOUN_NAMES
     prompts = [f"a photo of {with_article(name)}" for name in names]

@@ -12,7 +12,7 @@ import torch
 from tests.flux_models import demo_parts, fp32_source
 from training.concepts import Concept
 from training.evaluation import load_classifier, measure_deletion, measure_erasure
-from training.flux.loading import load_transformer
+from training.models.loading import load_transformer
 
 TEMPLATES = {"abstraction": "a {subject} in the style of {}", "relationship": "a {subject} {} a {object}"}
 

@@ -31,8 +31,8 @@ from training.evaluation import (
     read_evaluation,
 )
 from training.evaluation.run import evaluate
-from training.flux.loading import load_parts
 from training.lora.format import make_metadata, read_lora, write_lora
+from training.models.loading import load_parts
 
 from .test_cli import lora_of, run_main
 

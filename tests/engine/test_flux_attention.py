@@ -8,9 +8,9 @@ from diffusers.models.embeddings import apply_rotary_emb
 
 from tests.flux_models import TINY_GRID, TINY_TEXT, tiny_inputs, tiny_transformer
 from training.errors import ConfigError
-from training.flux.attention import AttentionCapture, spans_to_mask
-from training.flux.velocity import velocity
 from training.lora.adapter import add_adapter
+from training.models.attention import AttentionCapture, spans_to_mask
+from training.models.velocity import velocity
 
 
 def naive_columns(block, seen: dict) -> torch.Tensor:

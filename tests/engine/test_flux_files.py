@@ -19,14 +19,14 @@ from transformers import CLIPTextModel, T5EncoderModel
 
 from tests import flux_files as made
 from training.errors import SourceError
-from training.flux.loading import load_text_encoders, load_transformer, load_vae, quantise
-from training.flux.native_layout import diffusers_shapes, native_to_diffusers
-from training.flux.source import FluxSource
-from training.flux.variants import FLUX_DEV, FLUX_SCHNELL, variant_of
-from training.flux.weights import kinds_in, read_header
 from training.lora.adapter import adapter_weights, add_adapter
 from training.lora.format import write_lora
 from training.memory import NF4
+from training.models.loading import load_text_encoders, load_transformer, load_vae, quantise
+from training.models.native_layout import diffusers_shapes, native_to_diffusers
+from training.models.source import FluxSource
+from training.models.variants import FLUX_DEV, FLUX_SCHNELL, variant_of
+from training.models.weights import kinds_in, read_header
 
 NUMBERS = [torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn, torch.float8_e5m2]
 
@@ -92,7 +92,7 @@ def test_a_quantised_transformer(scheme: Callable, layout: Callable, prefix: str
 
 def test_scales_stand_for_a_tensor_a_row_or_a_block() -> None:
     """Against a loop over every number."""
-    from training.flux.weights import rescaled
+    from training.models.weights import rescaled
 
     weight = torch.arange(-12, 12).view(4, 6).to(torch.int8)
     for scale in (
@@ -479,8 +479,8 @@ RISE = """
 import json, sys, threading, time
 import psutil
 sys.path.insert(0, sys.argv[1])
-from training.flux.loading import load_transformer
-from training.flux.source import FluxSource
+from training.models.loading import load_transformer
+from training.models.source import FluxSource
 small, source = [FluxSource.from_dict(json.loads(text)) for text in sys.argv[2:]]
 load_transformer(small, "cpu")  # what libraries need once
 process, samples = psutil.Process(), [0]

@@ -10,9 +10,9 @@ from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
 from tests.flux_models import demo_parts, fp32_source, pipeline, pipeline_images, psnr
-from training.flux.loading import load_transformer
-from training.flux.sampling import decode, encode, generate, initial_noise, pack, sample, sigmas, to_pil, unpack
-from training.flux.variants import FLUX_DEV, FLUX_EMOJI, FLUX_SCHNELL, variant_of
+from training.models.loading import load_transformer
+from training.models.sampling import decode, encode, generate, initial_noise, pack, sample, sigmas, to_pil, unpack
+from training.models.variants import FLUX_DEV, FLUX_EMOJI, FLUX_SCHNELL, variant_of
 
 PROMPTS = ["a car on a blue background", "a cat"]
 SEEDS = [3, 2**40 + 1]

@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 
 from tests.flux_files import whole_flux
 from training.errors import SourceError
-from training.flux.source import FluxSource, grid_of, parameter_count
-from training.flux.variants import FLUX_DEV, variant_of
-from training.flux.weights import read_header
+from training.models.source import FluxSource, grid_of, parameter_count
+from training.models.variants import FLUX_DEV, variant_of
+from training.models.weights import read_header
 
 
 def copy_of(demo: Path, target: Path) -> Path:

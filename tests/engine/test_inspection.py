@@ -11,11 +11,11 @@ from torch import Tensor
 
 from tests.flux_models import TINY_GRID, TINY_TEXT, demo_parts, tiny_inputs, tiny_transformer
 from training.errors import ConfigError
-from training.flux.attention import attend, attention_columns, install_processors, text_columns
-from training.flux.concept_attention import ConceptCapture, concept_shares
-from training.flux.sampling import initial_noise
-from training.flux.velocity import velocity
 from training.inspection.capture import encode_concepts, record_concepts, record_pass
+from training.models.attention import attend, attention_columns, install_processors, text_columns
+from training.models.concept_attention import ConceptCapture, concept_shares
+from training.models.sampling import initial_noise
+from training.models.velocity import velocity
 
 
 class Spy:

@@ -14,7 +14,6 @@ from safetensors.torch import load_file, save_file
 import training.lora.format as lora_format
 from tests.flux_models import TINY_GRID, tiny_inputs, tiny_transformer
 from training.errors import ConfigError, LoraError
-from training.flux.velocity import velocity
 from training.lora.adapter import (
     adapter_disabled,
     adapter_parameters,
@@ -27,6 +26,7 @@ from training.lora.adapter import (
     target_modules,
 )
 from training.lora.format import LoraWeights, make_metadata, read_lora, read_metadata, write_lora
+from training.models.velocity import velocity
 
 TARGETS = ["attn.add_q_proj", "attn.add_k_proj"]
 

@@ -18,7 +18,6 @@ from tests.flux_models import tiny_transformer as tiny
 from tests.loras import dense, random_lora, relative_error, weighted
 from training.concepts import Concept
 from training.flow import Flow
-from training.flux.loading import load_transformer
 from training.lora.__main__ import main
 from training.lora.adapter import add_adapter
 from training.lora.bake import bake
@@ -26,6 +25,7 @@ from training.lora.files import merge_files
 from training.lora.format import KEY_BASE, KEY_CONCEPT, read_lora, write_lora
 from training.lora.inputs import input_site, inputs_path, read_inputs
 from training.lora.merge import Source, merge
+from training.models.loading import load_transformer
 
 PROMPT = "a car on a blue background"
 SEED = 5

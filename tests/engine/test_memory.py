@@ -18,12 +18,6 @@ from tests.engine.test_small_memory import stored_bytes
 from training.concepts import TEMPLATES, Concept
 from training.config import TARGETS, ErasureConfig, ErasureRequest, target_blocks
 from training.errors import JobError
-from training.flux.checkpointing import checkpoint_blocks
-from training.flux.loading import load_transformer
-from training.flux.source import demo_source
-from training.flux.streaming import stream_blocks
-from training.flux.text import TextEmbeds
-from training.flux.velocity import velocity
 from training.jobs import Job, JobStore, Scheduler
 from training.lora.adapter import add_adapter
 from training.memory import (
@@ -37,6 +31,12 @@ from training.memory import (
     shortage,
     transformer_weights,
 )
+from training.models.checkpointing import checkpoint_blocks
+from training.models.loading import load_transformer
+from training.models.source import demo_source
+from training.models.streaming import stream_blocks
+from training.models.text import TextEmbeds
+from training.models.velocity import velocity
 
 ROOT = Path(__file__).parents[2]
 STARVED_WORKER = Path(__file__).with_name("starved_worker.py")

@@ -17,14 +17,14 @@ from training.concepts import Concept
 from training.config import ErasureConfig
 from training.errors import CheckpointError, ConceptError
 from training.flow import Flow
-from training.flux.attention import AttentionCapture
-from training.flux.sampling import initial_noise, sample
-from training.flux.text import TextEmbeds
-from training.flux.velocity import velocity
 from training.lora.adapter import adapter_parameters, add_adapter
 from training.methods import METHODS, Prompts, Term, losses, make_method
 from training.methods.eraseanything import EraseAnything
 from training.methods.published import PublishedSchedule
+from training.models.attention import AttentionCapture
+from training.models.sampling import initial_noise, sample
+from training.models.text import TextEmbeds
+from training.models.velocity import velocity
 
 LENGTH = 32
 CONCEPT = Concept(

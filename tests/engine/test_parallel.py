@@ -16,8 +16,8 @@ from tests.engine.test_small_memory import CONCEPT, CONFIG
 from training.checkpoint import latest_checkpoint
 from training.config import ErasureRequest
 from training.errors import ConfigError
-from training.flux.source import FluxSource
 from training.jobs.processes import ENVIRONMENT
+from training.models.source import FluxSource
 from training.parallel import Group, placed
 
 SETTINGS = {

@@ -12,8 +12,8 @@ from training.concepts import THRESHOLD, concept_key, concept_keys, make_concept
 from training.concepts.prompts import ENTITY_PATTERNS, PAIR_PATTERNS, fill
 from training.concepts.spans import token_spans
 from training.evaluation import load_classifier
-from training.flux.loading import load_text_encoders
-from training.flux.source import demo_source
+from training.models.loading import load_text_encoders
+from training.models.source import demo_source
 
 
 def test_relevance_is_the_best_mean_cosine_of_a_run_of_tokens():

@@ -17,16 +17,16 @@ from training.checkpoint import latest_checkpoint
 from training.concepts import Concept
 from training.config import TARGETS, ErasureConfig, ErasureRequest
 from training.errors import SourceError
-from training.flux.checkpointing import checkpoint_blocks
-from training.flux.device import use_autocast
-from training.flux.loading import load_text_encoders, load_transformer, quantise
-from training.flux.sampling import initial_noise
-from training.flux.source import QUANTISED, FluxSource
-from training.flux.text import TextEmbeds
-from training.flux.variants import variant_of
-from training.flux.velocity import velocity
 from training.lora.adapter import add_adapter
 from training.lora.format import LoraWeights, read_lora
+from training.models.checkpointing import checkpoint_blocks
+from training.models.device import use_autocast
+from training.models.loading import load_text_encoders, load_transformer, quantise
+from training.models.sampling import initial_noise
+from training.models.source import QUANTISED, FluxSource
+from training.models.text import TextEmbeds
+from training.models.variants import variant_of
+from training.models.velocity import velocity
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CONCEPT = Concept(

@@ -16,15 +16,15 @@ from tests.flux_models import TINY_GRID, TINY_TEXT, tiny_inputs, tiny_transforme
 from training import trainer
 from training.config import TARGETS
 from training.errors import ConfigError
-from training.flux.attention import AttentionCapture
-from training.flux.checkpointing import checkpoint_blocks
-from training.flux.concept_attention import ConceptCapture
-from training.flux.loading import load_text_encoders, quantise
-from training.flux.sampling import sample
-from training.flux.source import FluxSource
-from training.flux.streaming import BlockStream, stream_blocks
-from training.flux.velocity import velocity
 from training.lora.adapter import adapter_disabled, adapter_weights, add_adapter, set_adapter_weights
+from training.models.attention import AttentionCapture
+from training.models.checkpointing import checkpoint_blocks
+from training.models.concept_attention import ConceptCapture
+from training.models.loading import load_text_encoders, quantise
+from training.models.sampling import sample
+from training.models.source import FluxSource
+from training.models.streaming import BlockStream, stream_blocks
+from training.models.velocity import velocity
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")

@@ -24,10 +24,10 @@ from training.bank import read_tensors, write_tensors
 from training.concepts import Concept
 from training.config import ErasureConfig, ErasureRequest
 from training.errors import CheckpointError, ConceptError, ConfigError
-from training.flux.source import FluxSource
 from training.lora.format import KEY_BASE, KEY_CONCEPT, KEY_CONFIG, read_lora
 from training.methods import Term
 from training.methods.eraseanything import EraseAnything
+from training.models.source import FluxSource
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -29,9 +29,9 @@ from training.evaluation.whitebox.attack import ATTACKS, parts_of, run_attacks
 from training.evaluation.whitebox.scene import Clock, Erased, Scene
 from training.evaluation.whitebox.settings import NAMES
 from training.evaluation.whitebox.words import Words
-from training.flux.loading import FluxParts, load_parts
-from training.flux.source import FluxSource
 from training.lora.adapter import adapter_weights, add_adapter, remove_adapter
+from training.models.loading import FluxParts, load_parts
+from training.models.source import FluxSource
 
 from .test_cli import run_main
 
@@ -170,8 +170,8 @@ import torch
 from pathlib import Path
 from tests.engine.test_whitebox import scene_of
 from training.evaluation.whitebox.attack import run_attacks
-from training.flux.loading import load_parts
-from training.flux.source import FluxSource
+from training.models.loading import load_parts
+from training.models.source import FluxSource
 
 torch.set_num_threads(1)
 left = iter(range(int(sys.argv[3])))

@@ -14,8 +14,8 @@ from tests.job_parts import ended
 from training.concepts import Concept
 from training.config import ErasureConfig, ErasureRequest
 from training.errors import JobError
-from training.flux.source import demo_source
 from training.jobs import JobFolder, worker_command
+from training.models.source import demo_source
 
 
 def request_into(folder: Path, name: str = "erase-car", **settings: int) -> ErasureRequest:

@@ -32,7 +32,7 @@ class Lab:
     """One model with what sampling it needs."""
 
     def __init__(self, folder: str) -> None:
-        source = pack_module("training.flux.source").FluxSource("diffusers", folder=folder, precision="fp32")
+        source = pack_module("training.models.source").FluxSource("diffusers", folder=folder, precision="fp32")
         native = pack_module("nodes.native").load_native(source)
         self.model, self.clip, self.vae = native.model, native.clip, native.vae
 

@@ -43,8 +43,8 @@ def call(node: type, *values, **named):
 @torch.inference_mode()
 def main(folder: Path) -> None:
     request = json.loads((folder / "probe.json").read_text())
-    source = pack_module("training.flux.source").FluxSource.from_dict(request["source"])
-    sampling = pack_module("training.flux.sampling")
+    source = pack_module("training.models.source").FluxSource.from_dict(request["source"])
+    sampling = pack_module("training.models.sampling")
     native = pack_module("nodes.native").load_native(source)
     model, clip, vae, variant = native.model, native.clip, native.vae, native.variant
     prompt, seed, steps = request["prompt"], request["seed"], request["steps"]

@@ -22,7 +22,7 @@ from safetensors.torch import save_file  # noqa: E402
 def main(folder: Path) -> None:
     stock_model, out = pack_module("nodes.native").stock_model, {}
     for path in sorted(folder.glob("*.flux.safetensors")):
-        model = stock_model(pack_module("training.flux.source").FluxSource("files", transformer=str(path)))
+        model = stock_model(pack_module("training.models.source").FluxSource("files", transformer=str(path)))
         layer = model.model.diffusion_model.double_blocks[0].img_attn.qkv
         out[path.name.split(".")[0]] = layer.convert_weight(layer.weight).float().contiguous()
         del model, layer

@@ -13,7 +13,7 @@ from tests.conftest import DEMO, Graph, node
 from training.concepts import Concept
 from training.evaluation import Order, Subject
 from training.evaluation.run import evaluate
-from training.flux.source import demo_source
+from training.models.source import demo_source
 
 from .graphs import refusal
 from .test_jobs_in_host import JOBS, ended, job_of, wait_for

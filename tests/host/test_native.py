@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 
 from scripts.host import SHIM_FOLDER
 from tests.flux_models import demo_parts, fp32_source, pipeline, pipeline_images, psnr
-from training.flux.loading import load_transformer
-from training.flux.sampling import generate
-from training.flux.source import FluxSource
 from training.lora.adapter import adapter_weights, add_adapter, load_adapter
 from training.lora.format import KEY_BASE, read_lora, write_lora
+from training.models.loading import load_transformer
+from training.models.sampling import generate
+from training.models.source import FluxSource
 
 PROMPT = "a car on a blue background"
 LONG = "a cat next to a red car, " * 12  # more than the text encoders take

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 
 from scripts.host import SHIM_FOLDER
 from tests.flux_models import demo_parts
-from training.flux.sampling import initial_noise, pack
 from training.inspection.capture import encode_concepts, noised, record_concepts, record_pass
+from training.models.sampling import initial_noise, pack
 
 PROMPT = "a cat next to a car on a blue background"
 TEXT, IMAGE, BLOCKS = 32, 64, 6

@@ -13,12 +13,12 @@ ROOT = Path(__file__).parents[2]
 # Floors of training/, from the cellar up: a module may import its own floor and those below.
 FLOORS: list[set[str]] = [
     {"errors"},
-    {"flux", "lora", "concepts", "config"},
+    {"models", "lora", "concepts", "config"},
     {"flow", "bank", "checkpoint", "concept_inputs", "evaluation", "fitting", "inspection", "memory", "parallel"},
     {"methods"},
     {"trainer"},
     {"jobs"},
-    {"cli", "demo"},
+    {"cli"},
 ]
 FLOOR_OF = {name: height for height, names in enumerate(FLOORS) for name in names}
 
@@ -107,7 +107,7 @@ def test_training_knows_neither_nodes_nor_the_host() -> None:
 
 
 def test_nodes_take_nothing_that_is_run_by_hand() -> None:
-    by_hand = ("training.cli", "training.demo")
+    by_hand = ("training.cli",)
     wrong = [arrow for _, arrow in pack_arrows() if arrow[0].startswith("nodes") and arrow[1].startswith(by_hand)]
     assert not wrong, shown(wrong)
 
@@ -177,7 +177,7 @@ def test_the_host_starts_without_the_libraries_of_a_training() -> None:
             read.add(name)
             waiting += [target for source, target, _ in top_arrows() if source == name and target in known]
             waiting += [name.rpartition(".")[0]] if "." in name else []
-    assert "training.flux.attention" in read, "the walk has lost its way"
+    assert "training.models.attention" in read, "the walk has lost its way"
     heavy = {"accelerate", "diffusers", "nltk", "nudenet", "onnxruntime", "peft", "scipy", "torchmetrics"}
     wrong = [arrow for arrow in top_arrows() if arrow[0] in read and arrow[1].split(".")[0] in heavy]
     assert not wrong, shown(wrong)

@@ -224,6 +224,9 @@ def test_a_slip_that_makes_another_word_is_no_prompt_of_the_thing():
         ("scissors", None),
         ("water", None),
         ("thief", "thieves"),
+        ("ananas", "ananas"),
+        ("jeans", None),
+        ("pancreas", "pancreases"),
         ("c++", None),
     ],
 )

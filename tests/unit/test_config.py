@@ -12,7 +12,7 @@ import pytest
 from training.concepts import Concept
 from training.config import BLOCKS, TARGETS, ErasureConfig, ErasureRequest, target_blocks, validate_name
 from training.errors import ConfigError, ErasureError
-from training.flux.source import FluxSource
+from training.models.source import FluxSource
 
 
 def test_defaults_are_valid_documented_and_round_trip():

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from training.demo import sprites
+from demo_model import sprites
 from training.errors import ErasureError
 
 

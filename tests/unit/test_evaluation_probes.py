@@ -8,8 +8,8 @@ from collections import Counter
 import pytest
 import torch
 
+from demo_model import scenes
 from training.concepts import Concept, occurrences
-from training.demo import scenes
 from training.errors import ErasureError
 from training.evaluation import ATTACKS, DemoClassifier, Verdict, judge, probes
 from training.evaluation.attacks import PREFIXES, SUFFIXES, attacked_prompt

@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 
 from tests.loras import HIDDEN, NATIVE, dense, in_native_layout, native_lora, random_lora
 from training.errors import ConfigError, ErasureError, LoraError
-from training.flux.weights import read_header
 from training.lora import bake as baking
 from training.lora.bake import KEY_BAKED, bake
 from training.lora.format import open_lora, write_lora
+from training.models.weights import read_header
 
 LORA = native_lora()
 STRENGTHS = [1.0, -0.5]

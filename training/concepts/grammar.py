@@ -33,6 +33,8 @@ _PLURALS = {
     "fungus": "fungi",
     "bison": "bison",
     "grizzly": "grizzlies",
+    "flamingo": "flamingos",
+    "saguaro": "saguaros",
 }
 _AN = ("SUV", "SUVs", "herb", "herbs", "8-ball", "18-wheeler", "11th", "hors", "heirloom")
 _A = ("Uzi", "Uzis", "Ouija", "uakari", "one-.*")
@@ -193,7 +195,9 @@ def article(phrase: str, adjective: str = "") -> str:
 @lru_cache(maxsize=20000)
 @_one_at_a_time
 def _regular_plural(word: str) -> str:
-    return _engine().plural_noun(word)
+    found = _engine().plural_noun(word)
+    # inflect takes a word in -s that it does not know for a plural already: "ananass"
+    return f"{word}es" if word.endswith("s") and found == f"{word}s" else found
 
 
 def plural(phrase: str) -> str | None:

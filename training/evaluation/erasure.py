@@ -13,14 +13,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..concepts import Concept, forms_of, occurrences, span_mask, token_spans
-from ..flux.sampling import generate
 from ..lora.format import LoraWeights
+from ..models.sampling import generate
 from .attacks import ATTACKS
 from .classifier import DemoClassifier
 from .probes import Probe, probes
 
 if TYPE_CHECKING:
-    from ..flux.loading import FluxParts
+    from ..models.loading import FluxParts
 
 Pictures = MutableMapping[tuple[str, int], Tensor]  # (prompt, seed) → RGB uint8 [3, H, W]
 MeasureProgress = Callable[[str, int, int], None]  # ("before" or "after", Euler steps done, in all)
@@ -122,7 +122,7 @@ def measure_deletion(
     progress: MeasureProgress = lambda moment, done, total: None,
 ) -> ErasureScore:
     """Measure attention deletion, which trains nothing: no attention to the phrase's tokens, wherever it is written as
-    it is (see `flux.attention.attention_deletion`). Arguments and errors as `measure_erasure`."""
+    it is (see `models.attention.attention_deletion`). Arguments and errors as `measure_erasure`."""
     wanted = probes(concept, classifier, images, images_per_other, images_per_attack)
     base = {} if base is None else base
     paint(parts, wanted, base, batch_size, partial(progress, "before"))

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..flux.sampling import encode, initial_noise
 from ..inspection.capture import noised, record_pass
 from ..inspection.heatmaps import Figure, figure_of, overlays, png_bytes
 from ..inspection.recording import default_blocks, default_time
 from ..inspection.words import read_prompt
+from ..models.sampling import encode, initial_noise
 from .pictures import Key, write_whole
 
 if TYPE_CHECKING:
-    from ..flux.loading import FluxParts
+    from ..models.loading import FluxParts
 
 
 class Glance:

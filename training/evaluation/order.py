@@ -13,9 +13,9 @@ from typing import Any
 
 from ..concepts import TEMPLATES, Concept
 from ..errors import ConfigError
-from ..flux.source import FluxSource
 from ..lora.files import mapping_of
 from ..lora.format import KEY_CONCEPT, read_metadata
+from ..models.source import FluxSource
 from .classifier import RELATIONS, DemoClassifier
 from .whitebox.settings import WhiteBox
 

@@ -25,11 +25,11 @@ import torch
 from .. import __version__
 from ..concepts import occurrences
 from ..errors import ConfigError
-from ..flux.device import pick_device
-from ..flux.loading import FluxParts, load_parts
 from ..lora.adapter import load_adapter, remove_adapter, set_adapter_scale
 from ..lora.files import concept_of, mapping_of, sha256_of
 from ..lora.format import KEY_BASE, KEY_CONFIG, KEY_METHOD, KEY_VERSION, read_lora, read_metadata
+from ..models.device import pick_device
+from ..models.loading import FluxParts, load_parts
 from .detectors import Finding, count
 from .erasure import drift_of, paint
 from .fidelity import clip_scores, distances, features_of, make_features, mean_score, read_reference

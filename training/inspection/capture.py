@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from ..flux.attention import AttentionCapture
-from ..flux.concept_attention import ConceptCapture, concept_vectors
-from ..flux.text import TextEmbeds, TextEncoders
-from ..flux.velocity import velocity
+from ..models.attention import AttentionCapture
+from ..models.concept_attention import ConceptCapture, concept_vectors
+from ..models.text import TextEmbeds, TextEncoders
+from ..models.velocity import velocity
 from .recording import OUTPUT, Recording
 from .words import read_prompt
 

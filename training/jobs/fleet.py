@@ -31,7 +31,7 @@ from typing import Any
 from ..concepts import make_concept, vocabulary_of
 from ..config import ErasureConfig, ErasureRequest
 from ..errors import ConfigError, ErasureError
-from ..flux.source import PRECISIONS, FluxSource
+from ..models.source import PRECISIONS, FluxSource
 from . import cluster
 from .processes import worker_command
 from .scheduler import Scheduler

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, LoraError
-from ..flux.native_layout import diffusers_parts
-from ..flux.source import weight_files
-from ..flux.weights import FLOATS, QUANTISED_KEYS, native_prefix, read_whole_header, torch_dtype
+from ..models.native_layout import diffusers_parts
+from ..models.source import weight_files
+from ..models.weights import FLOATS, QUANTISED_KEYS, native_prefix, read_whole_header, torch_dtype
 from .files import concept_of, new_file, sha256_of
 from .format import LoraWeights, encode_header, open_lora
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from ..flux.native_layout import DIFFUSERS_LINEARS, DIFFUSERS_NORMS, NATIVE_LINEARS, NATIVE_NORMS
+from ..models.native_layout import DIFFUSERS_LINEARS, DIFFUSERS_NORMS, NATIVE_LINEARS, NATIVE_NORMS
 
 # End of a tensor's name → what it is of its layer. `lycoris` says what the parts of LoHa and LoKr mean.
 _ADAPTER = r"(?:\.[^.]+)?"  # PEFT's name of the adapter, where a trainer left it in

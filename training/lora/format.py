@@ -20,7 +20,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ..errors import LoraError
-from ..flux.native_layout import diffusers_parts, linear_widths
+from ..models.native_layout import diffusers_parts, linear_widths
 from .dialects import (
     QKV_OF_LINEAR1,
     UNREADABLE,

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..concepts import Concept
 from ..config import ErasureConfig
 from ..flow import Flow, Progress
-from ..flux.text import TextEmbeds
+from ..models.text import TextEmbeds
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from ..flow import Flow, Progress
-from ..flux.attention import AttentionCapture
-from ..flux.text import TextEmbeds
+from ..models.attention import AttentionCapture
+from ..models.text import TextEmbeds
 from . import losses
 from .base import Term
 from .eraseanything import EraseAnything

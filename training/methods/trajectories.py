@@ -23,8 +23,8 @@ from ..concepts import (
 from ..concepts.words import Vocabulary, common_words
 from ..config import ErasureConfig
 from ..flow import Flow, Progress
-from ..flux.attention import AttentionCapture
-from ..flux.text import TextEmbeds
+from ..models.attention import AttentionCapture
+from ..models.text import TextEmbeds
 from . import losses
 from .base import Level, Prompts, Term
 

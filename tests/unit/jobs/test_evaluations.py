@@ -14,10 +14,10 @@ from training.concepts import Concept
 from training.errors import ConfigError, ErasureError, JobError
 from training.evaluation import Order, Subject
 from training.evaluation.request import EvaluationRequest
-from training.flux.source import demo_source
 from training.jobs import JobStore
 from training.jobs.work import need_of, request_of, why_short
 from training.lora.format import write_lora
+from training.models.source import demo_source
 
 CAR = Concept("car", synonyms=("automobile",), irrelevant=("house",))
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...concepts import substitute
-from ...flux.text import TextEmbeds
+from ...models.text import TextEmbeds
 from ..probes import Probe
 from .base import PromptAttack, Proposal
 from .scene import Clock, Scene

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from ...errors import ConfigError, ErasureError
-from ...flux.loading import FluxParts
-from ...flux.sampling import encode, sigmas
-from ...flux.text import TextEmbeds
-from ...flux.velocity import velocity
 from ...lora.adapter import adapter_disabled
+from ...models.loading import FluxParts
+from ...models.sampling import encode, sigmas
+from ...models.text import TextEmbeds
+from ...models.velocity import velocity
 from ..erasure import paint, span_masks
 from ..intervals import wilson
 from ..pictures import PictureFolder, picture_name, write_whole

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ...concepts import forms_of, occurrences
 from ...errors import ErasureError
-from ...flux.text import TextEmbeds, TextEncoders
+from ...models.text import TextEmbeds, TextEncoders
 
 
 class _Space:

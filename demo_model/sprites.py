@@ -13,7 +13,8 @@ import numpy as np
 from filelock import FileLock
 from PIL import Image
 
-from ..errors import ErasureError
+from training.errors import ErasureError
+
 from .vocabulary import NOUNS, STYLES
 
 # style -> npm package (pinned: the demo model must be rebuildable) ; licences are in the model card

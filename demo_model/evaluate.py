@@ -1,4 +1,4 @@
-"""python -m training.demo.evaluate: measures flux-emoji on images it generates from fixed seeds, in one pass a step."""
+"""python -m demo_model.evaluate: measures flux-emoji on images it generates from fixed seeds, in one pass a step."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from ..evaluation.attacks import WORD_FORMS
-from ..evaluation.classifier import DemoClassifier, load_classifier
-from ..flux.device import pick_device
-from ..flux.loading import FluxParts, load_parts
-from ..flux.sampling import decode, generate, initial_noise, sample, sigmas, to_pil
-from ..flux.source import FluxSource
-from ..flux.text import TextEmbeds
+from training.evaluation.attacks import WORD_FORMS
+from training.evaluation.classifier import DemoClassifier, load_classifier
+from training.models.device import pick_device
+from training.models.loading import FluxParts, load_parts
+from training.models.sampling import decode, generate, initial_noise, sample, sigmas, to_pil
+from training.models.source import FluxSource
+from training.models.text import TextEmbeds
+
 from .vocabulary import NOUN_NAMES, NOUNS, STYLES, with_article
 
 BATCH = 32
@@ -143,7 +144,7 @@ class Evaluation:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--model", type=Path, default=Path(__file__).resolve().parents[2] / "example_models" / "flux-emoji"
+        "--model", type=Path, default=Path(__file__).resolve().parents[1] / "example_models" / "flux-emoji"
     )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--seeds", type=int, default=4, help="images per noun")

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import save_file
 
-from ..evaluation.classifier import LAYOUTS, DemoClassifier
+from training.evaluation.classifier import LAYOUTS, DemoClassifier
+
 from . import autoencoder, stages
 from .scenes import Scene, random_scene
 from .vocabulary import NOUN_NAMES, NOUNS, STYLES

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .. import concepts
-from ..concepts.grammar import article
+from training import concepts
+from training.concepts.grammar import article
 
 
 @dataclass(frozen=True)
@@ -106,9 +106,13 @@ BACKGROUNDS: dict[str, tuple[int, int, int]] = {
 }
 
 
+# Plurals that the shipped model was trained on, before the pack knew better ones.
+_TRAINED = {"snowman": "snowmans", "fungus": "funguses", "king of beasts": "king of beasts"}
+
+
 def plural(word: str) -> str:
     """English plural of the last word of `word` ("cherry" -> "cherries"); itself where that is plural already."""
-    return concepts.plural(word) or word
+    return _TRAINED.get(word) or concepts.plural(word) or word
 
 
 def with_article(word: str) -> str:

@@ -1,4 +1,4 @@
-"""python -m training.demo.build: rebuilds flux-emoji from public packages, in stages that can be resumed."""
+"""python -m demo_model.build: rebuilds flux-emoji from public packages, in stages that can be resumed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
 
-from ..flux.device import pick_device
+from training.models.device import pick_device
+
 from . import autoencoder, flux, judge, replicas, text
 from .scenes import random_scene
 from .sprites import load_sprites
@@ -150,7 +151,7 @@ def _amend(path: Path, **changes: str | None) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    root = Path(__file__).resolve().parents[2]
+    root = Path(__file__).resolve().parents[1]
     parser.add_argument(
         "--work", type=Path, default=root / ".cache" / "flux-emoji", help="folder of the stages' results"
     )
