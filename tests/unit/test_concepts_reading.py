@@ -55,6 +55,8 @@ from training.concepts.reading import phrases_of, read
         ("shake hands", "relationship", "shaking hands with", "a cat shaking hands with a dog"),
         ("holding hands", "relationship", "holding hands with", "a cat holding hands with a dog"),
         ("sits on", "relationship", "sitting on", "a cat sitting on a dog"),
+        ("tied with", "relationship", "tied with", "a cat tied with a house"),
+        ("dance", "relationship", "dancing with", "a cat dancing with a dog"),
         ("tickle", "relationship", "tickling", "a cat tickling a house"),
         ("next to", "relationship", "next to", "a cat next to a house"),
     ],
@@ -151,6 +153,15 @@ def test_apostrophes_and_accents_are_those_of_one_word() -> None:
     assert unicodedata.normalize("NFC", decomposed[start:end]) == "Dalí"
     assert contains("by Dalí", unicodedata.normalize("NFD", "Dalí"))
     assert not contains("a scar", "car") and not contains("cars", "car") and not contains("van gogher", "Van Gogh")
+
+
+def test_a_slip_has_the_article_of_the_word_that_is_meant() -> None:
+    found = [
+        p.text
+        for seed in range(9)
+        for p in erase_prompts(["ukulele"], "a {}", "entity", ["dog"], 24, seed, None, False)
+    ]
+    assert not any(text.startswith("an u") for text in found)
 
 
 def test_prompts_hold_a_word_in_other_capitals() -> None:

@@ -277,6 +277,8 @@ def relation_form(phrase: str) -> str:
     first, *rest = phrase.split() or [""]
     if first.lower() in _PREPOSITIONS or any(word.lower().endswith("ing") for word in (first, *rest)):
         return phrase
+    if first.lower().endswith("ed") and rest and rest[0].lower() in _PREPOSITIONS | {"to"}:
+        return phrase  # "tied with", "covered in": what is done to the first, not what it does
     base = wordnet.base_form(first.lower(), "v") if wordnet.available() else first.lower()
     if not is_verb(base):
         return phrase

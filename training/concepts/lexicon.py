@@ -215,7 +215,7 @@ def relation_of(phrase: str) -> Relation | None:
     """The relation that is typed or reads so ("hug", "hugging"); None where names.json has none."""
     key = folded(phrase)
     exact = next((one for one in relations() if key in (folded(one.phrase), folded(one.form))), None)
-    return exact or next((one for one in relations() if folded(one.form) == f"{key} with"), None)
+    return exact or next((r for r in relations() if f"{key} with" in (folded(r.phrase), folded(r.form))), None)
 
 
 @lru_cache(maxsize=16)

@@ -99,10 +99,7 @@ def fill(
 
 def _article(word: str, adjective: str, definite: Collection[str], meant: Mapping[str, str]) -> str:
     name = meant.get(word, word)
-    if name in definite:
-        return "the "
-    agreed = article(name, adjective)
-    return indefinite(f"{adjective} {word}".strip()) if agreed in ("a ", "an ") else agreed
+    return "the " if name in definite else article(name, adjective)
 
 
 def slots_of(template: str) -> list[str]:

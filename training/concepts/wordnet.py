@@ -253,8 +253,8 @@ def is_place(phrase: str) -> bool:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A word of a sense's own synset. reason: why it is no synonym to be taken unasked ("general", "ambiguous",
-    "rare"); "" where it is one."""
+    """A word of a sense's own synset. reason: why it is no synonym to be taken unasked ("general", "ambiguous"); ""
+    where it is one."""
 
     word: str
     reason: str = ""
@@ -286,19 +286,23 @@ def candidates(phrase: str, number: int = 1) -> tuple[Candidate, ...]:
     return tuple(
         Candidate(lemma.name().replace("_", " "), _objection(lemma, chosen, base, above))
         for lemma in chosen.lemmas()
-        if lemma.name().lower() not in (key, base) and _is_presentable(lemma, chosen)
+        if lemma.name().lower() not in (key, base) and _is_presentable(lemma, chosen, base)
     )
 
 
-def _is_presentable(lemma: Any, chosen: Any) -> bool:
+def _is_presentable(lemma: Any, chosen: Any, base: str) -> bool:
     """Whether a word may be offered at all. Not names, abbreviations and Latin ("Canis familiaris"), nor what WordNet
-    marks as offensive; nor words for people and their bodies that no tagged text has, where it does not mark all."""
+    marks as offensive; nor what no tagged text has in any sense, unless it is another spelling: slang and terms of
+    art, and the insults that WordNet does not mark."""
     name = lemma.name()
     if name != name.lower() or "." in name or any(c.isdigit() for c in name) or len(name) < 3:
         return False
     if any(_is_rude(word) for word in (lemma, chosen, *_reader().synsets(name))):
         return False
-    return chosen.lexname() not in ("noun.person", "noun.body") or lemma.count() > 0
+    if chosen.lexname() in ("noun.person", "noun.body"):
+        return lemma.count() > 0
+    own, others, _ = _uses(name, chosen)
+    return own + others > 0 or _spelled_alike(name, base)
 
 
 def _is_rude(word: Any) -> bool:
@@ -334,7 +338,7 @@ def _objection(lemma: Any, chosen: Any, base: str, above: set[str]) -> str:
     several = len(_reader().synsets(name)) > 1
     if not first or (several and not spelling and (own < 3 or own < 2 * others)):
         return "ambiguous"
-    return "" if own or spelling else "rare"
+    return "" if own or spelling else "ambiguous"
 
 
 def _spelled_alike(first: str, second: str, least: float = 0.7) -> bool:

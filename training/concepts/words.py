@@ -136,7 +136,7 @@ def once(words: Iterable[str]) -> tuple[str, ...]:
 @dataclass(frozen=True)
 class Synonyms:
     """Words that mean a concept. taken: those that are erased with it unasked; left_out: other words of WordNet, each
-    with the reason ("general", "ambiguous", "rare", "wrong", "narrower"), for the user to take in or not."""
+    with the reason ("general", "ambiguous", "wrong", "narrower"), for the user to take in or not."""
 
     taken: tuple[str, ...] = ()
     left_out: tuple[tuple[str, str], ...] = ()
