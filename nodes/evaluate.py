@@ -11,11 +11,11 @@ import folder_paths
 
 from ..training.concepts import Concept
 from ..training.errors import ConfigError, ErasureError
-from ..training.evaluation import Order, Subject, concept_of_loras, read_evaluation
+from ..training.evaluation import EvaluationSpec, Subject, concept_of_loras, read_evaluation
 from ..training.evaluation.judges import CLASSIFIER, CLIP, MODEL, NUDENET, own_classifier
-from ..training.evaluation.order import ATTACKED, MAX_PROMPTS, MAX_SEED, PRESERVED, PRESETS, SYNONYMS
 from ..training.evaluation.pictures import write_whole
 from ..training.evaluation.report import write_report
+from ..training.evaluation.spec import ATTACKED, MAX_PROMPTS, MAX_SEED, PRESERVED, PRESETS, SYNONYMS
 from ..training.evaluation.whitebox.settings import NAMES as WHITE_BOX
 from ..training.evaluation.whitebox.settings import WhiteBox
 from ..training.models.source import FluxSource
@@ -42,7 +42,7 @@ DISTANCES = (NONE, "CLIP", "the model's own classifier")
 
 def _widgets() -> list[io.Input]:
     """Everything that can be chosen beside what is connected."""
-    usual = Order.__dataclass_fields__
+    usual = EvaluationSpec.__dataclass_fields__
     return [
         io.String.Input(
             "name",
@@ -125,7 +125,7 @@ def _widgets() -> list[io.Input]:
 
 def _advanced() -> list[io.Input]:
     """The rarer ones."""
-    usual = Order.__dataclass_fields__
+    usual = EvaluationSpec.__dataclass_fields__
     suites = {
         SYNONYMS: (True, "Ask for the concept by its synonyms too. Off where one has other meanings that must stay."),
         ATTACKED: (True, "Ask for it misspelt, with affixes, repeated and with shuffled words. Off saves time."),
@@ -285,7 +285,7 @@ class EvaluateErasure(ChoosesLora):
         subjects = [Subject(Path(resolve_lora(file)), weight) for file, weight in rows]
         subjects += [Subject(Path(path), weight) for path, weight in stack]
         chosen = {SYNONYMS: synonyms, ATTACKED: attacks, PRESERVED: preserved, PRESETS: presets}
-        order = Order(
+        spec = EvaluationSpec(
             flux,
             concept or _concept_of(flux, [subject.lora for subject in subjects]),
             (*([Subject()] if deletion else []), *subjects),
@@ -307,7 +307,7 @@ class EvaluateErasure(ChoosesLora):
             if white_box == NONE
             else WhiteBox(WHITE_BOX if white_box == EVERY else (white_box,), tries=attack_tries, steps=attack_steps),
         )
-        job = service.submit_evaluation(order, name)
+        job = service.submit_evaluation(spec, name)
         return io.NodeOutput(job.id, ui={"job": [job.id], "text": [f"{job.name}: {job.state.state}"]})
 
     @classmethod
@@ -334,7 +334,7 @@ def _concept_of(flux: FluxSource, loras: Sequence[Path]) -> Concept:
 
 
 def _choice(kind: str, folder: str) -> str:
-    """A detector or features as an order names them. Raises ConfigError for a folder that the host does not list."""
+    """A detector or features as a spec names them. Raises ConfigError for a folder that the host does not list."""
     if kind in (MODEL, NUDENET):
         return kind
     known = judge_folders()
@@ -411,14 +411,14 @@ class ErasureReport(io.ComfyNode):
 
 def summary_of(found: dict) -> str:
     """The shares of the concept's, the synonyms' and the preserved suites, a line for each erasure."""
-    names = {"concept": "concept", "synonyms": "synonyms", "preserved unseen": "kept"}
+    names = {"acc_e": "concept", "acc_g": "synonyms", "acc_ir": "kept"}
     suites = [(names[suite["id"]], suite["results"]) for suite in found["suites"] if suite["id"] in names]
 
-    def told(result: dict) -> str:
+    def shown(result: dict) -> str:
         return "not judged" if result["share"] is None else f"{100 * result['share']:.1f} %"
 
     return "\n".join(
-        f"{subject['label']}: " + ", ".join(f"{name} {told(results[subject['id']])}" for name, results in suites)
+        f"{subject['label']}: " + ", ".join(f"{name} {shown(results[subject['id']])}" for name, results in suites)
         for subject in found["subjects"]
     )
 

@@ -17,7 +17,7 @@ from ..training import fitting
 from ..training.concepts import Concept
 from ..training.config import ErasureConfig, ErasureRequest
 from ..training.errors import JobError
-from ..training.evaluation import Order, read_evaluation
+from ..training.evaluation import EvaluationSpec, read_evaluation
 from ..training.evaluation.report import write_report
 from ..training.evaluation.request import EvaluationRequest
 from ..training.jobs import Job, JobStore, Scheduler
@@ -26,7 +26,7 @@ from .compat import lora_name
 from .text import check_phrase
 
 # websocket: {"job": id, "n": number, "time": …, "type": "state" | "step" | …, …}, as in events.jsonl; and
-# {"job": "", "type": "list"} where jobs came, went or changed their order
+# {"job": "", "type": "list"} where jobs came, went or changed their spec
 EVENT = "erase_anything.job"
 
 _deleted: list[str] = []  # in this server's life, as long as the host's cache of node outputs lives
@@ -91,14 +91,14 @@ def memory(source: FluxSource, concept: Concept, config: ErasureConfig) -> dict[
     )
 
 
-def submit_evaluation(order: Order, name: str) -> Job:
+def submit_evaluation(spec: EvaluationSpec, name: str) -> Job:
     """Queues an evaluation, or finds the job of the same request; an empty `name` is evaluate-<phrase>.
 
     Raises ErasureError's subclasses.
     """
-    order.concept.validate()  # before a name is made of it
-    stem = "evaluate-" + re.sub(r"[^\w]+", "-", order.concept.phrase.lower()).strip("-")[:60]
-    return store().submit(EvaluationRequest.of(order, name.strip() or stem, device()))
+    spec.concept.validate()  # before a name is made of it
+    stem = "evaluate-" + re.sub(r"[^\w]+", "-", spec.concept.phrase.lower()).strip("-")[:60]
+    return store().submit(EvaluationRequest.of(spec, name.strip() or stem, device()))
 
 
 def device() -> str:
@@ -127,7 +127,7 @@ def told(job: Job, samples: bool = True) -> dict[str, Any]:
 
 
 def overview() -> dict[str, Any]:
-    """All jobs, newest first, the ids of the queued ones in their order, the queue's settings, and what is broken."""
+    """All jobs, newest first, the ids of the queued ones in their spec, the queue's settings, and what is broken."""
     jobs, problems = store().scan()
     return {
         "jobs": [told(job, samples=False) for job in reversed(jobs)],

@@ -38,18 +38,20 @@ def make_evaluation(folder: Path, phrase: str = "car", side: int = 32, images: i
 
     phrase also stands for every other text that a file may bring.
     """
-    shares = {"concept": "lower", "synonyms": "lower", "attack prefix": "lower", "preserved unseen": "higher"}
+    shares = {"acc_e": "lower", "acc_g": "lower", "attack prefix": "lower", "acc_ir": "higher"}
     rows, suites = [], []
     for suite, better in shares.items():
         for number in range(images):
             kept = better == "higher"
-            shown = {"base": True, "deletion": kept or suite == "synonyms", "lora-1": kept or number == images - 1}
+            shown = {"base": True, "deletion": kept or suite == "acc_g", "lora-1": kept or number == images - 1}
             rows.append(row(len(rows), suite, f"{suite}: a {phrase}, {number}", "dog" if kept else phrase, shown))
         counts = {
             name: sum(each["results"][name]["shown"] for each in rows if suite in each["suites"]) for name in SETS
         }
         results = {name: result(hits, images) for name, hits in counts.items()}
-        suites.append({"id": suite, "title": f"Suite {suite}", "better": better, "results": results})
+        role = {"acc_e": "erase", "acc_g": "generalise", "acc_ir": "keep"}.get(suite, "attack")
+        facts = {"id": suite, "title": f"Suite {suite}", "better": better, "role": role}
+        suites.append({**facts, "group": "attack" if role == "attack" else "", "results": results})
     for name in SETS:
         (folder / "pictures" / name).mkdir(parents=True)
         for number in range(len(rows)):
@@ -66,7 +68,7 @@ def make_evaluation(folder: Path, phrase: str = "car", side: int = 32, images: i
     curve = [result(images, images), result(images // 2, images), result(1, images)]
     return {
         "format": "erase-anything evaluation",
-        "version": 1,
+        "version": 2,
         "blur": False,
         "concept": {
             "phrase": phrase,
@@ -101,7 +103,7 @@ def make_evaluation(folder: Path, phrase: str = "car", side: int = 32, images: i
         "command": f"python -m training.cli evaluate --concept '{phrase}'",
         "suites": suites,
         "drift": {"lora-1": {"perceptual": 0.0123, "psnr": 31.5, "images": images}},
-        "strength": [{"subject": "lora-1", "values": [0, 0.5, 1], "concept": curve, "kept": curve}],
+        "strength": [{"subject": "lora-1", "values": [0, 0.5, 1], "acc_e": curve, "keep": curve}],
         "heatmap": {
             "word": phrase,
             "prompt": f"a photo of a {phrase}",
@@ -115,7 +117,7 @@ def make_evaluation(folder: Path, phrase: str = "car", side: int = 32, images: i
             name: [
                 {"suite": r["suites"][0], "prompt": r["prompt"], "seed": r["seed"]}
                 for r in rows
-                if r["suites"][0] in ("synonyms", "attack prefix") and r["results"][name]["shown"]
+                if r["suites"][0] in ("acc_g", "attack prefix") and r["results"][name]["shown"]
             ]
             for name in ("deletion", "lora-1")
         },

@@ -300,7 +300,7 @@ def white_box_of(args: argparse.Namespace) -> Any:
 
 def keep_evaluation(source: FluxSource, args: argparse.Namespace) -> dict[str, Any]:
     """Makes an evaluation in --out, and what the command line prints of it. Raises ErasureError."""
-    from .evaluation import Order, Subject, concept_of_loras, load_classifier
+    from .evaluation import EvaluationSpec, Subject, concept_of_loras, load_classifier
     from .evaluation.run import evaluate
 
     strengths = args.strength or [1.0]
@@ -319,7 +319,7 @@ def keep_evaluation(source: FluxSource, args: argparse.Namespace) -> dict[str, A
         counts["detectors"] = tuple(args.detector)
     folder = Path(source.folder)
     own = load_classifier(folder) if (folder / "classifier").is_dir() else None  # knows styles and relations by name
-    order = Order(
+    spec = EvaluationSpec(
         source,
         concept_of_loras(args.lora, args.concept or "", own),
         (*([Subject()] if args.deletion else []), *subjects),
@@ -343,22 +343,21 @@ def keep_evaluation(source: FluxSource, args: argparse.Namespace) -> dict[str, A
         bars[0].refresh()
 
     try:
-        found = evaluate(order, args.out, args.device, progress)
+        found = evaluate(spec, args.out, args.device, progress)
     finally:
         for bar in bars:
             bar.close()
     page = write_page(args.out, args.out / "report.html") if args.report else None
     shares = {suite["id"]: suite["results"] for suite in found["suites"]}
-    suites = dict(zip(SHARES, ("concept", "synonyms", "preserved unseen"), strict=True))
     return {
         "evaluation": str(args.out / "evaluation.json"),
         "report": page and str(page),
-        "concept": order.concept.phrase,
+        "concept": spec.concept.phrase,
         "subjects": {
-            subject["id"]: {n: shares[s][subject["id"]]["share"] if s in shares else None for n, s in suites.items()}
+            subject["id"]: {n: shares[n][subject["id"]]["share"] if n in shares else None for n in SHARES}
             for subject in found["subjects"]
         },
-        **({"white_box": [_white_box_line(each) for each in found["white_box"]]} if order.white_box else {}),
+        **({"white_box": [_white_box_line(each) for each in found["white_box"]]} if spec.white_box else {}),
     }
 
 

@@ -135,7 +135,7 @@ class _Evaluation:
     """One concept's evaluation of all methods, each at its strength, with every suite and white-box attack."""
 
     def __init__(self, place: Workplace, phrase: str, seed: int, strengths: dict[str, float], budget: Any) -> None:
-        from training.evaluation.order import SUITES
+        from training.evaluation.spec import SUITES
 
         self.place, self.phrase, self.seed = place, phrase, seed
         self.strengths, self.budget, self.suites = strengths, budget, SUITES
@@ -147,25 +147,30 @@ class _Evaluation:
         return self.place.done(self.key)
 
     def make(self) -> None:
-        from training.evaluation import Order, Subject, concept_of_loras
+        from training.evaluation import EvaluationSpec, Subject, concept_of_loras
+        from training.evaluation.result import SUITES_OF_VERSION_1
         from training.evaluation.run import evaluate
+
+        stored_names = {new: old for old, new in SUITES_OF_VERSION_1.items()}  # as stored rows name them
 
         place = self.place
         loras = place.loras(self.phrase, self.seed, TRAINED)
         concept = concept_of_loras(list(loras.values()), self.phrase, place.classifier)
         subjects = (Subject(), *(Subject(path, self.strengths[name]) for name, path in loras.items()))
-        order = Order(
+        spec = EvaluationSpec(
             place.source, concept, subjects, **place.counts, heatmap=False, suites=self.suites, white_box=self.budget
         )
         folder = place.folder / "defences" / f"{self.key}-{place.behaviour}"
-        found = evaluate(order, folder, place.args.device)
+        found = evaluate(spec, folder, place.args.device)
         names = dict(zip((s["id"] for s in found["subjects"]), ("base", DELETION, *loras), strict=True))
         row = {
             "counts": place.counts,
             "strengths": self.strengths,
             "budget": self.budget.to_dict(),
             "suites": {
-                suite["id"]: {names[own]: counted for own, counted in suite["results"].items()}
+                stored_names.get(suite["id"], suite["id"]): {
+                    names[own]: counted for own, counted in suite["results"].items()
+                }
                 for suite in found["suites"]
             },
             "drift": {names[own]: drift for own, drift in found["drift"].items()},

@@ -48,9 +48,9 @@ def passed(place: Workplace, phrase: str) -> dict[str, dict[str, Any]]:
 
     from training.concepts import concept_keys, relevance, token_spans
     from training.concepts.prompts import COLORS, ENTITY_PATTERNS, PAIR_PATTERNS, fill
-    from training.evaluation import paint
+    from training.evaluation import Case, Content, keys_of, render
     from training.evaluation.attacks import misspelling
-    from training.evaluation.probes import FIRST_SEED, Content, Probe
+    from training.evaluation.cases import FIRST_SEED
 
     parts, concept, classifier = place.parts(), place.concept(phrase, 0), place.classifier
     text, draw = parts.text, random.Random(f"gate:{phrase}")
@@ -76,10 +76,10 @@ def passed(place: Workplace, phrase: str) -> dict[str, dict[str, Any]]:
         "misspelt": misspelt,
         "unrelated": [draw.choice((alone, beside))(draw.choice(others))[number % 3] for number in range(UNRELATED)],
     }
-    probes = [Probe("", prompt, FIRST_SEED, Content((phrase,))) for prompt in dict.fromkeys(misspelt)]
-    paint(parts, probes, place.base)
-    shown = place.seen(probes, place.base)
-    prompts["misspelt and painted"] = [probe.prompt for probe, seen in zip(probes, shown, strict=True) if seen]
+    cases = [Case(prompt, FIRST_SEED, Content((phrase,))) for prompt in dict.fromkeys(misspelt)]
+    render(parts, keys_of(cases), place.base)
+    shown = place.seen(cases, place.base)
+    prompts["misspelt and painted"] = [case.prompt for case, seen in zip(cases, shown, strict=True) if seen]
     found = {}
     for kind, texts in prompts.items():
         texts = list(dict.fromkeys(texts))

@@ -126,8 +126,8 @@ def merged(
 
     import torch
 
-    from training.evaluation import paint
-    from training.evaluation.probes import FIRST_SEED, Content, Probe
+    from training.evaluation import Case, Content, keys_of, render
+    from training.evaluation.cases import FIRST_SEED
     from training.lora.adapter import load_adapter
     from training.lora.format import read_lora
     from training.lora.inputs import inputs_path, read_inputs
@@ -138,25 +138,25 @@ def merged(
     found = merge(sources, **settings)
     seconds = time.monotonic() - began
 
-    def wanted(noun: str, count: int) -> list[Probe]:
+    def cases_of(noun: str, count: int) -> list[Case]:
         prompt = place.concept(phrases[0], SEED).prompt(noun)
-        return [Probe("", prompt, FIRST_SEED + number, Content((noun,))) for number in range(count)]
+        return [Case(prompt, FIRST_SEED + number, Content((noun,))) for number in range(count)]
 
-    concepts = {phrase: wanted(phrase, place.args.images) for phrase in phrases}
-    rest = [probe for noun in others for probe in wanted(noun, place.args.images_per_other)]
-    every = [*(probe for group in concepts.values() for probe in group), *rest]
+    concepts = {phrase: cases_of(phrase, place.args.images) for phrase in phrases}
+    rest = [case for noun in others for case in cases_of(noun, place.args.images_per_other)]
+    every = [*(case for group in concepts.values() for case in group), *rest]
     parts, base = place.parts(), place.base
-    paint(parts, every, base)
+    render(parts, keys_of(every), base)
     load_adapter(parts.transformer, found.weights)
     after: dict[tuple[str, int], torch.Tensor] = {}
-    paint(parts, every, after)
+    render(parts, keys_of(every), after)
 
-    def both(group: list[Probe]) -> dict[str, float]:
+    def both(group: list[Case]) -> dict[str, float]:
         before, now = (round(sum(place.seen(group, pictures)) / max(1, len(group)), 4) for pictures in (base, after))
         return {"before": before, "after": now, "images": len(group)}
 
     return {
-        "acc_e": both([probe for group in concepts.values() for probe in group]),
+        "acc_e": both([case for group in concepts.values() for case in group]),
         "acc_ir": both(rest),
         "concepts": {phrase: both(group) for phrase, group in concepts.items()},
         "rank": found.report["rank"],

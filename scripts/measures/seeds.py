@@ -15,14 +15,17 @@ def seeds(args: argparse.Namespace) -> None:
     One evaluation of attention deletion beside the base for each of --seeds, the first one twice; nothing is trained.
     Every picture is kept, so that a run that was stopped goes on, and the same command again only counts.
     """
-    from training.evaluation import Order, Subject
+    from training.evaluation import EvaluationSpec, Subject
+    from training.evaluation.result import SUITES_OF_VERSION_1
     from training.evaluation.run import evaluate
+
+    stored_names = {new: old for old, new in SUITES_OF_VERSION_1.items()}  # as stored rows name them
 
     place = Workplace(args, "seeds")
     for phrase in args.concepts.split(","):
         concept = place.concept(phrase, 0)
         for seed in seeds_of(args.seeds):
-            order = Order(
+            spec = EvaluationSpec(
                 place.source,
                 concept,
                 (Subject(),),
@@ -38,15 +41,17 @@ def seeds(args: argparse.Namespace) -> None:
                 if not mine or place.done(key):
                     continue
                 folder = place.folder / "seeds" / f"{key}-{place.behaviour}"
-                found = evaluate(order, folder, args.device)
+                found = evaluate(spec, folder, args.device)
                 same = {}
                 if seed == seeds_of(args.seeds)[0]:
                     anew = folder.with_name(f"{folder.name}-again")  # where nothing is kept yet
-                    again = json.loads(json.dumps(evaluate(order, anew, args.device)))
+                    again = json.loads(json.dumps(evaluate(spec, anew, args.device)))
                     same = {"same": {**again, "run": None} == {**json.loads(json.dumps(found)), "run": None}}
                 row = {
                     **same,
-                    "suites": {suite["id"]: suite["results"] for suite in found["suites"]},
+                    "suites": {
+                        stored_names.get(suite["id"], suite["id"]): suite["results"] for suite in found["suites"]
+                    },
                     "seconds": found["run"]["seconds"],
                 }
                 place.keep(key, {"concept": phrase, "seed": seed}, row)

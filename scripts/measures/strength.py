@@ -46,18 +46,18 @@ def rates(place: Workplace, lora: Path, strengths: Sequence[float] = STRENGTHS) 
     import torch
 
     from training.concepts import Concept
-    from training.evaluation import paint, probes
+    from training.evaluation import concept_cases, keys_of, render
+    from training.evaluation.cases import ACC_E, ACC_IR, ACC_IR_SEEN, in_suite
     from training.lora.adapter import load_adapter, set_adapter_scale
     from training.lora.format import KEY_CONCEPT, read_lora
     from training.models.sampling import generate
 
     weights, metadata = read_lora(lora)
     concept = Concept.from_dict(json.loads(metadata[KEY_CONCEPT]))
-    every = probes(concept, place.classifier, place.args.images, place.args.images_per_other)
-    wanted = [probe for probe in every if probe.share == "acc_e"]
-    others = [probe for probe in every if probe.share in ("acc_ir", "acc_ir_seen")]
+    every = concept_cases(concept, place.classifier, place.args.images, place.args.images_per_other)
+    direct, others = in_suite(every, ACC_E), in_suite(every, ACC_IR, ACC_IR_SEEN)
     parts = place.parts()
-    prompts, seeds = [probe.prompt for probe in wanted[:4]], [probe.seed for probe in wanted[:4]]
+    prompts, seeds = [case.prompt for case in direct[:4]], [case.seed for case in direct[:4]]
 
     def some() -> torch.Tensor:
         with parts.computing():
@@ -71,14 +71,14 @@ def rates(place: Workplace, lora: Path, strengths: Sequence[float] = STRENGTHS) 
     for scale in strengths:
         set_adapter_scale(parts.transformer, scale)
         pictures = place.base if scale == 0 else {}
-        paint(parts, [*wanted, *others], pictures)
-        for name, group in (("rates", wanted), ("acc_ir", others)):
+        render(parts, keys_of([*direct, *others]), pictures)
+        for name, group in (("rates", direct), ("acc_ir", others)):
             found[name].append(round(sum(place.seen(group, pictures)) / max(1, len(group)), 4))
     set_adapter_scale(parts.transformer, 1.0)
     return {
         "strengths": list(strengths),
         **found,
-        "images": len(wanted),
+        "images": len(direct),
         "acc_ir_images": len(others),
         "spearman": spearman(strengths, found["rates"]),
         "same_at_zero": same,

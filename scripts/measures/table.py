@@ -165,21 +165,22 @@ def unnamed(place: Workplace, phrase: str) -> None:
     """Keeps a row for a style that says how often the base paints it by itself: its Acc_e "after" is of the same nouns
     and seeds with the style left out of the prompt."""
     from training.concepts import TEMPLATES, Concept
-    from training.evaluation import judge, paint, probes
+    from training.evaluation import concept_cases, keys_of, render, score
+    from training.evaluation.cases import ACC_E, in_suite
 
     concept, plain = place.concept(phrase, 0), Concept(phrase, template=TEMPLATES["entity"])
     key = place.key(phrase, 0, UNNAMED, concept)
     if place.done(key):
         return
-    wanted = probes(concept, place.classifier, **place.counts)
-    noun_of = {(probe.prompt, probe.seed): probe.content.nouns[0] for probe in wanted if probe.content.nouns}
-    styled = [probe for probe in wanted if probe.share == "acc_e"]
-    bare = [dataclasses.replace(p, prompt=plain.prompt(noun_of[p.prompt, p.seed])) for p in styled]
-    paint(place.parts(), [*styled, *bare], place.base)
-    after = {(a.prompt, a.seed): place.base[b.prompt, b.seed] for a, b in zip(styled, bare, strict=True)}
-    score = judge(place.classifier, concept, styled, place.base, after)
+    cases = concept_cases(concept, place.classifier, **place.counts)
+    noun_of = {case.key: case.expected.nouns[0] for case in cases if case.expected.nouns}
+    styled = in_suite(cases, ACC_E)
+    bare = [dataclasses.replace(case, prompt=plain.prompt(noun_of[case.key])) for case in styled]
+    render(place.parts(), keys_of([*styled, *bare]), place.base)
+    after = {a.key: place.base[b.key] for a, b in zip(styled, bare, strict=True)}
+    found = score(place.classifier, concept, styled, place.base, after)
     slot = {"method": UNNAMED, "concept": phrase, "seed": 0}
-    place.keep(key, slot, {"kind": concept.kind, "counts": place.counts, **score.to_dict()})
+    place.keep(key, slot, {"kind": concept.kind, "counts": place.counts, **found.to_dict()})
 
 
 def ablation(args: argparse.Namespace) -> None:

@@ -125,7 +125,7 @@ class Workplace:
 
     @property
     def counts(self) -> dict[str, int]:
-        """How many images are measured of what, as `evaluation.probes` takes them."""
+        """How many images are measured of what, as `evaluation.concept_cases` takes them."""
         args = self.args
         return {
             "images": args.images,
@@ -133,21 +133,21 @@ class Workplace:
             "images_per_attack": args.images_per_attack,
         }
 
-    def seen(self, probes: Sequence[Any], pictures: Mapping[tuple[str, int], Any]) -> list[bool]:
-        """Whether the classifier sees in each probe's picture what it should show."""
-        import torch
+    def seen(self, cases: Sequence[Any], pictures: Mapping[tuple[str, int], Any]) -> list[bool]:
+        """Whether the classifier sees in each case's picture what it should show."""
+        from training.evaluation.judges.demo import DemoJudge
+        from training.evaluation.render import stacked
 
-        if not probes:
+        if not cases:
             return []
-        stack = torch.stack([pictures[probe.prompt, probe.seed] for probe in probes]).float() / 255
-        verdict = self.classifier.classify(stack)
-        return [probe.content.shown(verdict, number) for number, probe in enumerate(probes)]
+        pixels = stacked(pictures, [case.key for case in cases])
+        return [verdict.shown for verdict in DemoJudge(self.classifier).judge(pixels, cases)]
 
     # --- concepts and trainings ------------------------------------------------------------------------------------
 
     def kind(self, phrase: str) -> str:
         """The kind of a concept that the classifier can name."""
-        from training.evaluation.classifier import RELATIONS as NAMED
+        from training.evaluation.cases import RELATIONS as NAMED
 
         if phrase in self.classifier.styles:
             return "abstraction"

@@ -17,12 +17,15 @@ from tests.flux_models import fp32_source, tiny_folder
 from tests.judge_models import make_clip, make_vit
 from training.concepts import Concept
 from training.errors import ErasureError
-from training.evaluation import Order, Subject
-from training.evaluation.detectors import ClipDetector, Finding, NudeNetDetector, TransformersDetector
+from training.evaluation import EvaluationSpec, Subject
 from training.evaluation.intervals import wilson
-from training.evaluation.order import USUAL
+from training.evaluation.judges.base import Finding
+from training.evaluation.judges.clip import ClipJudge
+from training.evaluation.judges.image_classifier import ImageClassifierJudge
+from training.evaluation.judges.nudenet import NudeNetJudge
 from training.evaluation.report import write_report
 from training.evaluation.run import evaluate
+from training.evaluation.spec import USUAL
 
 from .test_cli import lora_of, run_main
 from .test_evaluation_run import without_run
@@ -74,7 +77,7 @@ def rows_of(found: dict, suite: str) -> list[dict]:
 def test_a_flux_without_a_classifier_is_judged_by_clip(bare: Path, clip: Path, tmp_path: Path):
     """Shares, intervals and verdicts are those of the detector on the pictures as they lie on the disk."""
     lora = lora_of(bare, tmp_path / "car.safetensors", "car", 10.0)
-    order = Order(
+    spec = EvaluationSpec(
         fp32_source(bare),
         CAR,
         (Subject(), Subject(lora)),
@@ -82,19 +85,19 @@ def test_a_flux_without_a_classifier_is_judged_by_clip(bare: Path, clip: Path, t
         suites=(*USUAL, "presets"),
         **SMALL,
     )
-    found = evaluate(order, tmp_path / "out", "cpu")
+    found = evaluate(spec, tmp_path / "out", "cpu")
     suites = {suite["id"]: suite for suite in found["suites"]}
     assert set(suites) == {
-        "concept",
-        "synonyms",
-        "preserved unseen",
+        "acc_e",
+        "acc_g",
+        "acc_ir",
         "presets",
         *(f"attack {name}" for name in ("misspelling", "affixes", "repetition", "shuffle", "number")),
     }
-    assert suites["presets"]["better"] == suites["preserved unseen"]["better"] == "higher"
+    assert suites["presets"]["better"] == suites["acc_ir"]["better"] == "higher"
     assert len(rows_of(found, "presets")) == 29  # thirty, of which the car is one
     labels = list(dict.fromkeys(["car", "owl", "castle", *(row["asked"] for row in rows_of(found, "presets"))]))
-    detector = ClipDetector(clip, labels)
+    detector = ClipJudge(clip, labels)
     for id, suite in suites.items():
         rows = rows_of(found, id)
         for name, result in suite["results"].items():
@@ -122,7 +125,7 @@ def test_nudenet_and_others_beside_the_models_own_classifier(flux: Path, vit: Pa
         ["a dog", "x", 9],
     )
     detectors = ("model", "nudenet", f"classifier:{vit}")
-    order = Order(
+    spec = EvaluationSpec(
         fp32_source(flux),
         CAR,
         (Subject(),),
@@ -131,17 +134,17 @@ def test_nudenet_and_others_beside_the_models_own_classifier(flux: Path, vit: Pa
         prompts=(prompts,),
         **{**SMALL, "images_per_other": 1},
     )
-    found = evaluate(order, tmp_path / "out", "cpu")
+    found = evaluate(spec, tmp_path / "out", "cpu")
     assert [row["seed"] for row in rows_of(found, "file 1")] == [7, 9]
     (facts,) = found["prompt_files"]
     assert (facts["format"], facts["prompts"], facts["unusable"], facts["file"]) == ("i2p", 2, 1, "mine.csv")
     model, nudenet, classifier = found["detectors"]
     assert model["suites"] == [] and nudenet["threshold"] == 0.6
     assert [way.split(":")[0] for way in nudenet["counting"]] == ["per image", "per detection"]
-    rows = rows_of(found, "concept")
+    rows = rows_of(found, "acc_e")
     pictures = stack(tmp_path / "out", rows, "base")
-    own = NudeNetDetector().detect(pictures)
-    table = next(suite for suite in nudenet["suites"] if suite["id"] == "concept")
+    own = NudeNetJudge().detect(pictures)
+    table = next(suite for suite in nudenet["suites"] if suite["id"] == "acc_e")
     for measure in table["measures"]:
         result = measure["results"]["base"]
         if measure["id"] == "asked":
@@ -156,12 +159,12 @@ def test_nudenet_and_others_beside_the_models_own_classifier(flux: Path, vit: Pa
             assert result["per_detection"]["detections"] == len(places)
         assert result["per_image"]["images"] == result["per_detection"]["images"] == len(rows)
     assert [measure["id"] for measure in table["measures"]] == ["asked", "common", "female", "male", "total"]
-    theirs = next(suite for suite in classifier["suites"] if suite["id"] == "concept")["measures"]
-    tops = [finding.top for finding in TransformersDetector(vit).detect(pictures)]
+    theirs = next(suite for suite in classifier["suites"] if suite["id"] == "acc_e")["measures"]
+    tops = [finding.top for finding in ImageClassifierJudge(vit).detect(pictures)]
     assert [m["id"] for m in theirs] == ["asked"]
     assert theirs[0]["results"]["base"]["per_image"]["hits"] == tops.count("sports car, car")
-    kept = next(suite for suite in classifier["suites"] if suite["id"] == "preserved unseen")["measures"][0]
-    asked = [row["asked"] for row in rows_of(found, "preserved unseen")]
+    kept = next(suite for suite in classifier["suites"] if suite["id"] == "acc_ir")["measures"][0]
+    asked = [row["asked"] for row in rows_of(found, "acc_ir")]
     assert kept["results"]["base"]["per_image"]["images"] == sum(word in ("owl", "castle", "cup") for word in asked)
 
 
@@ -169,19 +172,19 @@ def test_a_picture_that_a_detector_cannot_judge_is_counted_and_named(
     flux: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     """The network fails on one picture of the base: it counts nowhere, everything else does."""
-    order = Order(fp32_source(flux), CAR, (Subject(),), detectors=("nudenet",), suites=(), **SMALL)
-    whole = evaluate(order, tmp_path / "whole", "cpu")
-    detect, calls = NudeNetDetector.detect, []
+    spec = EvaluationSpec(fp32_source(flux), CAR, (Subject(),), detectors=("nudenet",), suites=(), **SMALL)
+    whole = evaluate(spec, tmp_path / "whole", "cpu")
+    detect, calls = NudeNetJudge.detect, []
 
-    def once_broken(self: NudeNetDetector, images: Tensor) -> list[Finding]:
+    def once_broken(self: NudeNetJudge, images: Tensor) -> list[Finding]:
         images = images.clone()
         if not calls:
             images[1] = torch.nan  # what a network that overflows leaves
         calls.append(len(images))
         return detect(self, images)
 
-    monkeypatch.setattr(NudeNetDetector, "detect", once_broken)
-    found = evaluate(order, tmp_path / "broken", "cpu")
+    monkeypatch.setattr(NudeNetJudge, "detect", once_broken)
+    found = evaluate(spec, tmp_path / "broken", "cpu")
     base, deletion = (found["suites"][0]["results"][name] for name in ("base", "deletion"))
     assert (base["images"], base["failed"], deletion["images"], deletion["failed"]) == (2, 1, 3, 0)
     broken = found["pictures"][1]
@@ -195,8 +198,8 @@ def test_a_picture_that_a_detector_cannot_judge_is_counted_and_named(
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "could not judge 1 pictures" in page and "not judged" in page and "not numbers" in page
 
-    monkeypatch.setattr(NudeNetDetector, "detect", lambda self, images: [Finding.failed("broken")] * len(images))
-    found = evaluate(order, tmp_path / "whole", "cpu")  # all of them: still no failure of the run
+    monkeypatch.setattr(NudeNetJudge, "detect", lambda self, images: [Finding.failed("broken")] * len(images))
+    found = evaluate(spec, tmp_path / "whole", "cpu")  # all of them: still no failure of the run
     assert found["suites"][0]["results"]["base"] == {
         "hits": 0,
         "images": 0,
@@ -209,7 +212,7 @@ def test_a_picture_that_a_detector_cannot_judge_is_counted_and_named(
 
 def test_equal_seeds_give_equal_json_and_others_other_pictures(flux: Path, clip: Path, tmp_path: Path):
     captions = write_csv(tmp_path / "captions.csv", ["caption"], *([f"a dog number {n}"] for n in range(6)))
-    order = Order(
+    spec = EvaluationSpec(
         fp32_source(flux),
         CAR,
         (Subject(),),
@@ -221,10 +224,10 @@ def test_equal_seeds_give_equal_json_and_others_other_pictures(flux: Path, clip:
         **SMALL,
     )
     for name in ("first", "second"):
-        evaluate(order, tmp_path / name, "cpu")
+        evaluate(spec, tmp_path / name, "cpu")
     assert without_run(tmp_path / "first") == without_run(tmp_path / "second")
-    assert Order.from_dict(json.loads(json.dumps(order.to_dict()))) == order
-    other = evaluate(Order(**{**vars(order), "seed": 1}), tmp_path / "third", "cpu")
+    assert EvaluationSpec.from_dict(json.loads(json.dumps(spec.to_dict()))) == spec
+    other = evaluate(EvaluationSpec(**{**vars(spec), "seed": 1}), tmp_path / "third", "cpu")
     assert not set(other["seeds"]) & set(without_run(tmp_path / "first")["seeds"]) - {50_000 + n for n in range(6)}
     assert other["settings"]["seed"] == 1 and "--seed 1" in other["command"]
 
@@ -236,7 +239,7 @@ def test_captions_have_a_clip_score_and_a_distance(bare: Path, clip: Path, tmp_p
     for number in range(4):
         Image.new("RGB", (60, 40), (60 * number, 90, 200)).save(reference / f"{number}.png")
     (reference / "broken.jpg").write_bytes(b"\xff\xd8\xff not a picture")
-    order = Order(
+    spec = EvaluationSpec(
         fp32_source(bare),
         CAR,
         (Subject(),),
@@ -247,7 +250,7 @@ def test_captions_have_a_clip_score_and_a_distance(bare: Path, clip: Path, tmp_p
         reference=reference,
         **SMALL,
     )
-    found = evaluate(order, tmp_path / "out", "cpu")
+    found = evaluate(spec, tmp_path / "out", "cpu")
     fidelity = found["fidelity"]
     assert set(fidelity["distances"]) == set(fidelity["clip_score"]) == {"base", "deletion"}
     assert all(each["images"] == 3 and each["frechet"] > 0 for each in fidelity["distances"].values())
@@ -303,33 +306,33 @@ def test_what_is_missing_or_malformed_is_one_sentence(
 
 def test_a_hundred_thousand_prompts_are_drawn_from_and_what_was_left_out_is_said(flux: Path, tmp_path: Path):
     many = write_csv(tmp_path / "many.csv", ["prompt"], *([f"a picture of thing {n}"] for n in range(100_000)))
-    order = Order(fp32_source(flux), CAR, (Subject(),), suites=(), prompts=(many,), prompts_limit=5, **SMALL)
-    found = evaluate(order, tmp_path / "out", "cpu")
+    spec = EvaluationSpec(fp32_source(flux), CAR, (Subject(),), suites=(), prompts=(many,), prompts_limit=5, **SMALL)
+    found = evaluate(spec, tmp_path / "out", "cpu")
     assert (found["prompt_files"][0]["prompts"], found["prompt_files"][0]["left_out"]) == (5, 99_995)
     assert len(rows_of(found, "file 1")) == 5
     assert "5 of 100000 prompts" in next(s["title"] for s in found["suites"] if s["id"] == "file 1")
 
 
 def test_a_picture_on_the_disk_that_is_broken_is_made_again(flux: Path, tmp_path: Path):
-    order = Order(fp32_source(flux), CAR, (Subject(),), suites=(), **SMALL)
-    evaluate(order, tmp_path / "out", "cpu")
+    spec = EvaluationSpec(fp32_source(flux), CAR, (Subject(),), suites=(), **SMALL)
+    evaluate(spec, tmp_path / "out", "cpu")
     whole = without_run(tmp_path / "out")
     for number, path in enumerate(sorted((tmp_path / "out").glob("pictures/base/*.png"))):
         path.write_bytes((b"", b"nothing", path.read_bytes()[:50])[number % 3])
-    assert evaluate(order, tmp_path / "out", "cpu")["run"]["pictures_made"] == 3
+    assert evaluate(spec, tmp_path / "out", "cpu")["run"]["pictures_made"] == 3
     assert without_run(tmp_path / "out") == whole
 
 
 def test_a_disk_that_is_full_leaves_whole_pictures_and_the_next_run_ends(
     flux: Path, tmp_path: Path, small_disk, demo_folder: Path
 ):
-    order = Order(fp32_source(flux), CAR, (Subject(),), **{**SMALL, "images": 12, "batch_size": 2})
+    spec = EvaluationSpec(fp32_source(flux), CAR, (Subject(),), **{**SMALL, "images": 12, "batch_size": 2})
     with small_disk("160k") as disk:
         with pytest.raises(ErasureError, match="free some space"):
-            evaluate(order, disk / "out", "cpu")
+            evaluate(spec, disk / "out", "cpu")
         assert not list(disk.rglob("*.part")) and not (disk / "out" / "evaluation.json").exists()
         left = sorted((disk / "out").glob("pictures/base/*.png"))
         assert left and all(np.asarray(Image.open(path)).shape == (128, 128, 3) for path in left)
         shutil.copytree(disk / "out", tmp_path / "out")
-    found = evaluate(order, tmp_path / "out", "cpu")
+    found = evaluate(spec, tmp_path / "out", "cpu")
     assert found["run"]["pictures_made"] <= sum(1 for _ in (tmp_path / "out").glob("pictures/*/*.png")) - len(left) + 1

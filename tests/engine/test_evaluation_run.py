@@ -23,7 +23,7 @@ from training import cli
 from training.concepts import Concept
 from training.errors import ConfigError
 from training.evaluation import (
-    Order,
+    EvaluationSpec,
     Subject,
     concept_of_loras,
     load_classifier,
@@ -133,7 +133,7 @@ def test_the_figures_are_those_of_the_plain_measure_and_every_picture_has_its_ve
     concept = concept_of_loras([broken, zeros], "", classifier)
     counts = {"images": 3, "images_per_other": 0, "images_per_attack": 1}
     found = evaluate(
-        Order(source, concept, (Subject(broken, 0.8), Subject(zeros)), **counts, strengths=(0.0, 0.8)),
+        EvaluationSpec(source, concept, (Subject(broken, 0.8), Subject(zeros)), **counts, strengths=(0.0, 0.8)),
         tmp_path / "out",
         "cpu",
     )
@@ -141,12 +141,12 @@ def test_the_figures_are_those_of_the_plain_measure_and_every_picture_has_its_ve
     score = measure_erasure(load_parts(source, "cpu"), classifier, concept, weights, **counts)
     suites = {suite["id"]: suite for suite in found["suites"]}
     assert set(suites) == {
-        "concept",
-        "synonyms",
+        "acc_e",
+        "acc_g",
         *(f"attack {name}" for name in score.attacks),
         *(f"part {name}" for name in score.parts),
     }
-    plain = {"concept": score.acc_e, "synonyms": score.acc_g, **{f"attack {n}": s for n, s in score.attacks.items()}}
+    plain = {"acc_e": score.acc_e, "acc_g": score.acc_g, **{f"attack {n}": s for n, s in score.attacks.items()}}
     for name, share in plain.items():
         results = suites[name]["results"]
         assert (results["base"]["share"], results["lora-1"]["share"]) == (share.before, share.after)
@@ -154,10 +154,10 @@ def test_the_figures_are_those_of_the_plain_measure_and_every_picture_has_its_ve
         for result in results.values():
             low, high = wilson_by_hand(result["hits"], result["images"])
             assert result["interval"] == pytest.approx([low, high], abs=1e-4)
-    assert suites["concept"]["results"]["base"]["hits"] == 3 and suites["concept"]["results"]["lora-1"]["hits"] == 0
+    assert suites["acc_e"]["results"]["base"]["hits"] == 3 and suites["acc_e"]["results"]["lora-1"]["hits"] == 0
     curve = found["strength"][0]
-    assert curve["values"] == [0, 0.8] and curve["kept"] is None
-    assert curve["concept"] == [suites["concept"]["results"][name] for name in ("base", "lora-1")]
+    assert curve["values"] == [0, 0.8] and curve["keep"] is None
+    assert curve["acc_e"] == [suites["acc_e"]["results"][name] for name in ("base", "lora-1")]
     assert found["attacks_succeeded"]["lora-1"] == [] and found["attacks_succeeded"]["lora-2"]
     for row in found["pictures"]:
         base, same = (tmp_path / "out" / row["results"][name]["file"] for name in ("base", "lora-2"))
@@ -176,14 +176,14 @@ def test_the_figures_are_those_of_the_plain_measure_and_every_picture_has_its_ve
 @pytest.mark.parametrize("phrase", list(KINDS))
 def test_styles_and_relations_have_their_parts(flux: Path, tmp_path: Path, phrase: str):
     kind, template = KINDS[phrase]
-    order = Order(
+    spec = EvaluationSpec(
         fp32_source(flux), Concept(phrase, kind, template), (Subject(),), images=2, images_per_other=0, heatmap=False
     )
-    found = evaluate(order, tmp_path, "cpu")
+    found = evaluate(spec, tmp_path, "cpu")
     parts = {"part styles", "part nouns in it"} if kind == "abstraction" else {"part both nouns", "part next to"}
     suites = {suite["id"]: suite["better"] for suite in found["suites"]}
-    assert parts | {"concept", "preserved unseen"} <= set(suites) and suites["concept"] == "lower"
-    assert suites["preserved unseen"] == "higher" and suites.get("part converse", "lower") == "lower"
+    assert parts | {"acc_e", "acc_ir"} <= set(suites) and suites["acc_e"] == "lower"
+    assert suites["acc_ir"] == "higher" and suites.get("part converse", "lower") == "lower"
     touched = [row for row in found["pictures"] if phrase in row["prompt"]]
     for row in found["pictures"]:  # deletion repaints what names the phrase, and nothing else
         assert row["results"]["deletion"]["file"].startswith("pictures/deletion" if row in touched else "pictures/base")
@@ -226,7 +226,7 @@ def test_mistakes_are_one_sentence(flux: Path, tmp_path: Path, capsys: pytest.Ca
         assert message.strip().count("\n") == 0 and "Traceback" not in message
     assert not (tmp_path / "out").exists()
     with pytest.raises(ConfigError, match="once"):
-        Order(fp32_source(flux), Concept("car"), (Subject(), Subject())).validate()
+        EvaluationSpec(fp32_source(flux), Concept("car"), (Subject(), Subject())).validate()
 
 
 def test_files_of_others_are_measured_on_the_concept_that_is_named(flux: Path, tmp_path: Path):

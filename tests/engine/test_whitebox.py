@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -19,9 +20,11 @@ from scripts.environment import ROOT
 from tests.flux_models import demo_parts, fp32_source
 from training.concepts import Concept
 from training.errors import ConfigError, ErasureError
-from training.evaluation import Order, Probe, Subject, load_classifier
-from training.evaluation.judges import ModelJudge, unrelated_words
-from training.evaluation.probes import FIRST_SEED, Content
+from training.evaluation import Case, Content, EvaluationSpec, Subject, load_classifier
+from training.evaluation.cases import FIRST_SEED
+from training.evaluation.judges import unrelated_words
+from training.evaluation.judges.base import Verdict
+from training.evaluation.judges.demo import DemoJudge
 from training.evaluation.report import write_report
 from training.evaluation.run import evaluate
 from training.evaluation.whitebox import WhiteBox
@@ -41,26 +44,35 @@ SMALL = {"prefix": 2, "tries": 2, "steps": 4, "candidates": 3, "images": 3, "jud
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def odd(cases: Sequence[Probe], pictures: Tensor) -> list[bool]:
+class Odd:
     """A judge that a single changed bit of a picture confuses, and that sees something in a random model."""
-    return [int(picture.mul(255).round().sum()) % 2 == 1 for picture in pictures]
+
+    def judge(self, images: Tensor, cases: Sequence[Case]) -> list[Verdict]:
+        assert len(images) == len(cases)
+        return [Verdict(int(image.mul(255).round().sum()) % 2 == 1, "") for image in images]
 
 
-def everything(cases: Sequence[Probe], pictures: Tensor) -> list[bool]:
-    return [True] * len(cases)
+class Always:
+    """A judge that sees the concept in every picture, or in none."""
+
+    def __init__(self, shown: bool) -> None:
+        self.shown = shown
+
+    def judge(self, images: Tensor, cases: Sequence[Case]) -> list[Verdict]:
+        return [Verdict(self.shown, "")] * len(cases)
 
 
 def scene_of(
     parts: FluxParts,
     folder: Path | None = None,
-    judge: Callable = odd,
+    judge: Any = None,
     deleted: str = "car",
     tell: Callable[[str], None] = lambda what: None,
     **settings: object,
 ) -> Scene:
     chosen = WhiteBox(**{**SMALL, **settings})
-    cases = [Probe("acc_e", PROMPT, 100 + seed, Content(("car",))) for seed in range(Scene.needed(chosen))]
-    return Scene(Erased(parts, deleted), "car", cases, judge, chosen, folder, ["dog", "house"], tell)
+    cases = [Case(PROMPT, 100 + seed, Content(("car",))) for seed in range(Scene.needed(chosen))]
+    return Scene(Erased(parts, deleted), "car", cases, judge or Odd(), chosen, folder, ["dog", "house"], tell)
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +107,7 @@ def test_words_are_tokens_of_both_encoders_and_decode_to_the_prompt_they_came_fr
 
 @pytest.mark.parametrize("name", ["unlearndiffatk", "p4d"])
 def test_a_search_ends_at_the_best_prompt_it_has_compared(tiny: FluxParts, name: str):
-    scene, attack = scene_of(tiny, judge=everything), ATTACKS[name]
+    scene, attack = scene_of(tiny, judge=Always(True)), ATTACKS[name]
     picked, lowest = attack.propose(scene, 0, Clock(0))
     points = attack.points(scene)
     corner = torch.nn.functional.one_hot(torch.tensor(picked), len(scene.words)).float()
@@ -112,7 +124,7 @@ def test_the_loss_has_the_gradient_that_differences_say(flux: FluxSource, name: 
     """In float64, through both encoders and the transformer, with a span deleted; T5 itself takes its norms and softmax
     in float32, which is what the step is as large for."""
     parts = load_parts(flux, "cpu", torch.float64)
-    scene, attack = scene_of(parts, judge=everything), ATTACKS[name]
+    scene, attack = scene_of(parts, judge=Always(True)), ATTACKS[name]
     points = attack.points(scene)
     draw = torch.Generator().manual_seed(0)
     soft = torch.randn(2, len(scene.words), generator=draw, dtype=torch.float64).softmax(-1).requires_grad_()
@@ -125,7 +137,7 @@ def test_the_loss_has_the_gradient_that_differences_say(flux: FluxSource, name: 
         with torch.no_grad():
             far, near = 1e-4, 5e-5
             a, b, c, d = (float(attack.loss(scene, said, soft + h * way, points)) for h in (far, near, -near, -far))
-        slope = (8 * (b - c) - (a - d)) / (12 * near)  # of fourth order: the loss is far from a parabola
+        slope = (8 * (b - c) - (a - d)) / (12 * near)  # of fourth spec: the loss is far from a parabola
         assert slope == pytest.approx(float((soft.grad * way).sum()), rel=5e-3)
 
 
@@ -168,6 +180,7 @@ KILLED = """
 import os, signal, sys
 import torch
 from pathlib import Path
+from typing import Any
 from tests.engine.test_whitebox import scene_of
 from training.evaluation.whitebox.attack import run_attacks
 from training.models.loading import load_parts
@@ -232,7 +245,7 @@ def test_a_lora_is_attacked_as_it_is_and_put_back(tiny: FluxParts):
             for parameter in parameters:
                 parameter.add_(0.3)
         before = adapter_weights(tiny.transformer)
-        scene = scene_of(tiny, deleted="", judge=everything, attacks=("relearning", "p4d"))
+        scene = scene_of(tiny, deleted="", judge=Always(True), attacks=("relearning", "p4d"))
         learnt, _ = run_attacks(scene)
         after = adapter_weights(tiny.transformer)
         assert learnt["attack"] == "relearning" and set(after) == set(before)
@@ -274,17 +287,14 @@ def test_settings_round_trip_and_are_told_as_the_command_takes_them():
 
 
 def test_scenes_that_make_no_sense_are_one_sentence(tiny: FluxParts):
-    def nothing(cases: Sequence[Probe], pictures: Tensor) -> list[bool]:
-        return [False] * len(cases)
-
     for name in ("unlearndiffatk", "p4d", "relearning"):
         with pytest.raises(ErasureError, match='do not show "car": there is nothing to attack with'):
-            run_attacks(scene_of(tiny, judge=nothing, attacks=(name,)))
-    one = [Probe("acc_e", PROMPT, 1, Content(("car",)))]
+            run_attacks(scene_of(tiny, judge=Always(False), attacks=(name,)))
+    one = [Case(PROMPT, 1, Content(("car",)))]
     with pytest.raises(ConfigError, match="7 prompts with seeds, and 1 are given"):
-        Scene(Erased(tiny), "car", one, odd, WhiteBox(**SMALL), None, ["dog"])
+        Scene(Erased(tiny), "car", one, Odd(), WhiteBox(**SMALL), None, ["dog"])
     with pytest.raises(ConfigError, match="unrelated word"):
-        Scene(Erased(tiny), "car", one * 7, odd, WhiteBox(**SMALL))
+        Scene(Erased(tiny), "car", one * 7, Odd(), WhiteBox(**SMALL))
 
 
 def test_mistakes_on_the_command_line_are_one_sentence(
@@ -313,14 +323,9 @@ def test_mistakes_on_the_command_line_are_one_sentence(
 
 def deletion_scene(folder: Path, settings: WhiteBox) -> Scene:
     """Attention deletion of "car" in the demo model, judged by its classifier."""
-    classifier = load_classifier(folder)
-
-    def judge(cases: Sequence[Probe], pictures: Tensor) -> list[bool]:
-        verdict = classifier.classify(pictures)
-        return [case.content.shown(verdict, number) for number, case in enumerate(cases)]
-
-    cases = [Probe("acc_e", PROMPT, FIRST_SEED + number, Content(("car",))) for number in range(Scene.needed(settings))]
-    unrelated = unrelated_words(Concept("car"), ModelJudge(classifier, folder, Concept("car")))
+    judge = DemoJudge(load_classifier(folder))
+    cases = [Case(PROMPT, FIRST_SEED + number, Content(("car",))) for number in range(Scene.needed(settings))]
+    unrelated = unrelated_words(Concept("car"), judge)
     return Scene(Erased(demo_parts(folder), "car"), "car", cases, judge, settings, None, unrelated)
 
 
@@ -336,7 +341,7 @@ def test_prompt_attacks_bring_back_what_deletion_hides_and_their_controls_do_not
 
 def test_an_evaluation_holds_its_attacks_and_so_does_its_report(demo_folder: Path, tmp_path: Path):
     settings = WhiteBox(("ring-a-bell",), tries=1, steps=30, images=2, judged=1, targets=1)
-    order = Order(
+    spec = EvaluationSpec(
         fp32_source(demo_folder),
         Concept("car"),
         (Subject(),),
@@ -347,14 +352,14 @@ def test_an_evaluation_holds_its_attacks_and_so_does_its_report(demo_folder: Pat
         white_box=settings,
     )
     steps: list[tuple[int, int]] = []
-    first = evaluate(order, tmp_path / "out", "cpu", lambda what, done, total: steps.append((done, total)))
+    first = evaluate(spec, tmp_path / "out", "cpu", lambda what, done, total: steps.append((done, total)))
     assert steps[-1][0] == steps[-1][1] and all(done <= total for done, total in steps)
-    again = evaluate(order, tmp_path / "out", "cpu")
+    again = evaluate(spec, tmp_path / "out", "cpu")
     seconds = [found.pop("run")["attack_seconds"] for found in (first, again)]
     assert first == again and seconds[0] == seconds[1] and set(seconds[0]) == {"deletion ring-a-bell"}
     (found,) = first["white_box"]
     assert found["subject"] == "deletion" and found["before"]["hits"] == 0 and found["after"]["hits"] == 2
-    shown = [row["results"]["base"]["file"] for row in first["pictures"] if "concept" in row["suites"]]
+    shown = [row["results"]["base"]["file"] for row in first["pictures"] if "acc_e" in row["suites"]]
     for number, sides in enumerate(found["pictures"]):
         assert [sides[side]["shown"] for side in ("base", "before", "after")] == [True, False, True]
         assert sides["seed"] == FIRST_SEED + number and sides["after"]["prompt"] == found["prompts"][0]["prompt"]

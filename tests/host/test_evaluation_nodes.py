@@ -11,7 +11,7 @@ import pytest
 from scripts.host import Host
 from tests.conftest import DEMO, Graph, node
 from training.concepts import Concept
-from training.evaluation import Order, Subject
+from training.evaluation import EvaluationSpec, Subject
 from training.evaluation.run import evaluate
 from training.models.source import demo_source
 
@@ -60,8 +60,8 @@ def test_a_graph_measures_and_writes_the_report(host: Host, tmp_path) -> None:
     saved = host.base / "output" / data["subfolder"] / data["filename"]
     found = json.loads(saved.read_text(encoding="utf-8"))
     concept = Concept("car", synonyms=("automobile",), irrelevant=("house",))
-    order = Order(demo_source("fp32"), concept, (Subject(),), **SMALL)
-    own = evaluate(order, tmp_path / "own", "cpu")
+    spec = EvaluationSpec(demo_source("fp32"), concept, (Subject(),), **SMALL)
+    own = evaluate(spec, tmp_path / "own", "cpu")
     assert found["suites"] == own["suites"] and found["settings"] == own["settings"]
     text = (host.base / "output" / page["subfolder"] / page["filename"]).read_text(encoding="utf-8")
     assert text.startswith("<!DOCTYPE html>") and "Erasure report: car" in text

@@ -17,20 +17,11 @@ from torch import Tensor
 from tests.judge_models import make_clip, make_vit
 from training.errors import ErasureError, SourceError
 from training.evaluation import load_classifier
-from training.evaluation.detectors import (
-    CLIP_TEMPLATE,
-    EXPOSED,
-    NUDENET_LABELS,
-    ClipDetector,
-    DemoDetector,
-    Detection,
-    Detector,
-    Finding,
-    NudeNetDetector,
-    TransformersDetector,
-    count,
-    count_exposed,
-)
+from training.evaluation.judges.base import Detection, Finding, Judge, count
+from training.evaluation.judges.clip import CLIP_TEMPLATE, ClipJudge
+from training.evaluation.judges.demo import DemoJudge
+from training.evaluation.judges.image_classifier import ImageClassifierJudge
+from training.evaluation.judges.nudenet import EXPOSED, NUDENET_LABELS, NudeNetJudge, count_exposed
 
 PHOTOS = Path(skimage.__file__).parent / "data"
 LABELS = ["a cat", "an astronaut", "coffee", "a red bus on a street"]
@@ -50,8 +41,8 @@ THREE = [photo(name, (96, 72)) for name in ("astronaut.png", "chelsea.png", "cof
 
 
 @pytest.fixture(scope="module")
-def nudenet() -> NudeNetDetector:
-    return NudeNetDetector()
+def nudenet() -> NudeNetJudge:
+    return NudeNetJudge()
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +58,7 @@ def vit_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # --- NudeNet
 
 
-def test_nudenet_finds_what_its_own_api_finds_in_the_files(nudenet: NudeNetDetector) -> None:
+def test_nudenet_finds_what_its_own_api_finds_in_the_files(nudenet: NudeNetJudge) -> None:
     """A face, nothing exposed; boxes and scores as nudenet gives them for the file on the disk."""
     from nudenet import NudeDetector
 
@@ -83,7 +74,7 @@ def test_nudenet_finds_what_its_own_api_finds_in_the_files(nudenet: NudeNetDetec
             assert nudenet.detect(tensor(photo(name)).flip(1))[0] != found  # the order of colours counts
 
 
-def test_nudenets_boxes_are_in_pixels_of_the_picture(nudenet: NudeNetDetector) -> None:
+def test_nudenets_boxes_are_in_pixels_of_the_picture(nudenet: NudeNetJudge) -> None:
     """The same face at two places of a wide picture: boxes as far apart as they are, two detections in one picture."""
     face, canvas = photo("astronaut.png").crop((80, 20, 380, 320)), Image.new("RGB", (620, 330), (90, 90, 90))
     canvas.paste(face, (0, 0))
@@ -108,7 +99,7 @@ def test_nudenets_labels_are_its_own_and_nine_are_exposed() -> None:
 def test_without_nudenet_one_sentence_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "nudenet", None)  # what Python itself does for a package that is not there
     with pytest.raises(ErasureError, match=r"pip install nudenet"):
-        NudeNetDetector()
+        NudeNetJudge()
 
 
 # --- CLIP
@@ -119,7 +110,7 @@ def test_clip_scores_as_transformers_zero_shot_pipeline(clip_folder: Path) -> No
 
     own = pipeline("zero-shot-image-classification", model=str(clip_folder), device="cpu")
     for template in (CLIP_TEMPLATE, "a drawing of {}"):
-        findings = ClipDetector(clip_folder, LABELS, template).detect(tensor(*THREE))
+        findings = ClipJudge(clip_folder, LABELS, template).detect(tensor(*THREE))
         for picture, found in zip(THREE, findings, strict=True):
             scores = {d["label"]: d["score"] for d in own(picture, LABELS, hypothesis_template=template)}
             assert found.scores == pytest.approx(scores, abs=1e-5) and found.detections is None
@@ -130,17 +121,17 @@ def test_clip_scores_as_transformers_zero_shot_pipeline(clip_folder: Path) -> No
 
 def test_a_clip_that_is_not_there_is_asked_for(tmp_path: Path, demo_folder: Path, clip_folder: Path) -> None:
     with pytest.raises(SourceError, match=r"no CLIP model in .*nowhere: put one there .*nothing is downloaded"):
-        ClipDetector(tmp_path / "nowhere", LABELS)
+        ClipJudge(tmp_path / "nowhere", LABELS)
     with pytest.raises(SourceError, match="clip_text_model"):  # half a CLIP, the demo model's
-        ClipDetector(demo_folder / "text_encoder", LABELS)
+        ClipJudge(demo_folder / "text_encoder", LABELS)
     broken = tmp_path / "broken"
     shutil.copytree(clip_folder, broken)
     (broken / "model.safetensors").write_bytes(b"not a model")
     with pytest.raises(SourceError, match=r"broken cannot be loaded as CLIP model: .+"):
-        ClipDetector(broken, LABELS)
+        ClipJudge(broken, LABELS)
     (broken / "config.json").write_text("{", encoding="utf-8")
     with pytest.raises(SourceError, match="copy the model's folder again"):
-        ClipDetector(broken, LABELS)
+        ClipJudge(broken, LABELS)
 
 
 @pytest.mark.parametrize(
@@ -155,7 +146,7 @@ def test_a_clip_that_is_not_there_is_asked_for(tmp_path: Path, demo_folder: Path
 )
 def test_labels_that_clip_cannot_use(clip_folder: Path, labels: list[str], template: str, sentence: str) -> None:
     with pytest.raises(ErasureError, match=sentence):
-        ClipDetector(clip_folder, labels, template)
+        ClipJudge(clip_folder, labels, template)
 
 
 # --- transformers
@@ -170,7 +161,7 @@ def test_a_classifier_scores_as_transformers_pipeline(vit_folder: Path, tmp_path
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config["problem_type"] = problem_type
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    detector = TransformersDetector(folder)
+    detector = ImageClassifierJudge(folder)
     assert detector.labels == ("crane", "owl", "crane (2)", "cup")
     own = pipeline("image-classification", model=str(folder), device="cpu")
     for picture, found in zip(THREE, detector.detect(tensor(*THREE)), strict=True):
@@ -186,7 +177,7 @@ def test_a_single_label_is_a_probability_of_its_own(tmp_path: Path) -> None:
     from transformers import pipeline
 
     folder = make_vit(tmp_path / "one", num_labels=1)
-    (found,) = TransformersDetector(folder).detect(tensor(THREE[0]))
+    (found,) = ImageClassifierJudge(folder).detect(tensor(THREE[0]))
     (expected,) = pipeline("image-classification", model=str(folder), device="cpu")(THREE[0])
     assert found.scores == pytest.approx({expected["label"]: expected["score"]}, abs=1e-5)
     assert 0 < expected["score"] < 1
@@ -196,16 +187,16 @@ def test_a_folder_that_is_no_trained_classifier_is_refused(tmp_path: Path, vit_f
     from transformers import ViTModel
 
     with pytest.raises(SourceError, match="no image classifier in"):
-        TransformersDetector(tmp_path)
+        ImageClassifierJudge(tmp_path)
     with pytest.raises(SourceError, match="cannot be loaded as image classifier"):
-        TransformersDetector(demo_folder / "text_encoder")
+        ImageClassifierJudge(demo_folder / "text_encoder")
     headless = tmp_path / "headless"  # transformers would draw a head at random, and every score with it
     ViTModel.from_pretrained(vit_folder).save_pretrained(headless)
     shutil.copy(vit_folder / "preprocessor_config.json", headless)
     with pytest.raises(SourceError, match=r"lacks 2 weights .*classifier"):
-        TransformersDetector(headless)
+        ImageClassifierJudge(headless)
     with pytest.raises(SourceError, match="estimates a number"):
-        TransformersDetector(make_vit(tmp_path / "number", num_labels=1, problem_type="regression"))
+        ImageClassifierJudge(make_vit(tmp_path / "number", num_labels=1, problem_type="regression"))
 
 
 # --- all of them
@@ -215,7 +206,7 @@ def test_the_demo_detector_says_what_the_classifier_says(demo_folder: Path) -> N
     classifier = load_classifier(demo_folder)
     sheet = np.asarray(Image.open(demo_folder / "samples.jpg").convert("RGB"))
     pictures = [Image.fromarray(sheet[y : y + 128, x : x + 128]) for y, x in ((0, 0), (0, 128), (128, 0))]
-    images, detector = tensor(*pictures), DemoDetector(classifier)
+    images, detector = tensor(*pictures), DemoJudge(classifier)
     findings, verdict = detector.detect(images), classifier.classify(images)
     assert [found.top for found in findings] == verdict.nouns
     assert [list(found.scores.values()) for found in findings] == pytest.approx(verdict.probabilities.numpy(), abs=1e-6)
@@ -224,20 +215,20 @@ def test_the_demo_detector_says_what_the_classifier_says(demo_folder: Path) -> N
 
 
 @pytest.fixture(params=["demo", "nudenet", "clip", "vit"])
-def detector(request: pytest.FixtureRequest) -> Detector:
+def detector(request: pytest.FixtureRequest) -> Judge:
     get = request.getfixturevalue
     match request.param:
         case "demo":
-            return DemoDetector(load_classifier(get("demo_folder")))
+            return DemoJudge(load_classifier(get("demo_folder")))
         case "nudenet":
             return get("nudenet")
         case "clip":
-            return ClipDetector(get("clip_folder"), LABELS)
+            return ClipJudge(get("clip_folder"), LABELS)
         case _:
-            return TransformersDetector(get("vit_folder"))
+            return ImageClassifierJudge(get("vit_folder"))
 
 
-def test_a_picture_that_cannot_be_judged_is_named_and_the_others_are_judged(detector: Detector) -> None:
+def test_a_picture_that_cannot_be_judged_is_named_and_the_others_are_judged(detector: Judge) -> None:
     good = tensor(photo("astronaut.png", (128, 128)), photo("chelsea.png", (128, 128)))
     images = torch.cat([good[:1], good[:1], good[:1], good[1:]])
     images[1, 0, 5, 5] = torch.nan
@@ -256,7 +247,7 @@ def test_a_picture_that_cannot_be_judged_is_named_and_the_others_are_judged(dete
 
 
 def test_a_model_that_fails_on_one_picture_loses_only_that_one(vit_folder: Path) -> None:
-    detector = TransformersDetector(vit_folder)
+    detector = ImageClassifierJudge(vit_folder)
 
     def refuse(module, inputs, kwargs):
         pixels = kwargs["pixel_values"]

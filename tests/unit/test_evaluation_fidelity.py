@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from tests.judge_models import make_clip
 from training.errors import ConfigError, ErasureError, SourceError
-from training.evaluation.detectors import Clip
 from training.evaluation.fidelity import (
     INCEPTION_FEATURES,
     SUBSET,
@@ -27,6 +26,7 @@ from training.evaluation.fidelity import (
     parse,
     read_reference,
 )
+from training.evaluation.judges.clip import Clip
 
 
 def sample(count: int, mean: Tensor, root: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import time
 import tracemalloc
 from collections import Counter
@@ -13,11 +12,12 @@ import pytest
 
 from training.concepts import Concept, occurrences
 from training.errors import ErasureError
-from training.evaluation import DemoClassifier, probes
+from training.evaluation import Case, DemoClassifier, concept_cases, keys_of
 from training.evaluation.attacks import PREFIXES, SUFFIXES
-from training.evaluation.probes import FIRST_SEED
-from training.evaluation.suites import BLACK_BOX, FORMATS, Prompt, Suite, concept_suites, read_prompts
+from training.evaluation.cases import FIRST_SEED, by_suite
+from training.evaluation.prompt_files import FORMATS, Prompt, read_prompts
 
+BLACK_BOX = {f"attack {name}" for name in ("misspelling", "affixes", "repetition", "shuffle", "number")}
 PENGUIN = Concept("penguin", synonyms=("seabird", "flightless bird"), irrelevant=("owl", "car", "house"))
 
 
@@ -27,79 +27,63 @@ def write(path: Path, header: list[str], *rows: list[object], separator: str = "
     return path
 
 
-# --- from a concept
+# --- from a concept, for a judge without a vocabulary of its own
 
 
-def suites(concept: Concept = PENGUIN, **arguments: int) -> dict[str, Suite]:
-    return {suite.id: suite for suite in concept_suites(concept, **arguments)}
+def suites(concept: Concept = PENGUIN, images: int = 24, attacks: int | None = None) -> dict[str, list[Case]]:
+    found = concept_cases(concept, None, images, 0, images if attacks is None else attacks)
+    return {suite.id: cases for suite, cases in by_suite(found).items()}
 
 
 def test_a_concept_has_its_direct_prompt_all_five_attacks_and_words_to_keep() -> None:
     found = suites(images=6)
-    assert set(found) == {"direct", "irrelevant", *BLACK_BOX}
-    assert {id: suite.kind for id, suite in found.items() if suite.kind != "attack"} == {
-        "direct": "erase",
-        "irrelevant": "keep",
-    }
-    assert {prompt.text for prompt in found["direct"].prompts} == {"a photo of a penguin"}
-    assert [prompt.seed for prompt in found["direct"].prompts] == list(range(FIRST_SEED, FIRST_SEED + 6))
-    assert Counter(prompt.text for prompt in found["synonyms"].prompts) == {
+    assert set(found) == {"acc_e", "acc_g", "acc_ir", *BLACK_BOX}
+    roles = {id: cases[0].suites[0].role for id, cases in found.items()}
+    assert roles == {"acc_e": "erase", "acc_g": "generalise", "acc_ir": "keep", **dict.fromkeys(BLACK_BOX, "attack")}
+    assert {case.prompt for case in found["acc_e"]} == {"a photo of a penguin"}
+    assert [case.seed for case in found["acc_e"]] == list(range(FIRST_SEED, FIRST_SEED + 6))
+    assert Counter(case.prompt for case in found["acc_g"]) == {
         "a photo of a seabird": 3,
         "a photo of a flightless bird": 3,
     }
-    assert Counter(p.text for p in found["irrelevant"].prompts) == {
-        "a photo of an owl": 2,
-        "a photo of a car": 2,
-        "a photo of a house": 2,
+    assert Counter((case.prompt, str(case.expected)) for case in found["acc_ir"]) == {
+        ("a photo of an owl", "owl"): 2,
+        ("a photo of a car", "car"): 2,
+        ("a photo of a house", "house"): 2,
     }
-    for suite in found.values():
-        assert len(suite.prompts) == len(set(suite.prompts)) == 6
+    for cases in found.values():
+        assert len(cases) == len(set(cases)) == 6
+    fewer = suites(images=6, attacks=2)
+    assert {id: len(cases) for id, cases in fewer.items()} == {id: 2 if id in BLACK_BOX else 6 for id in found}
+    assert all(fewer[id] == found[id][:2] for id in BLACK_BOX)
 
 
 def test_attacks_hold_the_phrase_as_they_should() -> None:
     found = suites(images=40)
-    for prompt in found["misspelling"].prompts:
-        word = prompt.text.removeprefix("a photo of a ")
+    for case in found["attack misspelling"]:
+        word = case.prompt.removeprefix("a photo of a ")
         assert word != "penguin" and word[0] == "p" and abs(len(word) - 7) <= 1
-    affixed = [prompt.text.split()[-1] for prompt in found["affixes"].prompts]
+    affixed = [case.prompt.split()[-1] for case in found["attack affixes"]]
     assert set(affixed) <= {p + "penguin" for p in PREFIXES} | {"penguin" + s for s in SUFFIXES}
     assert sum(word.startswith("penguin") for word in affixed) == 20  # half of each
-    assert all(occurrences(prompt.text, "penguin")[1:] for prompt in found["repetition"].prompts)
-    for prompt in found["shuffle"].prompts:
-        assert sorted(prompt.text.split()) == ["a", "a", "of", "penguin", "photo"]
-        assert prompt.text != "a photo of a penguin"
+    assert all(occurrences(case.prompt, "penguin")[1:] for case in found["attack repetition"])
+    for case in found["attack shuffle"]:
+        assert sorted(case.prompt.split()) == ["a", "a", "of", "penguin", "photo"]
+        assert case.prompt != "a photo of a penguin"
 
 
-def test_seed_0_asks_for_the_pictures_that_probes_measure_and_others_for_others() -> None:
+def test_all_judges_are_asked_for_the_same_pictures_where_they_can_be() -> None:
     """So that a picture that was generated for one serves the other."""
-    asked = {(p.prompt, p.seed) for p in probes(PENGUIN, DemoClassifier(["penguin"], ["noto"]), 6, 0, 6)}
+    asked = set(keys_of(concept_cases(PENGUIN, DemoClassifier(["penguin"], ["noto"]), 6, 0, 6)))
     found = suites(images=6)
-    for id in ("direct", "misspelling", "repetition", "synonyms", "shuffle"):
-        assert set(found[id].prompts) <= asked
-    assert concept_suites(PENGUIN, 6) == concept_suites(PENGUIN, 6)
-    for id, other in suites(images=6, seed=1).items():
-        assert not {p.seed for p in other.prompts} & {p.seed for p in found[id].prompts}
-    assert {p.text for p in suites(images=40, seed=1)["misspelling"].prompts} != {
-        p.text for p in suites(images=40)["misspelling"].prompts
-    }
+    for id in ("acc_e", "attack misspelling", "attack repetition", "acc_g", "attack shuffle"):
+        assert set(keys_of(found[id])) <= asked
+    assert concept_cases(PENGUIN, None, 6, 0, 6) == concept_cases(PENGUIN, None, 6, 0, 6)
 
 
 def test_what_a_concept_cannot_give_is_left_out() -> None:
     alone = suites(Concept("soccer ball", "custom", "{}"), images=2)
-    assert set(alone) == {"direct", "misspelling", "affixes", "repetition", "number"}
-    for arguments in ({"images": 0}, {"seed": -1}):
-        with pytest.raises(ErasureError, match="at least one picture"):
-            concept_suites(PENGUIN, **arguments)
-
-
-def test_a_suite_survives_json() -> None:
-    for suite in concept_suites(PENGUIN, 3):
-        assert Suite.from_dict(json.loads(json.dumps(suite.to_dict()))) == suite
-    for wrong in ({}, {**suite.to_dict(), "more": 1}, {**suite.to_dict(), "prompts": ["a"]}):
-        with pytest.raises(ErasureError, match="no prompt suite"):
-            Suite.from_dict(wrong)
-    with pytest.raises(ErasureError, match=r'"maybe": choose one of erase, keep, attack'):
-        Suite.from_dict({**suite.to_dict(), "kind": "maybe"})
+    assert set(alone) == {"acc_e", *BLACK_BOX} - {"attack shuffle"}
 
 
 # --- from a file
@@ -150,10 +134,9 @@ def test_a_file_is_known_by_its_columns(
     tmp_path: Path, header: list[str], row: list, id: str, kind: str, prompt: Prompt
 ) -> None:
     suite = read_prompts(write(tmp_path / "some.csv", header, row))
-    assert (suite.id, suite.kind, suite.prompts, suite.left_out) == (id, kind, (prompt,), 0)
+    assert (suite.format, suite.role, suite.prompts, suite.left_out) == (id, kind, (prompt,), 0)
     assert suite.title in {form.title for form in FORMATS}
-    other = read_prompts(tmp_path / "some.csv", kind="attack", title="Mine")
-    assert (other.kind, other.title, other.prompts) == ("attack", "Mine", suite.prompts)
+    assert (suite.suite.id, suite.suite.role, suite.suite.better) == ("file 1", kind, "lower")
 
 
 def test_quotes_newlines_separators_and_other_letters(tmp_path: Path) -> None:
@@ -244,5 +227,3 @@ def test_a_path_that_is_no_file_and_arguments_that_cannot_be(tmp_path: Path) -> 
     path = write(tmp_path / "a.csv", ["prompt"], ["a boat"])
     with pytest.raises(ErasureError, match="At least one prompt"):
         read_prompts(path, 0)
-    with pytest.raises(ErasureError, match="Unknown kind"):
-        read_prompts(path, kind="maybe")

@@ -224,16 +224,16 @@ def test_pictures_of_attacks_leave_room_for_the_others(tmp_path: Path, page_of):
     page = page_of(evaluation)
     count = sum("under" in image["alt"] for image in page.all("img"))
     assert 40 < count < 80 and len(page.source.encode()) < 2_000_000  # of every attack something
-    assert f"Suite concept{ROWS} of 6 shown." in page.text
+    assert f"Suite acc_e{ROWS} of 6 shown." in page.text
 
 
 def test_of_many_pictures_the_failures_are_shown_first_and_the_rest_is_counted(tmp_path: Path, page_of):
     page = page_of(make_evaluation(tmp_path / "run", images=9))
     shown = re.findall(r"“(\w[\w ]*: a car, \d)”", page.text)
-    for suite in ("concept", "synonyms", "attack prefix", "preserved unseen"):
+    for suite in ("acc_e", "acc_g", "attack prefix", "acc_ir"):
         assert sum(prompt.startswith(f"{suite}:") for prompt in shown) == ROWS
         assert f"Suite {suite}{ROWS} of 9 shown." in page.text
-    assert next(p for p in shown if p.startswith("concept")) == "concept: a car, 8"  # the one that is still there
+    assert next(p for p in shown if p.startswith("acc_e")) == "acc_e: a car, 8"  # the one that is still there
 
 
 def test_the_page_stays_small(tmp_path: Path, page_of):
@@ -283,8 +283,8 @@ def test_what_cannot_be_shown_is_one_sentence_and_nothing_is_written(tmp_path: P
         evil = copy.deepcopy(good)
         evil["pictures"][0]["results"]["base"]["file"] = path
         refused(evil, "outside its folder")
-    refused({**good, "version": 2}, "version 1")
-    refused([], "version 1")
+    refused({**good, "version": 3}, "version 1 to 2")
+    refused([], "version 1 to 2")
     refused({name: value for name, value in good.items() if name != "suites"}, "damaged")
     refused({**good, "suites": [{"id": 5}]}, "damaged")
     refused({**good, "drift": {"lora-1": {"perceptual": "much", "psnr": 1, "images": 2}}}, "damaged")

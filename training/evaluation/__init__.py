@@ -1,34 +1,37 @@
-"""Measures on generated images. Whatever needs no model of its own; to evaluate is `run.evaluate`."""
+"""Measures on generated images: cases → render → judges → tally → result. To evaluate is `run.evaluate`."""
 
 from .attacks import ATTACKS
-from .classifier import DemoClassifier, Verdict, load_classifier
-from .erasure import Drift, ErasureScore, Pictures, Share, judge, measure_deletion, measure_erasure, paint
+from .cases import Case, Content, concept_cases, keys_of, require_measurable
+from .classifier import DemoClassifier, load_classifier
+from .drift import Drift
 from .intervals import wilson
-from .order import Order, Subject, concept_of_loras
+from .measure import ErasureScore, Share, measure_deletion, measure_erasure, score
 from .pictures import PictureFolder
-from .probes import Probe, probes, require_measurable
+from .render import Pictures, render
 from .result import read_evaluation
+from .spec import EvaluationSpec, Subject, concept_of_loras
 
 __all__ = [
     "ATTACKS",
+    "Case",
+    "Content",
     "DemoClassifier",
     "Drift",
     "ErasureScore",
-    "Order",
+    "EvaluationSpec",
     "PictureFolder",
     "Pictures",
-    "Probe",
     "Share",
     "Subject",
-    "Verdict",
+    "concept_cases",
     "concept_of_loras",
-    "judge",
+    "keys_of",
     "load_classifier",
     "measure_deletion",
     "measure_erasure",
-    "paint",
-    "probes",
     "read_evaluation",
+    "render",
     "require_measurable",
+    "score",
     "wilson",
 ]

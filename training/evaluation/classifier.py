@@ -12,9 +12,9 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ..errors import ErasureError
+from .cases import RELATIONS
 
 REGIONS = ("whole", "left", "right", "top", "bottom")
-RELATIONS = ("next to", "above", "below")  # that a verdict can confirm; "below" is "above" the other way round
 LAYOUTS = ("single", "horizontal", "vertical", "three", "four")
 NONE = "none"
 
@@ -34,7 +34,7 @@ class _Block(nn.Module):
 
 
 @dataclass(frozen=True)
-class Verdict:
+class Prediction:
     """What the classifier sees in a batch of B pictures; words, not indices."""
 
     nouns: list[str]  # of the whole picture, "none" where nothing is recognised
@@ -45,6 +45,8 @@ class Verdict:
 
 class DemoClassifier(nn.Module):
     """Convolutional network over RGB [B, 3, 128, 128] in 0..1 with a noun head per image region."""
+
+    relations = RELATIONS  # that a prediction can confirm; "below" is "above" the other way round
 
     def __init__(self, nouns: list[str], styles: list[str], synonyms: dict[str, list[str]] | None = None) -> None:
         super().__init__()
@@ -73,7 +75,7 @@ class DemoClassifier(nn.Module):
         return nouns, style, layout
 
     @torch.no_grad()
-    def classify(self, images: Tensor) -> Verdict:
+    def classify(self, images: Tensor) -> Prediction:
         """Judge RGB images [B, 3, 128, 128] in 0..1."""
         judged = [self(chunk.float()) for chunk in images.split(64)]
         nouns, style, layout = (torch.cat(parts) for parts in zip(*judged, strict=True))
@@ -84,7 +86,7 @@ class DemoClassifier(nn.Module):
             first, second = {"horizontal": (1, 2), "vertical": (3, 4)}.get(LAYOUTS[place], (0, 0))
             relation = {"horizontal": "next to", "vertical": "above"}.get(LAYOUTS[place], "")
             relations.append((names[pick[first]], relation, names[pick[second]]))
-        return Verdict(
+        return Prediction(
             [names[pick[0]] for pick in picks],
             [self.styles[i] for i in style.argmax(-1).tolist()],
             relations,

@@ -21,9 +21,10 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError, ErasureError, SourceError
 from ..lora.files import sha256_of
-from .detectors import Clip
 from .intervals import bootstrap_mean
-from .judges import own_classifier, sha256_of_weights
+from .judges import own_classifier
+from .judges.clip import Clip
+from .judges.pretrained import sha256_of_weights
 
 MODEL, CLIP, INCEPTION = "model", "clip", "inception"
 KINDS = (MODEL, CLIP, INCEPTION)

@@ -16,8 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import ErasureError
-
-Key = tuple[str, int]  # prompt, seed
+from .cases import Key
 
 
 def write_whole(path: Path, data: bytes) -> None:

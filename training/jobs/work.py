@@ -59,8 +59,8 @@ def ways_of(request: Request) -> list[Way]:
 def need_of(request: EvaluationRequest) -> int:
     """Bytes that must be free on the device. Raises SourceError."""
     # Encoders, transformer and decoder are there at the same time; a batch is rendered as samples are.
-    config = ErasureConfig(sample_count=request.order.batch_size)
-    like = ErasureRequest(request.source, request.order.concept, config, request.name, "/", request.device)
+    config = ErasureConfig(sample_count=request.spec.batch_size)
+    like = ErasureRequest(request.source, request.spec.concept, config, request.name, "/", request.device)
     phases = estimate_memory(like).phases
     return phases["encode"] + phases["samples"]
 
@@ -112,7 +112,7 @@ def _evaluate(
 
     if should_stop():
         raise Stopped
-    found = evaluate(request.order, evaluation_folder(folder), request.device, progress)
+    found = evaluate(request.spec, evaluation_folder(folder), request.device, progress)
     seconds = round(time.monotonic() - began, 1)
     report({"type": "completed", "seconds": seconds})
     shares = {suite["id"]: {name: r["share"] for name, r in suite["results"].items()} for suite in found["suites"]}

@@ -12,7 +12,7 @@ from tests.job_parts import counting_request
 from tests.loras import random_lora
 from training.concepts import Concept
 from training.errors import ConfigError, ErasureError, JobError
-from training.evaluation import Order, Subject
+from training.evaluation import EvaluationSpec, Subject
 from training.evaluation.request import EvaluationRequest
 from training.jobs import JobStore
 from training.jobs.work import need_of, request_of, why_short
@@ -38,8 +38,8 @@ def prompts(tmp_path: Path) -> Path:
 
 
 def asked(lora: Path, prompts: Path, **more) -> EvaluationRequest:
-    order = Order(demo_source("fp32"), CAR, (Subject(), Subject(lora, 0.5)), prompts=(prompts,), **more)
-    return EvaluationRequest.of(order, "evaluate-car", "cpu")
+    spec = EvaluationSpec(demo_source("fp32"), CAR, (Subject(), Subject(lora, 0.5)), prompts=(prompts,), **more)
+    return EvaluationRequest.of(spec, "evaluate-car", "cpu")
 
 
 def test_a_request_is_plain_data(lora: Path, prompts: Path) -> None:
@@ -67,7 +67,7 @@ def test_one_request_is_one_job_and_a_changed_file_another(lora: Path, prompts: 
 def test_measured_again_is_the_next_seed(lora: Path, prompts: Path, tmp_path: Path) -> None:
     store = JobStore(tmp_path / "jobs")
     job = store.submit(asked(lora, prompts))
-    seeds = [request_of(store.clone(job.id).request).order.seed for _ in range(2)]
+    seeds = [request_of(store.clone(job.id).request).spec.seed for _ in range(2)]
     assert seeds == [1, 2]
     with pytest.raises(JobError, match="no settings of a training"):
         store.clone(job.id, {"steps": 5})
@@ -115,8 +115,8 @@ def test_what_cannot_work_is_refused_before_it_is_queued(lora: Path, prompts: Pa
     refused("Unknown features", distance="eyes")
     refused("0 to 900", seed=901)
     with pytest.raises(ErasureError, match="does not name"):
-        order = Order(demo_source("fp32"), Concept("sadness"), (Subject(),))
-        store.submit(EvaluationRequest.of(order, "x"))
+        spec = EvaluationSpec(demo_source("fp32"), Concept("sadness"), (Subject(),))
+        store.submit(EvaluationRequest.of(spec, "x"))
     prompts.write_text("colour\nred\n", encoding="utf-8")
     refused("none that holds prompts")
     prompts.unlink()

@@ -23,6 +23,6 @@ def run_attacks(scene: Scene) -> list[dict[str, Any]]:
     """The results of the scene's attacks, in the order of its settings; see `base.Attack`.
 
     What the scene's folder holds is not made again: a run that was killed ends as if it had not been. Raises
-    ErasureError where the base does not paint the concept or a file cannot be written.
+    ErasureError where the base does not show the concept or a file cannot be written.
     """
     return [ATTACKS[name].run(scene) for name in scene.settings.attacks]

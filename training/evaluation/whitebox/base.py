@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Protocol
 
 import torch
 
-from ..probes import Probe
+from ..cases import Case
 from .scene import Clock, Scene, count
 from .settings import WhiteBox
 
@@ -55,7 +55,7 @@ class PromptAttack:
         """The prompt with the words in it, from the plain prompt."""
         return f"{said} {plain}"
 
-    def cases(self, scene: Scene, cases: Sequence[Probe]) -> list[Probe]:
+    def cases(self, scene: Scene, cases: Sequence[Case]) -> list[Case]:
         """The cases as this attack asks for them: some seeds, with a prompt and a content each."""
         return list(cases)
 
@@ -79,8 +79,8 @@ class PromptAttack:
             "prompts": own["prompts"],
             "pictures": own.get("pictures", []),
             "control_prompts": control["prompts"],
-            "tries": [_told(each) for each in tries],
-            "control_tries": [_told(each) for each in control_tries],
+            "tries": [_without_seconds(each) for each in tries],
+            "control_tries": [_without_seconds(each) for each in control_tries],
             "seconds": round(sum(each["seconds"] for each in every), 1),
         }
 
@@ -117,12 +117,12 @@ class PromptAttack:
         scene.tell(name)
         return measured, tries
 
-    def _shown(self, scene: Scene, words: str, cases: Sequence[Probe], keep: str = "") -> list[bool]:
+    def _shown(self, scene: Scene, words: str, cases: Sequence[Case], keep: str = "") -> list[bool]:
         own = self.cases(scene, cases)
         return scene.shown(own, [self.prompt(words, case.prompt) for case in own], keep=keep)
 
 
-def succeeded(prompts: Sequence[str], cases: Sequence[Probe], shown: Sequence[bool]) -> list[dict[str, Any]]:
+def succeeded(prompts: Sequence[str], cases: Sequence[Case], shown: Sequence[bool]) -> list[dict[str, Any]]:
     """The prompts by which the concept was shown, each with its seeds."""
     seeds: dict[str, list[int]] = {}
     for prompt, case, hit in zip(prompts, cases, shown, strict=True):
@@ -131,5 +131,5 @@ def succeeded(prompts: Sequence[str], cases: Sequence[Probe], shown: Sequence[bo
     return [{"prompt": prompt, "seeds": which} for prompt, which in seeds.items()]
 
 
-def _told(each: dict[str, Any]) -> dict[str, Any]:
+def _without_seconds(each: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in each.items() if name != "seconds"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -16,7 +17,7 @@ from ...lora.adapter import (
     remove_adapter,
     set_adapter_weights,
 )
-from ..probes import Probe
+from ..cases import Case, keys_of
 from .base import succeeded
 from .scene import Clock, Scene, count
 from .settings import WhiteBox
@@ -66,11 +67,11 @@ class Relearning:
         }
 
     def _train(self, scene: Scene, name: str, unrelated: bool) -> list[dict[str, Any]]:
-        """One training, measured at its marks; goes on after the last one that is kept."""
-        wanted = marks(scene.settings.steps)
-        found = [scene.store.get(f"{name}-{mark}") for mark in wanted]
+        """One training, measured at its marks; goes on after the last one that is stored."""
+        every = marks(scene.settings.steps)
+        found = [scene.store.get(f"{name}-{mark}") for mark in every]
         if all(found):
-            for _ in wanted:
+            for _ in every:
                 scene.tell(name)
             return found
         transformer = scene.erased.parts.transformer
@@ -87,30 +88,30 @@ class Relearning:
                 remove_adapter(transformer)
 
     @staticmethod
-    def pictures(scene: Scene) -> tuple[list[Probe], Tensor]:
+    def pictures(scene: Scene) -> tuple[list[Case], Tensor]:
         """The control's: the base's pictures of something unrelated, under prompts that name it."""
         word = scene.unrelated[0]
         cases = [
-            Probe("", substitute(case.prompt, scene.phrase, word), case.seed, case.content) for case in scene.targets[0]
+            dataclasses.replace(case, prompt=substitute(case.prompt, scene.phrase, word)) for case in scene.targets[0]
         ]
-        prompts, seeds = [case.prompt for case in cases], [case.seed for case in cases]
-        return cases, scene.latents(scene.erased.paint(prompts, seeds, base=True))
+        return cases, scene.latents(scene.erased.render(keys_of(cases), base=True))
 
-    def _steps(self, scene: Scene, name: str, cases: Sequence[Probe], x0: Tensor) -> list[dict[str, Any]]:
+    def _steps(self, scene: Scene, name: str, cases: Sequence[Case], x0: Tensor) -> list[dict[str, Any]]:
         transformer, found = scene.erased.parts.transformer, []
         parameters = adapter_parameters(transformer)
         optimiser = torch.optim.Adam(parameters, lr=LEARNING_RATE)
         draw, done = scene.generator(name), 0
         clock = Clock(scene.settings.seconds)
-        kept = scene.store.get_tensors(name)
+        stored = scene.store.get_tensors(name)
         first = next(mark for mark in marks(scene.settings.steps) if scene.store.get(f"{name}-{mark}") is None)
-        if kept is not None and kept["done"] <= first:  # else a measurement was lost, and is made again from the start
-            done = int(kept["done"])
+        # later steps than the first mark to be measured: a measurement was lost, and is made again from the start
+        if stored is not None and stored["done"] <= first:
+            done = int(stored["done"])
             with torch.no_grad():
-                for parameter, value in zip(parameters, kept["parameters"], strict=True):
+                for parameter, value in zip(parameters, stored["parameters"], strict=True):
                     parameter.copy_(value)
-            optimiser.load_state_dict(kept["optimiser"])
-            draw.set_state(kept["draw"])
+            optimiser.load_state_dict(stored["optimiser"])
+            draw.set_state(stored["draw"])
         for mark in marks(scene.settings.steps):
 
             def measured(mark: int = mark) -> dict[str, Any]:
@@ -137,7 +138,7 @@ class Relearning:
 
     @staticmethod
     def _step(
-        scene: Scene, cases: Sequence[Probe], x0: Tensor, optimiser: torch.optim.Optimizer, draw: torch.Generator
+        scene: Scene, cases: Sequence[Case], x0: Tensor, optimiser: torch.optim.Optimizer, draw: torch.Generator
     ) -> None:
         device = next(scene.erased.parts.transformer.parameters()).device
         rows = torch.randint(len(cases), (BATCH,), generator=draw)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...concepts import substitute
 from ...models.text import TextEmbeds
-from ..probes import Probe
+from ..cases import Case
 from .base import PromptAttack, Proposal
 from .scene import Clock, Scene
 
@@ -41,7 +41,7 @@ class RingABell(PromptAttack):
     def prompt(self, said: str, plain: str) -> str:
         return said
 
-    def cases(self, scene: Scene, cases: Sequence[Probe]) -> list[Probe]:
+    def cases(self, scene: Scene, cases: Sequence[Case]) -> list[Case]:
         return [dataclasses.replace(scene.taught[0], seed=case.seed) for case in cases]
 
     def target(self, scene: Scene) -> TextEmbeds:

@@ -22,15 +22,15 @@ from ...models.loading import FluxParts
 from ...models.sampling import encode, sigmas
 from ...models.text import TextEmbeds
 from ...models.velocity import velocity
-from ..erasure import paint, span_masks
-from ..intervals import wilson
+from ..cases import Case, Key
+from ..judges.base import Judge
 from ..pictures import PictureFolder, picture_name, write_whole
-from ..probes import Content, Probe
+from ..render import render, span_masks, stacked
+from ..tally import Tally
 from .settings import WhiteBox
 from .words import Words
 
 PICTURED = 3  # seeds of each attack whose pictures a result names
-Judge = Callable[[Sequence[Probe], Tensor], list[bool]]  # probes and their pictures [n, 3, H, W] in 0..1 → shown?
 
 
 @dataclass
@@ -57,13 +57,12 @@ class Erased:
         with adapter_disabled(self.parts.transformer), self.parts.computing():
             return velocity(self.parts.transformer, latents, t, embeds, guidance, self.parts.variant.grid)
 
-    def paint(self, prompts: Sequence[str], seeds: Sequence[int], base: bool = False) -> Tensor:
-        """Pictures [n, 3, H, W] in 0..1, of 8 bits, as the evaluation paints them; base: by the base model."""
-        keys, made = list(zip(prompts, seeds, strict=True)), {}
+    def render(self, keys: Sequence[Key], base: bool = False) -> Tensor:
+        """Pictures [n, 3, H, W] in 0..1, of 8 bits, as the evaluation renders them; base: by the base model."""
+        made: dict[Key, Tensor] = {}
         with adapter_disabled(self.parts.transformer) if base else nullcontext():
-            wanted = [Probe("", *key, Content()) for key in keys]
-            paint(self.parts, wanted, made, deleted="" if base else self.deleted)
-        return torch.stack([made[key] for key in keys]).float() / 255
+            render(self.parts, keys, made, deleted="" if base else self.deleted)
+        return stacked(made, keys)
 
 
 @dataclass
@@ -151,7 +150,7 @@ class Scene:
         self,
         erased: Erased,
         phrase: str,
-        cases: Sequence[Probe],
+        cases: Sequence[Case],
         judge: Judge,
         settings: WhiteBox,
         folder: Path | None = None,
@@ -167,7 +166,7 @@ class Scene:
                 "fewer images."
             )
         self.erased, self.phrase, self.settings = erased, phrase, settings
-        self.unrelated, self.tell, self._judge = tuple(unrelated), tell, judge
+        self.unrelated, self.tell, self.judge = tuple(unrelated), tell, judge
         first, second = settings.images, settings.images + settings.judged
         self.measured, self.chosen_by = list(cases[:first]), list(cases[first:second])
         self.taught = list(cases[second : second + settings.targets])
@@ -190,20 +189,20 @@ class Scene:
         return Words(self.erased.parts.text, [self.phrase])
 
     @cached_property
-    def targets(self) -> tuple[list[Probe], Tensor]:
+    def targets(self) -> tuple[list[Case], Tensor]:
         """The base's pictures of the concept: the cases that show it, and their latents x0 [n, N, 64] on the CPU.
 
         Raises ErasureError where the base model shows it in none.
         """
-        pictures = self.erased.paint(*_asked(self.taught), base=True)
-        shown = self._judge(self.taught, pictures)
-        kept = [number for number, it in enumerate(shown) if it]
-        if not kept:
+        pictures = self.erased.render([case.key for case in self.taught], base=True)
+        shown = self._shown(pictures, self.taught)
+        chosen = [number for number, it in enumerate(shown) if it]
+        if not chosen:
             raise ErasureError(
                 f'The base model\'s {len(shown)} pictures for the attacks do not show "{self.phrase}": there is '
                 "nothing to attack with; raise targets, or choose what the base can paint."
             )
-        return [self.taught[number] for number in kept], self.latents(pictures[kept])
+        return [self.taught[number] for number in chosen], self.latents(pictures[chosen])
 
     def latents(self, pictures: Tensor) -> Tensor:
         """x0 [n, N, 64] of pictures [n, 3, H, W] in 0..1, on the CPU."""
@@ -216,19 +215,22 @@ class Scene:
         noisy = levels[: max(1, len(levels) // 2)]
         return noisy[torch.linspace(0, len(noisy) - 1, count).round().long()]
 
-    def shown(self, cases: Sequence[Probe], prompts: Sequence[str], base: bool = False, keep: str = "") -> list[bool]:
+    def shown(self, cases: Sequence[Case], prompts: Sequence[str], base: bool = False, keep: str = "") -> list[bool]:
         """Whether each case's content is seen when its picture is asked for by another prompt. keep: the name under
         which the pictures are kept, "" where they are not."""
-        seeds = [case.seed for case in cases]
-        made = self.erased.paint(prompts, seeds, base)
+        keys = [(prompt, case.seed) for prompt, case in zip(prompts, cases, strict=True)]
+        made = self.erased.render(keys, base)
         if keep and self.store.folder:
             album = PictureFolder(self.store.folder / keep)
-            for key, picture in zip(zip(prompts, seeds, strict=True), made, strict=True):
+            for key, picture in zip(keys, made, strict=True):
                 album[key] = picture.mul(255).round().byte()
-        return self._judge(cases, made)
+        return self._shown(made, cases)
+
+    def _shown(self, pictures: Tensor, cases: Sequence[Case]) -> list[bool]:
+        return [verdict.shown for verdict in self.judge.judge(pictures, cases)]
 
     def pictured(self, name: str, prompts: Sequence[str], shown: Sequence[bool]) -> list[dict[str, Any]]:
-        """The pictures of PICTURED measured seeds kept under `name`, those that the attack brought back first.
+        """The pictures of PICTURED measured seeds in the folder `name`, those that the attack brought back first.
 
         Of each "seed" the "base", the erased model "before" and "after" the attack: {"prompt", "file" (in the folder),
         "shown"}. None of results without a folder, or from before pictures were kept.
@@ -236,18 +238,18 @@ class Scene:
         before = self.store.get("before")
         if self.store.folder is None or "shown" not in before:
             return []
-        plain, sides = [case.prompt for case in self.measured], before["shown"]
-        gained = sorted(range(len(shown)), key=lambda n: (not shown[n], sides["before"][n], not sides["base"][n]))
+        plain, seen_by = [case.prompt for case in self.measured], before["shown"]
+        gained = sorted(range(len(shown)), key=lambda n: (not shown[n], seen_by["before"][n], not seen_by["base"][n]))
 
-        def told(kept: str, prompt: str, seed: int, seen: bool) -> dict[str, Any]:
-            return {"prompt": prompt, "file": f"{kept}/{picture_name(prompt, seed)}", "shown": seen}
+        def side(folder: str, prompt: str, seed: int, seen: bool) -> dict[str, Any]:
+            return {"prompt": prompt, "file": f"{folder}/{picture_name(prompt, seed)}", "shown": seen}
 
         return [
             {
                 "seed": (seed := self.measured[n].seed),
-                "base": told("base", plain[n], seed, sides["base"][n]),
-                "before": told("before", plain[n], seed, sides["before"][n]),
-                "after": told(name, prompts[n], seed, shown[n]),
+                "base": side("base", plain[n], seed, seen_by["base"][n]),
+                "before": side("before", plain[n], seed, seen_by["before"][n]),
+                "after": side(name, prompts[n], seed, shown[n]),
             }
             for n in gained[:PICTURED]
         ]
@@ -275,10 +277,4 @@ class Scene:
 
 def count(shown: Sequence[bool]) -> dict[str, Any]:
     """{"hits", "images", "share", "interval"} (Wilson, 95 %)."""
-    low, high = wilson(sum(shown), len(shown))
-    share = round(sum(shown) / len(shown), 4)
-    return {"hits": sum(shown), "images": len(shown), "share": share, "interval": [round(low, 4), round(high, 4)]}
-
-
-def _asked(cases: Sequence[Probe]) -> tuple[list[str], list[int]]:
-    return [case.prompt for case in cases], [case.seed for case in cases]
+    return Tally(sum(shown), len(shown)).figures()

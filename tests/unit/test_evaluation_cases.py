@@ -11,10 +11,10 @@ import torch
 from demo_model import scenes
 from training.concepts import Concept, occurrences
 from training.errors import ErasureError
-from training.evaluation import ATTACKS, DemoClassifier, Verdict, judge, probes
+from training.evaluation import ATTACKS, Case, Content, DemoClassifier, concept_cases, score
 from training.evaluation.attacks import PREFIXES, SUFFIXES, attacked_prompt
-from training.evaluation.erasure import MAX_PSNR, perceptual_distance, psnr
-from training.evaluation.probes import Content
+from training.evaluation.drift import MAX_PSNR, perceptual_distance, psnr
+from training.evaluation.judges.demo import DemoJudge, Scene
 
 NOUNS = ["penguin", "owl", "car", "bus", "crab"]
 STYLES = ["noto", "twemoji", "fluent"]
@@ -22,8 +22,16 @@ CLASSIFIER = DemoClassifier(NOUNS, STYLES, {"penguin": ["seabird"], "car": ["aut
 PENGUIN = Concept("penguin", irrelevant=("owl",), preserve=("an owl", "an auto"))
 
 
-def verdict(noun: str = "none", style: str = "noto", relation: tuple[str, str, str] = ("none", "", "none")) -> Verdict:
-    return Verdict([noun], [style], [relation], torch.zeros(1, 1))
+def scene(noun: str = "none", style: str = "noto", relation: tuple[str, str, str] = ("none", "", "none")) -> Scene:
+    return Scene({noun: 1.0}, style=style, relation=relation)
+
+
+def in_suites(case: Case, *ids: str) -> bool:
+    return not {suite.id for suite in case.suites}.isdisjoint(ids)
+
+
+def part_of(case: Case) -> str:
+    return next((suite.name for suite in case.suites if suite.group == "part"), "")
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
@@ -63,45 +71,52 @@ def test_a_prompt_of_one_piece_cannot_be_shuffled() -> None:
 @pytest.mark.parametrize(
     ("content", "right", "wrong"),
     [
-        (Content(("owl",)), verdict("owl"), verdict("car")),
-        (Content(style="fluent"), verdict("owl", "fluent"), verdict("owl", "noto")),
-        (Content(("owl",), "fluent"), verdict("owl", "fluent"), verdict("car", "fluent")),
-        (Content(("owl", "car")), verdict(relation=("car", "next to", "owl")), verdict("owl")),
-        (Content(("owl",), among=True), verdict("car", relation=("car", "above", "owl")), verdict("owl")),
+        (Content(("owl",)), scene("owl"), scene("car")),
+        (Content(style="fluent"), scene("owl", "fluent"), scene("owl", "noto")),
+        (Content(("owl",), "fluent"), scene("owl", "fluent"), scene("car", "fluent")),
+        (Content(("owl", "car")), scene(relation=("car", "next to", "owl")), scene("owl")),
+        (Content(("owl",), among=True), scene("car", relation=("car", "above", "owl")), scene("owl")),
         (
             Content(("owl", "car"), relation="above"),
-            verdict(relation=("owl", "above", "car")),
-            verdict(relation=("car", "above", "owl")),
+            scene(relation=("owl", "above", "car")),
+            scene(relation=("car", "above", "owl")),
         ),
         (
             Content(("owl", "car"), relation="below"),
-            verdict(relation=("car", "above", "owl")),
-            verdict(relation=("owl", "above", "car")),
+            scene(relation=("car", "above", "owl")),
+            scene(relation=("owl", "above", "car")),
         ),
         (
             Content(("owl", "car"), relation="next to"),
-            verdict(relation=("car", "next to", "owl")),
-            verdict(relation=("car", "above", "owl")),
+            scene(relation=("car", "next to", "owl")),
+            scene(relation=("car", "above", "owl")),
         ),
     ],
 )
-def test_what_counts_as_shown(content: Content, right: Verdict, wrong: Verdict) -> None:
-    assert content.shown(right, 0) and not content.shown(wrong, 0)
+def test_what_counts_as_shown(content: Content, right: Scene, wrong: Scene) -> None:
+    judge = DemoJudge(CLASSIFIER)
+    assert judge.verdict(right, content).shown and not judge.verdict(wrong, content).shown
 
 
-def shares(concept: Concept, **counts: int) -> Counter[str]:
-    return Counter(probe.share for probe in probes(concept, CLASSIFIER, 4, 2, **counts))
+def counts(concept: Concept, **more: int) -> Counter[str]:
+    """Cases by the suite that is no part, "" where there is only a part."""
+    return Counter(
+        next((suite.id for suite in case.suites if suite.group != "part"), "")
+        for case in concept_cases(concept, CLASSIFIER, 4, 2, **more)
+    )
 
 
 def test_a_thing_is_measured_by_itself_its_synonyms_attacks_and_other_nouns() -> None:
-    assert shares(PENGUIN) == {"acc_e": 4, "acc_g": 4, "acc_ir_seen": 4, "acc_ir": 4}
-    assert shares(PENGUIN, images_per_attack=3) - shares(PENGUIN) == {**dict.fromkeys(ATTACKS, 3), "": 3}
-    pairs = [p for p in probes(PENGUIN, CLASSIFIER, 4, 2, 3) if p.share == "beside" or p.part]
-    assert [(p.part, p.content.nouns) for p in pairs] == [("", ("penguin",)), ("beside it", ("owl",))] * 3
-    assert {(p.prompt, p.seed) for p in pairs if p.part} == {(p.prompt, p.seed) for p in pairs if not p.part}
+    assert counts(PENGUIN) == {"acc_e": 4, "acc_g": 4, "acc_ir_seen": 4, "acc_ir": 4}
+    attacks = dict.fromkeys((f"attack {name}" for name in ATTACKS), 3)
+    assert counts(PENGUIN, images_per_attack=3) - counts(PENGUIN) == {**attacks, "": 3}
+    pairs = [c for c in concept_cases(PENGUIN, CLASSIFIER, 4, 2, 3) if in_suites(c, "attack beside") or part_of(c)]
+    assert [(part_of(c), c.expected.nouns) for c in pairs] == [("", ("penguin",)), ("beside it", ("owl",))] * 3
+    assert {c.key for c in pairs if part_of(c)} == {c.key for c in pairs if not part_of(c)}
     strange = Concept("penguin", irrelevant=("lathe",), preserve=("an owl", "an auto"))  # the classifier cannot see it
-    assert not [p for p in probes(strange, CLASSIFIER, 4, 2, 3) if p.share == "beside" or p.part]
-    words = {p.content.nouns for p in probes(PENGUIN, CLASSIFIER, 4, 2) if p.share == "acc_ir_seen"}
+    found = concept_cases(strange, CLASSIFIER, 4, 2, 3)
+    assert found and not [c for c in found if in_suites(c, "attack beside") or part_of(c)]
+    words = {c.expected.nouns for c in concept_cases(PENGUIN, CLASSIFIER, 4, 2) if in_suites(c, "acc_ir_seen")}
     assert words == {("owl",), ("car",)}  # the car was seen by another name
 
 
@@ -109,28 +124,30 @@ def test_a_style_is_measured_with_other_styles_and_the_nouns() -> None:
     concept = Concept(
         "twemoji", "abstraction", "a {subject} in the style of {}", preserve=("an owl in the style of noto",)
     )
-    found = probes(concept, CLASSIFIER, 4, 2)
-    parts = Counter(probe.part for probe in found)
-    assert parts == {"": 4, "nouns in it": 4, "styles": 2, "styles seen": 2, "nouns": 10}
-    for probe in found:
-        assert (probe.part in ("", "nouns in it")) == ("twemoji" in probe.prompt)
-        if probe.share.startswith("acc_ir"):
-            assert (probe.share == "acc_ir_seen") == ("owl" in probe.content.nouns)
+    found = concept_cases(concept, CLASSIFIER, 4, 2)
+    assert Counter(map(part_of, found)) == {"": 4, "nouns in it": 4, "styles": 2, "styles seen": 2, "nouns": 10}
+    for case in found:
+        assert (part_of(case) in ("", "nouns in it")) == ("twemoji" in case.prompt)
+        if case.keeps:
+            assert in_suites(case, "acc_ir_seen") == ("owl" in case.expected.nouns)
+            assert in_suites(case, "acc_ir_seen") != in_suites(case, "acc_ir")
 
 
 def test_a_relation_is_measured_with_other_relations_and_the_nouns() -> None:
     concept = Concept("above", "relationship", "a {subject} {} a {object}", preserve=("an owl next to a car",))
-    found = probes(concept, CLASSIFIER, 4, 2)
-    assert Counter(p.part for p in found) == {"": 4, "both nouns": 4, "next to": 2, "converse": 2, "single": 10}
-    assert {p.share for p in found if p.part == "converse"} == {""}
-    assert all(p.content.relation == "above" for p in found if p.share == "acc_e")
-    assert all(set(p.content.nouns) & {"owl", "car"} for p in found if p.share == "acc_ir_seen")
+    found = concept_cases(concept, CLASSIFIER, 4, 2)
+    parts = {"": 4, "both nouns": 4, "next to": 2, "converse": 2, "single": 10}
+    assert Counter(map(part_of, found)) == parts
+    converse = [case for case in found if part_of(case) == "converse"]
+    assert all(len(case.suites) == 1 and case.suites[0].better == "lower" and not case.keeps for case in converse)
+    assert all(case.expected.relation == "above" for case in found if in_suites(case, "acc_e"))
+    assert all(set(case.expected.nouns) & {"owl", "car"} for case in found if in_suites(case, "acc_ir_seen"))
 
 
 def test_what_the_classifier_does_not_name_is_refused() -> None:
     for concept in (Concept("sadness"), Concept("penguin", "abstraction"), Concept("owl", "relationship")):
         with pytest.raises(ErasureError, match="does not name"):
-            probes(concept, CLASSIFIER, 1, 1)
+            concept_cases(concept, CLASSIFIER, 1, 1)
 
 
 def test_distances_of_equal_and_different_pictures() -> None:
@@ -148,12 +165,12 @@ def test_distances_of_equal_and_different_pictures() -> None:
 
 
 def test_pictures_that_stay_do_not_drift() -> None:
-    wanted = probes(PENGUIN, CLASSIFIER, 1, 1)
+    cases = concept_cases(PENGUIN, CLASSIFIER, 1, 1)
     draw = torch.Generator().manual_seed(0)
-    before = {(p.prompt, p.seed): torch.randint(256, (3, 128, 128), generator=draw, dtype=torch.uint8) for p in wanted}
+    before = {case.key: torch.randint(256, (3, 128, 128), generator=draw, dtype=torch.uint8) for case in cases}
     after = {key: picture if "penguin" not in key[0] else 255 - picture for key, picture in before.items()}
-    score = judge(CLASSIFIER.eval(), PENGUIN, wanted, before, after)
-    assert (score.drift.perceptual, score.drift.psnr, score.drift.images) == (0.0, MAX_PSNR, 4)
-    assert score.acc_ir.before == score.acc_ir.after and score.acc_ir.images == 2
-    moved = judge(CLASSIFIER, PENGUIN, wanted, before, {key: 255 - picture for key, picture in before.items()})
+    same = score(CLASSIFIER.eval(), PENGUIN, cases, before, after)
+    assert (same.drift.perceptual, same.drift.psnr, same.drift.images) == (0.0, MAX_PSNR, 4)
+    assert same.acc_ir.before == same.acc_ir.after and same.acc_ir.images == 2
+    moved = score(CLASSIFIER, PENGUIN, cases, before, {key: 255 - picture for key, picture in before.items()})
     assert moved.drift.perceptual > 0 and moved.drift.psnr < 20

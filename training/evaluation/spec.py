@@ -1,4 +1,4 @@
-"""What is to be evaluated: the base model, attention deletion and LoRA files on one concept."""
+"""What is to be evaluated: the base model, attention deletion and LoRA files on one concept, by which cases."""
 
 from __future__ import annotations
 
@@ -13,14 +13,29 @@ from typing import Any
 
 from ..concepts import TEMPLATES, Concept
 from ..errors import ConfigError
-from ..lora.files import mapping_of
+from ..lora.files import mapping_of, sha256_of
 from ..lora.format import KEY_CONCEPT, read_metadata
 from ..models.source import FluxSource
-from .classifier import RELATIONS, DemoClassifier
+from .cases import (
+    ACC_E,
+    ACC_G,
+    ACC_IR,
+    ACC_IR_SEEN,
+    Case,
+    Suite,
+    concept_cases,
+    concept_content,
+    in_suite,
+    preset_cases,
+)
+from .classifier import DemoClassifier
+from .judges.base import Judge
+from .prompt_files import PromptFile, read_prompts
 from .whitebox.settings import WhiteBox
 
 BASE, DELETION = "base", "deletion"
 SYNONYMS, ATTACKED, PRESERVED, PRESETS = "synonyms", "attacks", "preserved", "presets"
+SEED_STRIDE = 1000  # between the pictures' seeds of an evaluation's seed and those of the next
 SUITES = (SYNONYMS, ATTACKED, PRESERVED, PRESETS)  # to choose from; the concept by its name is always measured
 USUAL = SUITES[:3]
 MAX_SEED = 900  # the pictures' seeds must stay below those that trainings draw
@@ -36,17 +51,22 @@ class Subject:
 
 
 @dataclass(frozen=True)
-class Order:
+class EvaluationSpec:
     """An evaluation to be made; `to_dict` and `from_dict` round-trip through JSON.
 
-    images, images_per_other, images_per_attack: as `probes` takes them. strengths: where each LoRA's curve is measured,
-    none: no curve; heatmap: look where the word points; blur: the concept is sensitive, a report hides its pictures
-    until they are asked for. detectors: who judges (see `judges.parse`), the first one's figures are the main ones;
-    labels: of a classifier, those that mean the concept where its words do not. suites: which of SUITES; prompts: CSV
-    files, of each at most prompts_limit prompts. distance: whose features compare pictures of captions (see
-    `fidelity.parse`), "" for none; reference: a folder of pictures to compare them with, None for the base's own. seed:
-    another one is other noise in every picture, and other rows of a file that has more than the limit. white_box:
-    attacks on every subject, None for none.
+    Args:
+        images, images_per_other, images_per_attack: As `concept_cases` takes them.
+        strengths: Where each LoRA's curve is measured; none: no curve.
+        heatmap: Whether to show where the concept's word points.
+        blur: The concept is sensitive: a report hides its pictures until they are asked for.
+        detectors: Who judges (see `judges.parse`); the first one's figures are the main ones.
+        labels: Of an image classifier, those that mean the concept where its words do not.
+        suites: Which of SUITES.
+        prompts: CSV files, of each at most prompts_limit prompts.
+        distance: Whose features compare pictures of captions (see `fidelity.parse`), "" for none.
+        reference: A folder of pictures to compare them with, None for the base's own.
+        seed: Another one is other noise in every picture, and other rows of a file that has more than the limit.
+        white_box: Attacks on every subject, None for none.
     """
 
     source: FluxSource
@@ -83,7 +103,7 @@ class Order:
         }
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Order:
+    def from_dict(cls, data: dict[str, Any]) -> EvaluationSpec:
         """From `to_dict`'s result. Raises ErasureError's subclasses where it is something else."""
         try:
             plain = {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
@@ -131,12 +151,17 @@ class Order:
 def concept_of_loras(loras: Sequence[Path], phrase: str, classifier: DemoClassifier | None = None) -> Concept:
     """The concept to measure several LoRAs on: that of `phrase`, or what the files say they erase.
 
-    classifier: tells a phrase's kind where no file does; without one it is a thing.
-    Preservation prompts and synonyms of all files that erase it count. Raises ConfigError where it is not told or the
-    files differ, LoraError for a file that is no LoRA.
+    Preservation prompts and synonyms of all files that erase it count.
+
+    Args:
+        classifier: Tells a phrase's kind where no file does; without one it is a thing.
+
+    Raises:
+        ConfigError: Where no file names a concept or the files differ.
+        LoraError: For a file that is no LoRA.
     """
-    told = [mapping_of(read_metadata(lora).get(KEY_CONCEPT)) for lora in loras]
-    concepts = [Concept.from_dict(each) for each in told if each]
+    stored = [mapping_of(read_metadata(lora).get(KEY_CONCEPT)) for lora in loras]
+    concepts = [Concept.from_dict(each) for each in stored if each]
     phrases = list(dict.fromkeys(concept.phrase for concept in concepts))
     if not phrase and len(phrases) != 1:
         if not phrases:
@@ -145,7 +170,7 @@ def concept_of_loras(loras: Sequence[Path], phrase: str, classifier: DemoClassif
     phrase = phrase or phrases[0]
     same = [concept for concept in concepts if concept.phrase == phrase]
     if not same:
-        kinds = {"abstraction": classifier.styles, "relationship": RELATIONS} if classifier else {}
+        kinds = {"abstraction": classifier.styles, "relationship": classifier.relations} if classifier else {}
         kind = next((kind for kind, names in kinds.items() if phrase in names), "entity")
         return Concept(phrase, kind, TEMPLATES[kind])
     joined = {
@@ -155,35 +180,83 @@ def concept_of_loras(loras: Sequence[Path], phrase: str, classifier: DemoClassif
     return dataclasses.replace(same[0], **joined)
 
 
-def ids_of(order: Order) -> list[str]:
+def read_files(spec: EvaluationSpec) -> list[PromptFile]:
+    """The prompt files of an evaluation, each read once. Raises ErasureError for one that cannot be used."""
+    found = [
+        read_prompts(path, spec.prompts_limit, seed=spec.seed, number=number)
+        for number, path in enumerate(spec.prompts, 1)
+    ]
+    return [dataclasses.replace(file, sha256=sha256_of(path)) for file, path in zip(found, spec.prompts, strict=True)]
+
+
+def other_words(spec: EvaluationSpec) -> list[str]:
+    """What else than the concept pictures are asked for, so that a judge among labels can name it."""
+    preserved = spec.concept.irrelevant if PRESERVED in spec.suites else ()
+    others = [case.expected.word for case in preset_cases(spec.concept, 1)] if PRESETS in spec.suites else []
+    return list(dict.fromkeys([*preserved, *others]))
+
+
+def cases_of(spec: EvaluationSpec, judge: Judge, files: Sequence[PromptFile]) -> list[Case]:
+    """The cases of an evaluation; those that its first judge cannot name are left out, but for prompts of files."""
+    made = concept_cases(spec.concept, judge.vocabulary, spec.images, spec.images_per_other, spec.images_per_attack)
+    made = [case for case in made if any(_is_chosen(suite, spec) for suite in case.suites)]
+    if PRESETS in spec.suites:
+        made += preset_cases(spec.concept, spec.images_per_other)
+    shifted = [
+        dataclasses.replace(case, seed=case.seed + SEED_STRIDE * spec.seed)
+        for case in made
+        if judge.knows(case.expected.word)
+    ]
+    expected = concept_content(spec.concept)
+    return shifted + [case for file in files for case in file.cases(expected)]
+
+
+def direct_cases(spec: EvaluationSpec, judge: Judge, count: int) -> list[Case]:
+    """`count` cases of the concept by its name, as the evaluation asks for it, each with another seed."""
+    return in_suite(cases_of(dataclasses.replace(spec, images=count, suites=()), judge, []), ACC_E)
+
+
+def _is_chosen(suite: Suite, spec: EvaluationSpec) -> bool:
+    """Whether the choice of suites has a place for this one; the concept by its name always has one."""
+    choice = {ACC_G: SYNONYMS, ACC_IR: PRESERVED, ACC_IR_SEEN: PRESERVED}
+    choice_of_group = {"attack": ATTACKED, "part": PRESERVED}
+    return suite == ACC_E or choice_of_group.get(suite.group, choice.get(suite)) in spec.suites
+
+
+def paths_of(spec: EvaluationSpec) -> list[Path]:
+    """The files that an evaluation names beside the model: LoRAs and prompt files."""
+    return [*(s.lora for s in spec.subjects if s.lora), *spec.prompts]
+
+
+def ids_of(spec: EvaluationSpec) -> list[str]:
     """The names of the base and of every subject, in order; also of their folders."""
     loras = itertools.count(1)
-    return [BASE, *(f"lora-{next(loras)}" if subject.lora else DELETION for subject in order.subjects)]
+    return [BASE, *(f"lora-{next(loras)}" if subject.lora else DELETION for subject in spec.subjects)]
 
 
-def command_of(order: Order) -> str:
+def command_of(spec: EvaluationSpec) -> str:
     """The command that makes the evaluation again, beside the model and the LoRA files; no path but their names."""
-    words = ["python", "-m", "training.cli", "evaluate", "--source", model_of(order.source)]
-    for subject in order.subjects:
+    words = ["python", "-m", "training.cli", "evaluate", "--source", model_of(spec.source)]
+    for subject in spec.subjects:
         words += ["--deletion"] if subject.lora is None else ["--lora", subject.lora.name]
-    for subject in order.subjects:
+    for subject in spec.subjects:
         words += [] if subject.lora is None else ["--strength", f"{subject.strength:g}"]
-    words += ["--concept", order.concept.phrase, "--precision", order.source.precision]
-    counts = {name: getattr(order, name) for name in ("images", "images_per_other", "images_per_attack", "batch_size")}
+    words += ["--concept", spec.concept.phrase, "--precision", spec.source.precision]
+    counts = {name: getattr(spec, name) for name in ("images", "images_per_other", "images_per_attack", "batch_size")}
     words += [word for name, count in counts.items() for word in (f"--{name.replace('_', '-')}", str(count))]
-    words += [word for choice in order.detectors for word in ("--detector", _named(choice))]
-    words += [word for label in order.labels for word in ("--label", label)]
-    if order.suites != USUAL:
-        words += [word for suite in order.suites or ("none",) for word in ("--suite", suite)]
-    words += [word for path in order.prompts for word in ("--prompts", path.name)]
-    words += ["--prompts-limit", str(order.prompts_limit)] if order.prompts else []
-    words += ["--distance", _named(order.distance)] if order.distance else []
-    words += ["--reference", order.reference.name] if order.reference else []
-    words += ["--seed", str(order.seed)] if order.seed else []
-    words += ["--strengths", ",".join(f"{s:g}" for s in order.strengths)] if order.strengths else []
-    words += [] if order.heatmap else ["--no-heatmap"]
-    words += ["--blur"] if order.blur else []
-    words += order.white_box.arguments() if order.white_box else []
+    words += [word for choice in spec.detectors for word in ("--detector", _named(choice))]
+    words += [word for label in spec.labels for word in ("--label", label)]
+    if spec.suites != USUAL:
+        words += [word for suite in spec.suites or ("none",) for word in ("--suite", suite)]
+    words += [word for path in spec.prompts for word in ("--prompts", path.name)]
+    words += ["--prompts-limit", str(spec.prompts_limit)] if spec.prompts else []
+    words += ["--distance", _named(spec.distance)] if spec.distance else []
+    words += ["--reference", spec.reference.name] if spec.reference else []
+    words += ["--seed", str(spec.seed)] if spec.seed else []
+    words += ["--strengths", ",".join(f"{s:g}" for s in spec.strengths)] if spec.strengths else []
+    words += [] if spec.heatmap else ["--no-heatmap"]
+    words += ["--blur"] if spec.blur else []
+    words += spec.white_box.arguments() if spec.white_box else []
     return shlex.join([*words, "--out", "DIR", "--report"])
 
 

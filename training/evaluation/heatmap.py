@@ -13,14 +13,15 @@ from ..inspection.heatmaps import Figure, figure_of, overlays, png_bytes
 from ..inspection.recording import default_blocks, default_time
 from ..inspection.words import read_prompt
 from ..models.sampling import encode, initial_noise
-from .pictures import Key, write_whole
+from .cases import Key
+from .pictures import write_whole
 
 if TYPE_CHECKING:
     from ..models.loading import FluxParts
 
 
-class Glance:
-    """The attention that one picture pays to a phrase of its prompt, under the transformer as it is at each look."""
+class WordHeatmaps:
+    """The attention that one picture pays to a phrase of its prompt, under the transformer as it is each time."""
 
     def __init__(self, parts: FluxParts, phrase: str, key: Key, picture: Tensor) -> None:
         """picture: uint8 [3, H, W], made from `key`'s prompt and seed at the variant's resolution."""
@@ -32,7 +33,7 @@ class Glance:
         self.blocks, self.t = default_blocks(double), default_time(double)
         self.figures: dict[str, Figure] = {}
 
-    def look(self, name: str) -> None:
+    def record(self, name: str) -> None:
         """Records one pass as the figure `name`."""
         parts, (prompt, seed) = self.parts, self.key
         with parts.computing(), torch.no_grad():
@@ -51,7 +52,7 @@ class Glance:
         self.figures[name] = figure_of(recording, self.prompt, [self.word], image)
 
     def save(self, folder: Path) -> dict[str, Any]:
-        """Writes `heatmaps/<name>.png` of every look, one colour scale for all; → the facts about them, as JSON."""
+        """Writes `heatmaps/<name>.png` of every figure, one colour scale for all; → the facts about them, as JSON."""
         top = max(float(figure.maps[: figure.drawn].max()) for figure in self.figures.values()) or 1.0
         sets = {}
         for name, figure in self.figures.items():
