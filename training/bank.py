@@ -14,10 +14,10 @@ from torch import Tensor
 
 from .errors import CheckpointError
 from .flow import Flow, Progress
-from .models.sampling import initial_noise
+from .models.batches import batches, trajectories_at_once
+from .models.sampling import initial_noise, trajectory
 from .models.text import TextEmbeds
 
-CHUNK = 32  # samples per forward pass on small models
 FILE = "bank.safetensors"  # in a training's folder
 
 
@@ -45,30 +45,29 @@ def record(
     → {"row" [M], "t" [M], "x" [M, N, C], "own" [M, N, C], name [M, N, C]…} with M = trajectories × steps, all of one
     trajectory's points together. progress(done, total) counts forward passes.
     """
-    chunk = CHUNK if flow.transformer.config.num_attention_heads < 24 else 1
     noise = initial_noise(list(seeds), flow.grid, flow.channels)
-    keep = torch.float32 if next(flow.transformer.parameters()).dtype == torch.float32 else torch.bfloat16
+    stored = torch.float32 if next(flow.transformer.parameters()).dtype == torch.float32 else torch.bfloat16
     parts: dict[str, list[Tensor]] = {name: [] for name in ("x", "own", *others)}
-    starts = range(0, len(rows), chunk)
+    chunks = list(batches(len(rows), trajectories_at_once(flow.transformer.config.num_attention_heads)))
     passes = 1 + len(others) + student
-    total, done = len(starts) * steps * passes, 0
-    for start in starts:
-        part = slice(start, start + chunk)
-        latents = noise[part].to(flow.device)
+    total, done = len(chunks) * steps * passes, 0
+    for part in chunks:
         points: dict[str, list[Tensor]] = {name: [] for name in parts}
-        for step in range(steps):
-            now, then = float(flow.levels[step]), float(flow.levels[step + 1])
-            t = torch.full((len(latents),), now)
+
+        def predict(latents: Tensor, t: float, part: slice = part, points: dict[str, list[Tensor]] = points) -> Tensor:
+            nonlocal done
             own = flow.teacher(latents, t, embeds[list(rows[part])])
-            points["x"].append(latents.to("cpu", keep))
-            points["own"].append(own.to("cpu", keep))
+            points["x"].append(latents.to("cpu", stored))
+            points["own"].append(own.to("cpu", stored))
             for name, other in others.items():
-                points[name].append(flow.teacher(latents, t, embeds[list(other[part])]).to("cpu", keep))
+                points[name].append(flow.teacher(latents, t, embeds[list(other[part])]).to("cpu", stored))
             if student:
                 own = flow.student(latents, t, embeds[list(rows[part])])
-            latents = latents + (then - now) * own
             done += passes
             progress(done, total)
+            return own
+
+        trajectory(predict, noise[part].to(flow.device), flow.levels, steps)
         for name, values in points.items():
             parts[name].append(torch.stack(values, dim=1).flatten(0, 1))  # [B, steps, N, C] → [B · steps, N, C]
     return {

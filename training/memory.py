@@ -16,9 +16,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from .config import TARGETS, ErasureConfig, ErasureRequest, target_blocks
+from .models.batches import prompts_at_once, trajectories_at_once
 from .models.device import pick_device, weights_dtype
 from .models.source import QUANTISED, FluxSource, parameter_count
-from .models.text import encoded_at_once
 from .models.variants import FluxVariant, training_side, variant_of
 
 GB = 1024**3
@@ -171,9 +171,7 @@ def estimate_memory(request: ErasureRequest, size: ModelSize | None = None) -> M
     points = (config.erase_prompts + preserved) * steps  # at most: only those with t > t_min
     bank = points * 3 * side * side * geometry["in_channels"] * (4 if weight == 4 else 2)
     bank = bank if device.type == "cpu" else 0  # it stays in the computer's own memory
-    chunk = (
-        min(32, max(config.erase_prompts, preserved)) if geometry["num_attention_heads"] < 24 else 1
-    )  # as bank.record() takes samples
+    chunk = min(trajectories_at_once(geometry["num_attention_heads"]), max(config.erase_prompts, preserved))
     pixels = (16 * side) ** 2 * size.channels
     seeds = config.sample_count if config.sample_every else 0
     streamed = kind != "cpu" and config.streams_encoder(precision)
@@ -181,7 +179,7 @@ def estimate_memory(request: ErasureRequest, size: ModelSize | None = None) -> M
     resident = program + weights.resident
     picture = DECODED * pixels * weight + PASSING * unit
     phases = {
-        "encode": program + encoders * weight + encoded_at_once(size.t5_heads) * WASTE[kind] * _prompt(size, weight),
+        "encode": program + encoders * weight + prompts_at_once(size.t5_heads) * WASTE[kind] * _prompt(size, weight),
         "bank": resident + bank + weights.layer + PASSING * chunk * unit,
         "train": resident
         + adapter
