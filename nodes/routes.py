@@ -88,7 +88,7 @@ class Submission(BaseModel):
         return service.submit(*self._parts(), self.name)
 
     def memory(self) -> dict[str, Any]:
-        """What it would need: see `fitting.overview`. Raises ErasureError's subclasses."""
+        """What it would need: see `training.memory.overview`. Raises ErasureError's subclasses."""
         return service.memory(*self._parts())
 
 

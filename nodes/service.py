@@ -13,7 +13,6 @@ import comfy.model_management
 import folder_paths
 from server import PromptServer
 
-from ..training import fitting
 from ..training.concepts import Concept
 from ..training.config import ErasureConfig, ErasureRequest
 from ..training.errors import JobError
@@ -21,6 +20,7 @@ from ..training.evaluation import EvaluationSpec, read_evaluation
 from ..training.evaluation.report import write_report
 from ..training.evaluation.request import EvaluationRequest
 from ..training.jobs import Job, JobStore, Scheduler
+from ..training.memory import overview as memory_overview
 from ..training.models.source import FluxSource
 from .compat import lora_name
 from .text import check_phrase
@@ -81,12 +81,12 @@ def submit(source: FluxSource, concept: Concept, config: ErasureConfig, name: st
 
 
 def memory(source: FluxSource, concept: Concept, config: ErasureConfig) -> dict[str, Any]:
-    """What training this would need on the host's device, and what is free there now: see `fitting.overview`.
+    """What training this would need on the host's device, and what is free there now: see `training.memory.overview`.
 
     Raises ErasureError's subclasses.
     """
     source.validate()
-    return fitting.overview(
+    return memory_overview(
         ErasureRequest(source, concept, config, "lora", folder_paths.get_output_directory(), device())
     )
 

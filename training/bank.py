@@ -1,10 +1,12 @@
-"""The trajectory bank: points of the base model's sampling trajectories with the teacher's outputs there."""
+"""The trajectory bank: points of the base model's sampling trajectories with the teacher's outputs, and its file."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -12,12 +14,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .concepts import Concept
 from .errors import CheckpointError
 from .flow import Flow, Progress
-from .models.sampling import initial_noise
+from .models.batches import batches, trajectories_at_once
+from .models.sampling import initial_noise, trajectory
 from .models.text import TextEmbeds
 
-CHUNK = 32  # samples per forward pass on small models
 FILE = "bank.safetensors"  # in a training's folder
 
 
@@ -37,38 +40,43 @@ def record(
     progress: Progress,
     student: bool = False,
 ) -> dict[str, Tensor]:
-    """Trajectories of the base under prompts `rows` (one seed each), stopped after `steps` steps of the sigma grid.
+    """Trajectories of the base, and at each of their points x_t the teacher's velocities under several prompts.
 
-    At every point x_t of a trajectory the teacher's velocity is kept: under the trajectory's own prompt (name "own",
-    which also makes the Euler step) and under other prompts (`others`: name → one row per trajectory). With `student`
-    the adapter is on for the Euler steps, and only for them: where the student comes by, what would the base do there?
-    → {"row" [M], "t" [M], "x" [M, N, C], "own" [M, N, C], name [M, N, C]…} with M = trajectories × steps, all of one
-    trajectory's points together. progress(done, total) counts forward passes.
+    Args:
+        rows: prompts (rows of `embeds`) of the trajectories; the velocity under them, "own", makes the Euler steps.
+        seeds: of the trajectories' noise, one each.
+        others: further prompts to record velocities under: name → one row per trajectory.
+        steps: Euler steps along `flow.levels`, after which trajectories stop.
+        progress: counts forward passes; may raise.
+        student: the adapter is on for the Euler steps, and only for them: points that the student visits.
+
+    Returns:
+        {"row" [M], "t" [M], "x" [M, N, C], "own" [M, N, C], name [M, N, C]…} with M = trajectories × steps, all of one
+        trajectory's points together.
     """
-    chunk = CHUNK if flow.transformer.config.num_attention_heads < 24 else 1
     noise = initial_noise(list(seeds), flow.grid, flow.channels)
-    keep = torch.float32 if next(flow.transformer.parameters()).dtype == torch.float32 else torch.bfloat16
+    stored = torch.float32 if next(flow.transformer.parameters()).dtype == torch.float32 else torch.bfloat16
     parts: dict[str, list[Tensor]] = {name: [] for name in ("x", "own", *others)}
-    starts = range(0, len(rows), chunk)
+    chunks = list(batches(len(rows), trajectories_at_once(flow.transformer.config.num_attention_heads)))
     passes = 1 + len(others) + student
-    total, done = len(starts) * steps * passes, 0
-    for start in starts:
-        part = slice(start, start + chunk)
-        latents = noise[part].to(flow.device)
+    total, done = len(chunks) * steps * passes, 0
+    for part in chunks:
         points: dict[str, list[Tensor]] = {name: [] for name in parts}
-        for step in range(steps):
-            now, then = float(flow.levels[step]), float(flow.levels[step + 1])
-            t = torch.full((len(latents),), now)
+
+        def predict(latents: Tensor, t: float, part: slice = part, points: dict[str, list[Tensor]] = points) -> Tensor:
+            nonlocal done
             own = flow.teacher(latents, t, embeds[list(rows[part])])
-            points["x"].append(latents.to("cpu", keep))
-            points["own"].append(own.to("cpu", keep))
+            points["x"].append(latents.to("cpu", stored))
+            points["own"].append(own.to("cpu", stored))
             for name, other in others.items():
-                points[name].append(flow.teacher(latents, t, embeds[list(other[part])]).to("cpu", keep))
+                points[name].append(flow.teacher(latents, t, embeds[list(other[part])]).to("cpu", stored))
             if student:
                 own = flow.student(latents, t, embeds[list(rows[part])])
-            latents = latents + (then - now) * own
             done += passes
             progress(done, total)
+            return own
+
+        trajectory(predict, noise[part].to(flow.device), flow.levels, steps)
         for name, values in points.items():
             parts[name].append(torch.stack(values, dim=1).flatten(0, 1))  # [B, steps, N, C] → [B · steps, N, C]
     return {
@@ -78,9 +86,65 @@ def record(
     }
 
 
-def write_bank(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Writes tensors and metadata (texts) as one safetensors file, atomically. Raises CheckpointError."""
-    write_tensors(path, tensors, metadata, "training's bank")
+@dataclass(frozen=True)
+class BankKey:
+    """What a stored bank must agree with to be used again.
+
+    Attributes:
+        base: the base model's fingerprint.
+        request: see `checkpoint.bank_request_digest`.
+        prompts: the texts behind the rows.
+    """
+
+    base: str
+    request: str
+    prompts: Sequence[str]
+
+    def metadata(self) -> dict[str, str]:
+        """As the file holds it."""
+        return {"base": self.base, "request": self.request, "prompts": json.dumps(list(self.prompts))}
+
+
+def write_bank(path: Path, key: BankKey, concept: Concept, bank: Mapping[str, Tensor], embeds: TextEmbeds) -> None:
+    """Writes a method's bank with the embeddings of its prompts, atomically. Raises CheckpointError."""
+    tensors = {**bank, "embeds.t5": embeds.t5, "embeds.pooled": embeds.pooled}
+    write_tensors(path, tensors, {**key.metadata(), "concept": json.dumps(concept.to_dict())}, "training's bank")
+
+
+def read_bank(
+    path: Path, key: BankKey, expected: str | None, notice: Callable[[str], None]
+) -> tuple[dict[str, Tensor], TextEmbeds] | None:
+    """The bank and the embeddings that `write_bank` wrote under the same key; None where it must be made (again).
+
+    Args:
+        expected: the `digest` of the bank that a checkpoint was trained on; None where there is no checkpoint.
+        notice: is told, in one sentence, why a file that is there cannot be used.
+
+    Raises:
+        CheckpointError: there is a checkpoint, and its prompts were others.
+    """
+    if not path.is_file():
+        return None
+    try:
+        tensors, metadata = read_tensors(path)
+    except CheckpointError:
+        notice("The bank of an earlier run cannot be read: it is made again.")
+        return None
+    ours = key.metadata()
+    if any(metadata.get(name) != ours[name] for name in ("base", "request")):
+        return None
+    if metadata.get("prompts") != ours["prompts"]:
+        if expected is None:
+            return None
+        raise CheckpointError(
+            "This training began with other prompts than this version of the pack makes (or WordNet's data make "
+            "here): train in a new folder."
+        )
+    bank = {name: tensor for name, tensor in tensors.items() if not name.startswith("embeds.")}
+    if expected is not None and expected != digest(bank):
+        notice("The bank of an earlier run is damaged: it is made again.")
+        return None
+    return bank, TextEmbeds(tensors["embeds.t5"], tensors["embeds.pooled"])
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], what: str) -> None:

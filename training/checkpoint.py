@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .bank import FILE, digest, read_tensors, write_bank, write_tensors
+from .bank import FILE, digest, read_tensors, write_tensors
 from .config import ErasureRequest
 from .errors import CheckpointError
 from .lora.format import LoraWeights
@@ -201,7 +201,7 @@ def carry_over(source: Path, target: Path, old: ErasureRequest, new: ErasureRequ
         return 0
     if checkpoint is None:
         return 0
-    write_bank(target / FILE, bank, metadata)
+    write_tensors(target / FILE, bank, metadata, "training's bank")
     facts = {**checkpoint.facts, "request": request_digest(new)}
     write_checkpoint(target / "checkpoints", replace(checkpoint, facts=facts))
     return checkpoint.step

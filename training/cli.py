@@ -37,8 +37,7 @@ from .concepts import TEMPLATES, Concept, WordNetMissing, endpoint_words, make_c
 from .concepts.endpoint import API_KEY
 from .config import ErasureConfig, ErasureRequest
 from .errors import ConfigError, ErasureError, LoraError
-from .fitting import overview
-from .memory import GB
+from .memory import GB, overview
 from .models.source import PRECISIONS, FluxSource
 
 SHARES = ("acc_e", "acc_g", "acc_ir")
@@ -421,7 +420,7 @@ def measure_trained(request: ErasureRequest, lora: Path, args: argparse.Namespac
 
 
 def show_memory(request: ErasureRequest) -> dict[str, Any]:
-    """Writes what each way to train needs of memory to stderr, → `fitting.overview`. Raises SourceError."""
+    """Writes what each way to train needs of memory to stderr, → `memory.overview`. Raises SourceError."""
     found = overview(request)
     for way in found["ways"]:
         sign = "→" if way["taken"] else " " if way["fits"] else "✗"

@@ -16,7 +16,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from .bank import CHUNK
 from .concepts import Concept, vocabulary_of
 from .concepts.prompts import erase_prompts
 from .concepts.spans import span_mask, token_spans
@@ -25,9 +24,10 @@ from .flow import Flow, Progress
 from .lora.adapter import load_adapter
 from .lora.format import KEY_BASE, KEY_CONCEPT, LoraWeights, read_lora
 from .lora.inputs import COLUMNS, ConceptInputs, input_site, inputs_path, low_rank_factor, write_inputs
+from .models.batches import batches, trajectories_at_once
 from .models.device import pick_device, use_autocast
 from .models.loading import load_text_encoders, load_transformer
-from .models.sampling import initial_noise, sigmas
+from .models.sampling import initial_noise, sigmas, trajectory
 from .models.source import PRECISIONS, FluxSource
 from .models.text import TextEmbeds, TextEncoders
 from .models.variants import variant_of
@@ -74,19 +74,21 @@ def second_moments(
             places.add(place)
             hooks.append(layer.register_forward_pre_hook(lambda _, args, place=place: record(place, args[0])))
     try:
-        chunk = CHUNK if flow.transformer.config.num_attention_heads < 24 else 1
-        steps, starts, done = len(flow.levels) - 1, range(0, len(embeds), chunk), 0
-        for start in starts:
-            part = slice(start, start + chunk)
+        parts = list(batches(len(embeds), trajectories_at_once(flow.transformer.config.num_attention_heads)))
+        steps, done = len(flow.levels) - 1, 0
+        for part in parts:
             weights = tokens[part].to(flow.device)
-            latents = initial_noise(list(seeds[part]), flow.grid, flow.channels).to(flow.device)
-            for step in range(steps):
-                now, then = float(flow.levels[step]), float(flow.levels[step + 1])
-                v = run(latents, torch.full((len(latents),), now), embeds[part])
-                latents = latents + (then - now) * v
+
+            def predict(latents: Tensor, t: float, part: slice = part) -> Tensor:
+                nonlocal done
+                v = run(latents, t, embeds[part])
                 done += 1
                 if progress is not None:
-                    progress(done, steps * len(starts))
+                    progress(done, steps * len(parts))
+                return v
+
+            noise = initial_noise(list(seeds[part]), flow.grid, flow.channels).to(flow.device)
+            trajectory(predict, noise, flow.levels)
     finally:
         for hook in hooks:
             hook.remove()

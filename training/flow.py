@@ -1,4 +1,4 @@
-"""The transformer with its adapter as a training sees it: student and teacher velocities under shared settings."""
+"""The transformer with its adapter as a training sees it: loaded, adapted, asked for student and teacher velocities."""
 
 from __future__ import annotations
 
@@ -10,9 +10,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .lora.adapter import adapter_disabled, set_adapter_scale
+from .config import TARGETS, ErasureConfig, target_blocks
+from .lora.adapter import adapter_disabled, add_adapter, set_adapter_scale
 from .models.attention import AttentionCapture
+from .models.checkpointing import checkpoint_blocks
+from .models.compiling import compile_blocks
+from .models.device import use_autocast
+from .models.loading import load_transformer
+from .models.sampling import sigmas
+from .models.source import FluxSource
 from .models.text import TextEmbeds
+from .models.variants import FluxVariant, training_side, variant_of
 from .models.velocity import velocity
 from .parallel import ALONE, Group
 
@@ -26,9 +34,12 @@ Progress = Callable[[int, int], None]  # (done, total); may raise to stop the wo
 class Flow:
     """The transformer with its adapter, and the settings every call of it shares.
 
-    levels: [steps + 1] sigmas from 1 to 0 that trajectories run on; grid: rows and columns of image tokens; guidance:
-    what the guidance embedding is fed; autocast: compute in bf16 (the weights stay as they are); group: the processes
-    that batches are shared among.
+    Attributes:
+        levels: [steps + 1] sigmas from 1 to 0 that trajectories run on.
+        grid: rows and columns of image tokens.
+        guidance: what the guidance embedding is fed.
+        autocast: compute in bf16 (the weights stay as they are).
+        group: the processes that batches are shared among.
     """
 
     transformer: FluxTransformer2DModel
@@ -97,3 +108,37 @@ class Flow:
             yield
         finally:
             set_adapter_scale(self.transformer, 1.0)
+
+
+def adapted_flow(
+    source: FluxSource, config: ErasureConfig, device: torch.device
+) -> tuple[Flow, list[torch.nn.Parameter]]:
+    """The source's transformer with a fresh adapter, and the adapter's parameters. config: see `for_kind`."""
+    transformer = load_transformer(source, device, ring=config.stream_blocks)
+    return put_adapter(transformer, source, variant_of(source), config, device)
+
+
+def put_adapter(
+    transformer: FluxTransformer2DModel,
+    source: FluxSource,
+    variant: FluxVariant,
+    config: ErasureConfig,
+    device: torch.device,
+) -> tuple[Flow, list[torch.nn.Parameter]]:
+    """`adapted_flow` of a transformer that is loaded already, as `source` and `config` say."""
+    if config.checkpoints_blocks(source.precision) and not config.stream_blocks:  # streamed blocks are checkpointed
+        checkpoint_blocks(transformer)
+    side = training_side(config.resolution, variant)
+    flow = Flow(
+        transformer,
+        sigmas(variant, config.sampling_steps or variant.default_steps, side * side),
+        (side, side),
+        variant.default_guidance if config.guidance < 0 else config.guidance,
+        use_autocast(source, device),
+    )
+    blocks = target_blocks(config.targets, config.blocks, flow.double_blocks, flow.single_blocks)
+    targets = TARGETS[config.targets]
+    parameters = add_adapter(transformer, targets, config.rank, config.alpha, config.seed, blocks)
+    if config.compile:
+        compile_blocks(transformer)
+    return flow, parameters

@@ -34,10 +34,11 @@ def prepare(place: Workplace, concept: Any, config: Any, factory: Callable) -> L
     """Everything up to the first step, as `trainer.run` does it."""
     import torch
 
+    from training.flow import adapted_flow
     from training.methods import Prompts
     from training.models.device import pick_device
     from training.models.loading import load_text_encoders
-    from training.trainer import adapted_flow, make_optimizers, update
+    from training.updates import make_optimizers, update
 
     device, config = pick_device(place.args.device), config.for_kind(concept.kind)
     encoders = load_text_encoders(place.source, device)

@@ -228,12 +228,13 @@ class Bench:
 
         from training.bank import used_steps
         from training.config import ErasureConfig
+        from training.flow import put_adapter
         from training.lora.adapter import remove_adapter
         from training.memory import estimate_memory
         from training.methods import make_method
         from training.models.compiling import restore_blocks
         from training.models.sampling import sigmas
-        from training.trainer import make_optimizers, put_adapter, update, update_level
+        from training.updates import make_optimizers, update, update_level
 
         request = self.request(combination)
         config, phases = request.config, estimate_memory(request, self.size).phases
@@ -291,9 +292,10 @@ class Bench:
         """The authors' schedule on plain bf16 weights: one pair after a short warm-up, since it takes that long."""
         import torch
 
+        from training.flow import put_adapter
         from training.lora.adapter import remove_adapter
         from training.methods.published import PublishedSchedule
-        from training.trainer import make_optimizers, put_adapter, update
+        from training.updates import make_optimizers, update
 
         combination = Combination("bf16", resolution, "plain")
         source = self.request(combination).source

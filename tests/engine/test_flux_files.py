@@ -21,7 +21,7 @@ from tests import flux_files as made
 from training.errors import SourceError
 from training.lora.adapter import adapter_weights, add_adapter
 from training.lora.format import write_lora
-from training.memory import NF4
+from training.memory.estimate import NF4
 from training.models.loading import load_text_encoders, load_transformer, load_vae, quantise
 from training.models.native_layout import diffusers_shapes, native_to_diffusers
 from training.models.source import FluxSource

@@ -20,17 +20,8 @@ from training.config import TARGETS, ErasureConfig, ErasureRequest, target_block
 from training.errors import JobError
 from training.jobs import Job, JobStore, Scheduler
 from training.lora.adapter import add_adapter
-from training.memory import (
-    GB,
-    KEPT_DOUBLE,
-    adapter_parameters,
-    cheaper,
-    estimate_memory,
-    kept,
-    model_size,
-    shortage,
-    transformer_weights,
-)
+from training.memory import GB, cheaper, estimate_memory, model_size, shortage
+from training.memory.estimate import SAVED_DOUBLE, adapter_parameters, saved_units, transformer_weights
 from training.models.checkpointing import checkpoint_blocks
 from training.models.loading import load_transformer
 from training.models.source import demo_source
@@ -87,7 +78,7 @@ def test_what_is_kept_for_the_backward_pass(dtype):
         velocity(model, torch.randn(batch, side * side, 64), 0.7, embeds, 3.5, (side, side))
     unit = (side * side + text) * heads * 128 * dtype.itemsize
     measured = sum(storage.nbytes() for storage in found.values()) / unit
-    assert 0.75 < measured / kept(config, geometry) < 1.1
+    assert 0.75 < measured / saved_units(config, geometry) < 1.1
 
 
 @pytest.mark.parametrize("targets", list(TARGETS))
@@ -223,8 +214,8 @@ def test_what_is_kept_of_checkpointed_blocks():
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in alive}
     measured = sum(storages.values()) / ((side * side + text) * heads * 128 * 4)
     geometry = {**model.config, "num_attention_heads": heads}
-    assert out.requires_grad and 0.75 < measured / (kept(config, geometry) - KEPT_DOUBLE * batch) < 1.1
-    assert kept(config, geometry) < kept(replace(config, gradient_checkpointing="off"), geometry) / 2
+    assert out.requires_grad and 0.75 < measured / (saved_units(config, geometry) - SAVED_DOUBLE * batch) < 1.1
+    assert saved_units(config, geometry) < saved_units(replace(config, gradient_checkpointing="off"), geometry) / 2
 
 
 def test_a_shortage_says_how_much_is_missing_and_what_would_help(demo_folder, tmp_path):

@@ -28,6 +28,7 @@ from training.lora.format import KEY_BASE, KEY_CONCEPT, KEY_CONFIG, read_lora
 from training.methods import Term
 from training.methods.eraseanything import EraseAnything
 from training.models.source import FluxSource
+from training.updates import TrainingDiverged
 
 ROOT = Path(__file__).parents[2]
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -303,7 +304,7 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_checkpoint(
             return [Term(t.name, t.value * bad, t.weight) if t.name == term else t for t in terms]
 
     monkeypatch.setattr("training.methods.METHODS", {"eraseanything": Diverging})
-    with pytest.raises(trainer.TrainingDiverged, match=f'"{term}" is no longer a number after step 3'):
+    with pytest.raises(TrainingDiverged, match=f'"{term}" is no longer a number after step 3'):
         train(flux, tmp_path)
     kept = checkpoints.latest_checkpoint(tmp_path / "job" / "checkpoints")
     assert kept.step == 2 and all(torch.isfinite(b).all() for _, b, _ in kept.lora.values())

@@ -12,11 +12,12 @@ ROOT = Path(__file__).parents[2]
 
 # Floors of training/, from the cellar up: a module may import its own floor and those below.
 FLOORS: list[set[str]] = [
-    {"errors"},
+    {"errors", "events"},
     {"models", "lora", "concepts", "config"},
-    {"flow", "bank", "checkpoint", "concept_inputs", "evaluation", "fitting", "inspection", "memory", "parallel"},
+    {"flow", "memory", "parallel"},
+    {"bank", "checkpoint", "concept_inputs", "evaluation", "inspection", "samples"},
     {"methods"},
-    {"trainer"},
+    {"trainer", "updates"},
     {"jobs"},
     {"cli"},
 ]

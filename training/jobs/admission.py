@@ -6,8 +6,9 @@ import time
 from collections.abc import Callable, Sequence
 
 from ..errors import ErasureError
-from ..fitting import Way, decided
+from ..memory import MemoryPlan as Way
 from ..memory import free_memory
+from ..memory import load_plan as decided
 from .store import Job
 from .work import request_of, ways_of, why_short
 

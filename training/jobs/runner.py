@@ -18,8 +18,8 @@ from typing import Any
 
 from ..config import ErasureRequest
 from ..errors import ErasureError, JobError
-from ..fitting import settled
 from ..memory import cheaper
+from ..memory import planned_request as settled
 from .folder import JobFolder, JobState, sha256_of, write_json
 from .processes import own_identity
 from .work import Request, product_of, request_of, run

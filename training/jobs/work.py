@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
 from ..config import ErasureConfig, ErasureRequest
-from ..fitting import Way, ways
 from ..memory import GB, estimate_memory, shortage
+from ..memory import MemoryPlan as Way
+from ..memory import memory_plans as ways
 
 if TYPE_CHECKING:
     from ..evaluation.request import EvaluationRequest
@@ -49,7 +50,7 @@ def evaluation_folder(folder: Path) -> Path:
 
 
 def ways_of(request: Request) -> list[Way]:
-    """Every way to do what `request` asks for, the fastest first: see `fitting.ways`; an evaluation has one.
+    """Every way to do what `request` asks for, the fastest first: see `memory.memory_plans`; an evaluation has one.
 
     Raises SourceError.
     """

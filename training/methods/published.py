@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..flow import Flow, Progress
 from ..models.attention import AttentionCapture
+from ..models.sampling import trajectory
 from ..models.text import TextEmbeds
 from . import losses
 from .base import Term
@@ -32,14 +33,15 @@ class PublishedSchedule(EraseAnything):
         self, flow: Flow, noise: Tensor, row: int, teacher: bool, capture: AttentionCapture | None = None
     ) -> list[Tensor]:
         """The latents before each step and after the last; `capture` records the first step."""
-        latents, points = noise, [noise]
-        run = flow.teacher if teacher else torch.no_grad()(flow.student)
-        for step in range(len(flow.levels) - 1):
-            now, then = float(flow.levels[step]), float(flow.levels[step + 1])
-            velocity = run(latents, now, self.embeds[row], capture=capture if step == 0 else None)
-            latents = latents + (then - now) * velocity
+        points: list[Tensor] = []
+        run = flow.teacher if teacher else flow.student
+
+        def predict(latents: Tensor, t: float) -> Tensor:
             points.append(latents)
-        return points
+            return run(latents, t, self.embeds[row], capture=capture if len(points) == 1 else None)
+
+        last = trajectory(predict, noise, flow.levels)
+        return [*points, last]
 
     def _noise(self, flow: Flow, generator: torch.Generator) -> Tensor:
         tokens = flow.grid[0] * flow.grid[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from .batches import batches
 from .text import TextEmbeds
 from .variants import FluxVariant
 from .velocity import velocity
@@ -59,6 +61,27 @@ def initial_noise(seeds: int | Sequence[int], grid: tuple[int, int], channels: i
 
 
 @torch.no_grad()
+def trajectory(
+    predict: Callable[[Tensor, float], Tensor], latents: Tensor, levels: Tensor, steps: int | None = None
+) -> Tensor:
+    """Euler steps of dx/dt = v(x, t) along `levels`, without gradients: the only loop of its kind.
+
+    Args:
+        predict: (x_t [B, N, C], t) -> v [B, N, C], asked once before each step; what it sees is what may be recorded.
+        latents: [B, N, C], x at levels[0]; they stay in this dtype and on this device.
+        levels: [n + 1] noise levels, see sigmas().
+        steps: how many steps to take, all n by default.
+
+    Returns:
+        [B, N, C], x at levels[steps].
+    """
+    times = levels.tolist()
+    for step in range(len(times) - 1 if steps is None else steps):
+        latents = latents + (times[step + 1] - times[step]) * predict(latents, times[step])
+    return latents
+
+
+@torch.no_grad()
 def sample(
     transformer: FluxTransformer2DModel,
     embeds: TextEmbeds,
@@ -76,15 +99,16 @@ def sample(
 
     The latents stay in the noise's dtype, on the transformer's device. `deleted`: as `velocity` takes it.
     """
-    latents = noise.to(next(transformer.parameters()).device)
-    embeds = embeds.to(latents.device)
-    levels = levels.tolist()
-    for step in range(len(levels) - 1 if stop_at is None else stop_at):
-        flow = velocity(transformer, latents, levels[step], embeds, guidance, grid, deleted=deleted)
+    device = next(transformer.parameters()).device
+    embeds, steps = embeds.to(device), itertools.count()
+
+    def predict(latents: Tensor, t: float) -> Tensor:
+        v = velocity(transformer, latents, t, embeds, guidance, grid, deleted=deleted)
         if callback is not None:
-            callback(step, levels[step], latents, flow)
-        latents = latents + (levels[step + 1] - levels[step]) * flow
-    return latents
+            callback(next(steps), t, latents, v)
+        return v
+
+    return trajectory(predict, noise.to(device), levels, stop_at)
 
 
 @torch.no_grad()
@@ -139,8 +163,7 @@ def generate(
     levels = sigmas(variant, steps or variant.default_steps, grid[0] * grid[1])
     guidance = variant.default_guidance if guidance is None else guidance
     total, images = (len(levels) - 1) * math.ceil(count / batch_size), []
-    for number, start in enumerate(range(0, count, batch_size)):
-        chunk = slice(start, start + batch_size)
+    for number, chunk in enumerate(batches(count, batch_size)):
 
         def count_step(step: int, *_: object, before: int = number * (len(levels) - 1)) -> None:
             if callback is not None:

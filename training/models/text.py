@@ -9,11 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-
-def encoded_at_once(heads: int) -> int:
-    """Prompts in a pass of a T5 with so many attention heads: with many more, T5-XXL's attention matrices would take as
-    much memory as its weights."""
-    return 8 if heads >= 64 else 32
+from .batches import batches, prompts_at_once
 
 
 @dataclass
@@ -66,13 +62,13 @@ class TextEncoders:
     def encode(self, prompts: str | Sequence[str], batch_size: int = 0) -> TextEmbeds:
         """Embeddings of the prompts, on the encoders' device and in their dtype; no gradients.
 
-        batch_size: prompts in a pass; 0: as `encoded_at_once` says.
+        Args:
+            batch_size: prompts in a pass; 0: as `prompts_at_once` says.
         """
-        batch_size = batch_size or encoded_at_once(self.t5.config.num_heads)
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         parts = []
-        for start in range(0, len(prompts), batch_size):
-            chunk = prompts[start : start + batch_size]
+        for batch in batches(len(prompts), batch_size or prompts_at_once(self.t5.config.num_heads)):
+            chunk = prompts[batch]
             t5 = self.t5(self.tokens(self.tokenizer_2, chunk, self.sequence_length).to(self.device))[0]
             pooled = self.clip(
                 self.tokens(self.tokenizer, chunk, self.tokenizer.model_max_length).to(self.device)

@@ -8,9 +8,8 @@ from dataclasses import replace
 import pytest
 
 from tests.job_parts import in_state, wait_for
-from training.fitting import ways
 from training.jobs.admission import Admission
-from training.memory import estimate_memory
+from training.memory import estimate_memory, memory_plans
 
 TOO_MUCH = {"batch_erase": 256, "batch_preserve": 256, "resolution": 4096}  # about 2 TB
 
@@ -72,7 +71,7 @@ def test_a_model_that_is_gone_is_the_workers_business(store, request_for, tmp_pa
 def test_the_host_gets_time_to_make_room_for_the_fastest_way(store, request_for, demo_folder, monkeypatch):
     large = request_for("large", phrase="large")
     large = replace(large, config=replace(large.config, batch_erase=32, batch_preserve=32))
-    plain, checkpointed = ways(large)
+    plain, checkpointed = memory_plans(large)
     assert checkpointed.need < plain.need
     job = store.submit(large)
     admission = Admission(None, lambda device: checkpointed.need)

@@ -1,0 +1,24 @@
+"""What a training needs of memory: the estimate by phase, the plan that fits, and advice in sentences."""
+
+from .advice import cheaper, explain, shortage
+from .estimate import GB, MemoryEstimate, ModelSize, block_sizes, estimate_memory, free_memory, model_size
+from .plan import MemoryPlan, load_plan, memory_plans, overview, plan_memory, planned_request
+
+__all__ = [
+    "GB",
+    "MemoryEstimate",
+    "MemoryPlan",
+    "ModelSize",
+    "block_sizes",
+    "cheaper",
+    "estimate_memory",
+    "explain",
+    "free_memory",
+    "load_plan",
+    "memory_plans",
+    "model_size",
+    "overview",
+    "plan_memory",
+    "planned_request",
+    "shortage",
+]
