@@ -15,13 +15,14 @@ from server import PromptServer
 
 from ..training import fitting
 from ..training.concepts import Concept
-from ..training.config import ErasureConfig, ErasureRequest
 from ..training.errors import JobError
 from ..training.evaluation import Order, read_evaluation
 from ..training.evaluation.report import write_report
 from ..training.evaluation.request import EvaluationRequest
 from ..training.jobs import Job, JobStore, Scheduler
 from ..training.models.source import FluxSource
+from ..training.request import ErasureRequest
+from ..training.settings import ErasureConfig
 from .compat import lora_name
 from .text import check_phrase
 

@@ -14,10 +14,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from .config import ErasureRequest
 from .memory import GB, ModelSize, estimate_memory, free_memory, model_size
 from .models.device import pick_device
 from .models.source import PACKAGES
+from .request import ErasureRequest
 
 FILE = "memory.json"  # in a training's folder, where something was decided
 RING = 2  # blocks on the device where streaming is decided on

@@ -15,11 +15,12 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from .config import TARGETS, ErasureConfig, ErasureRequest, target_blocks
 from .models.device import pick_device, weights_dtype
 from .models.source import QUANTISED, FluxSource, parameter_count
 from .models.text import encoded_at_once
 from .models.variants import FluxVariant, training_side, variant_of
+from .request import ErasureRequest
+from .settings import TARGETS, ErasureConfig, target_blocks
 
 GB = 1024**3
 
@@ -149,8 +150,11 @@ class MemoryEstimate:
         return self.phases[self.peak]
 
 
-def estimate_memory(request: ErasureRequest, size: ModelSize | None = None) -> MemoryEstimate:
+def estimate_memory(
+    request: ErasureRequest, size: ModelSize | None = None, pictures: int | None = None
+) -> MemoryEstimate:
     """The estimate for a request. size: of its model, read from the headers on this machine where it is not given.
+    pictures: rendered at a time, where that is not for the settings to say.
 
     Raises SourceError.
     """
@@ -175,7 +179,7 @@ def estimate_memory(request: ErasureRequest, size: ModelSize | None = None) -> M
         min(32, max(config.erase_prompts, preserved)) if geometry["num_attention_heads"] < 24 else 1
     )  # as bank.record() takes samples
     pixels = (16 * side) ** 2 * size.channels
-    seeds = config.sample_count if config.sample_every else 0
+    seeds = pictures or (config.sample_count if config.sample_every else 0)
     streamed = kind != "cpu" and config.streams_encoder(precision)
     encoders = size.clip + (2 * size.t5_layer if streamed else size.t5)
     resident = program + weights.resident

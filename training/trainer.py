@@ -11,7 +11,6 @@ import math
 import os
 import time
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,9 +30,7 @@ from .checkpoint import (
     write_checkpoint,
 )
 from .concepts import Concept, vocabulary_of
-from .config import TARGETS, ErasureConfig, ErasureRequest, target_blocks
 from .errors import CheckpointError, ConfigError, ErasureError
-from .fitting import settle
 from .flow import Flow, Progress
 from .lora.adapter import adapter_weights, add_adapter, set_adapter_weights
 from .lora.format import make_metadata, write_lora
@@ -46,7 +43,10 @@ from .models.sampling import decode, initial_noise, sample, sigmas, to_pil
 from .models.source import FluxSource
 from .models.text import TextEmbeds
 from .models.variants import FluxVariant, training_side, variant_of
-from .parallel import ALONE, Group, placed
+from .parallel import ALONE, Group
+from .request import ErasureRequest
+from .resolve import ResolvedRequest, resolve
+from .settings import TARGETS, ErasureConfig, target_blocks
 
 if TYPE_CHECKING:
     from diffusers import FluxTransformer2DModel
@@ -76,21 +76,18 @@ def run(
     """Trains what `request` asks for and returns {"lora", "name", "steps", "seconds", "losses", "concept"}.
 
     `folder` gets bank.safetensors, checkpoints/ and samples/; the LoRA goes to output_folder/name.safetensors, whole or
-    not at all. What the request leaves open of precision and memory is decided here: see `fitting`. Where `folder` has
+    not at all. What the request leaves open is decided here: see `resolve`. Where `folder` has
     checkpoints of the same request, training goes on from the newest. `report` gets the events phase, step, sample,
     checkpoint, notice and completed; `should_stop` is asked before every step. `factory` makes another method than the
     one that the settings name; its folder must be no other method's. group: the processes that train together, see
     `parallel`; all call this, the leader alone reports and writes, and its should_stop is everyone's.
     Raises Stopped after saving a checkpoint, and ErasureError's subclasses.
     """
-    request.validate()
-    device = (request := placed(request, group)).device
-    settled, decision = group.agreed(settle(request, Path(folder)) if group.leads else None)
-    request = replace(settled, device=device)  # each process has its own
+    resolved = resolve(request, Path(folder), group)
     report = report if group.leads else lambda event: None
-    if decision:
-        report({"type": "notice", "message": decision})
-    return _Training(request, Path(folder), report, should_stop, factory or make_method, group).run()
+    if resolved.decision:
+        report({"type": "notice", "message": resolved.decision})
+    return _Training(resolved, Path(folder), report, should_stop, factory or make_method, group).run()
 
 
 def adapted_flow(
@@ -193,7 +190,7 @@ def update_level(
 class _Training:
     def __init__(
         self,
-        request: ErasureRequest,
+        resolved: ResolvedRequest,
         folder: Path,
         report: Report,
         should_stop: Callable[[], bool],
@@ -201,12 +198,12 @@ class _Training:
         group: Group,
     ) -> None:
         self.factory, self.group = factory, group
-        self.request, self.folder = request, folder
-        self.config = request.config.for_kind(request.concept.kind)
+        self.request, self.config, self.variant = resolved.request, resolved.config, resolved.variant
+        self.folder = folder
         self.report, self.should_stop = report, should_stop
-        self.device = pick_device(request.device)
-        self.base = request.source.fingerprint()
-        self.digest, self.bank_request = request_digest(request), bank_request_digest(request)
+        self.device = pick_device(self.request.device)
+        self.base = self.request.source.fingerprint()
+        self.digest, self.bank_request = request_digest(self.request), bank_request_digest(self.request)
         self.started = time.monotonic()
         self.step = 0
         self.losses: dict[str, float] = {}  # of the last step
@@ -279,7 +276,7 @@ class _Training:
         method, prompts = self.factory(concept, self.config), Prompts()
         for text in _sample_prompts(concept):
             prompts.row(text)
-        method.plan(prompts, tokenizer, variant_of(source).sequence_length)
+        method.plan(prompts, tokenizer, self.variant.sequence_length)
         stored = self._stored_bank(checkpoint, prompts)
         if stored is not None:
             return concept, method, prompts, TextEmbeds(stored.pop("embeds.t5"), stored.pop("embeds.pooled")), stored

@@ -12,12 +12,12 @@ import torch
 
 from tests.engine.test_small_memory import CONCEPT, CONFIG, train
 from training import cli, fitting
-from training.config import ErasureRequest
 from training.fitting import fastest, overview, settle, settled, ways
 from training.memory import GB, estimate_memory
 from training.models.loading import load_transformer
 from training.models.source import FluxSource
 from training.models.streaming import stream_blocks
+from training.request import ErasureRequest
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -13,8 +13,19 @@ ROOT = Path(__file__).parents[2]
 # Floors of training/, from the cellar up: a module may import its own floor and those below.
 FLOORS: list[set[str]] = [
     {"errors"},
-    {"models", "lora", "concepts", "config"},
-    {"flow", "bank", "checkpoint", "concept_inputs", "evaluation", "fitting", "inspection", "memory", "parallel"},
+    {"models", "lora", "concepts", "settings", "request"},
+    {
+        "flow",
+        "bank",
+        "checkpoint",
+        "concept_inputs",
+        "evaluation",
+        "fitting",
+        "inspection",
+        "memory",
+        "parallel",
+        "resolve",
+    },
     {"methods"},
     {"trainer"},
     {"jobs"},

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
-from ..config import ErasureConfig, ErasureRequest
 from ..fitting import Way, ways
 from ..memory import GB, estimate_memory, shortage
+from ..request import ErasureRequest
+from ..settings import ErasureConfig
 
 if TYPE_CHECKING:
     from ..evaluation.request import EvaluationRequest
@@ -59,9 +60,8 @@ def ways_of(request: Request) -> list[Way]:
 def need_of(request: EvaluationRequest) -> int:
     """Bytes that must be free on the device. Raises SourceError."""
     # Encoders, transformer and decoder are there at the same time; a batch is rendered as samples are.
-    config = ErasureConfig(sample_count=request.order.batch_size)
-    like = ErasureRequest(request.source, request.order.concept, config, request.name, "/", request.device)
-    phases = estimate_memory(like).phases
+    like = ErasureRequest(request.source, request.order.concept, ErasureConfig(), request.name, "/", request.device)
+    phases = estimate_memory(like, pictures=request.order.batch_size).phases
     return phases["encode"] + phases["samples"]
 
 
