@@ -10,12 +10,12 @@ import comfy.utils
 import folder_paths
 import torch
 
-from ..training.config import validate_name
 from ..training.errors import LoraError
 from ..training.lora.bake import bake
 from ..training.lora.files import merge_files, numbered
 from ..training.lora.format import KEY_CONCEPT, read_metadata
 from ..training.lora.merge import MODES, PRESERVE
+from ..training.lora.names import validate_name
 from ..training.models.source import FluxSource
 from .compat import file_stamp, io, linked_stamp, list_files, resolve_file, temp_path
 from .stack import MAX_WEIGHT, Row, Stack, checked_weight

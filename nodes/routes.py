@@ -20,10 +20,11 @@ from server import PromptServer
 
 from ..training.concepts import Concept, WordNetMissing, download_wordnet, make_concept, phrases_of, senses
 from ..training.concepts.concept import Kind
-from ..training.config import ErasureConfig, ErasureRequest
 from ..training.errors import ErasureError, JobError
 from ..training.jobs import MAX_SLOTS, Job
 from ..training.models.source import FluxSource
+from ..training.request import ErasureRequest
+from ..training.settings import ErasureConfig
 from . import service
 from .concept import labelled_presets, remarks_on
 from .load import DEMO, choices_of, choose_source

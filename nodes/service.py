@@ -14,7 +14,6 @@ import folder_paths
 from server import PromptServer
 
 from ..training.concepts import Concept
-from ..training.config import ErasureConfig, ErasureRequest
 from ..training.errors import JobError
 from ..training.evaluation import EvaluationSpec, read_evaluation
 from ..training.evaluation.report import write_report
@@ -22,6 +21,8 @@ from ..training.evaluation.request import EvaluationRequest
 from ..training.jobs import Job, JobStore, Scheduler
 from ..training.memory import overview as memory_overview
 from ..training.models.source import FluxSource
+from ..training.request import ErasureRequest
+from ..training.settings import ErasureConfig
 from .compat import lora_name
 from .text import check_phrase
 

@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import folder_paths
 
-from ..training.config import validate_name
 from ..training.errors import ConfigError, LoraError
 from ..training.lora.files import describe, numbered
+from ..training.lora.names import validate_name
 from .compat import (
     ChoosesLora,
     file_stamp,

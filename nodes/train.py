@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import re
 import time
@@ -13,16 +12,16 @@ import comfy.utils
 from PIL import Image
 
 from ..training.concepts import Concept
-from ..training.config import ErasureConfig
 from ..training.errors import ConfigError, JobError
 from ..training.jobs import Job
 from ..training.models.source import FluxSource
+from ..training.settings import SETTINGS, ErasureConfig
 from . import service
 from .compat import advanced, io, lora_name
 from .types import CATEGORY, ConceptType, FluxSourceType, JobType
 
-# Shown at once, in this order: saved workflows hold the values of a node's widgets by position. All other settings
-# follow as advanced ones, in ErasureConfig's order (method, LoRA, rates and weights, data, output).
+# Saved workflows hold the values of a node's widgets by position: no name may move, and a new setting's comes last.
+# Shown at once are these.
 SIMPLE = (
     "method",
     "steps",
@@ -35,6 +34,39 @@ SIMPLE = (
     "seed",
     "preserve_prompts",
 )
+# And these when the user asks for the advanced ones.
+ADVANCED = (
+    "bilevel",
+    "anchor",
+    "alpha",
+    "blocks",
+    "capture_blocks",
+    "lr_erase",
+    "lr_preserve",
+    "weight_decay",
+    "weight_esd",
+    "weight_attn",
+    "weight_lora",
+    "weight_rsc",
+    "tau",
+    "batch_erase",
+    "batch_preserve",
+    "erase_synonyms",
+    "shuffle",
+    "sampling_steps",
+    "resolution",
+    "t_min",
+    "refresh_every",
+    "guidance",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "sample_count",
+    "erase_to",
+    "gradient_checkpointing",
+    "stream_blocks",
+    "early_stopping",
+    "compile",
+)
 
 # Not called "seed": the frontend would add a control that draws a new one, and so a new training, with every run.
 SEED = "training_seed"
@@ -43,21 +75,21 @@ POLL_SECONDS = 0.25
 LARGEST_INT = 2**53 - 1  # that a browser can hold
 
 
-def setting_input(setting: dataclasses.Field[Any]) -> io.Input:
-    """A widget for one of ErasureConfig's settings, with its default, range and help text."""
-    input_id = SEED if setting.name == "seed" else setting.name
-    meta, common = setting.metadata, {"default": setting.default, "tooltip": setting.metadata["help"]}
-    if isinstance(setting.default, tuple):
+def setting_input(name: str) -> io.Input:
+    """A widget for a setting, with its default, range and help text."""
+    setting, input_id = SETTINGS[name], SEED if name == "seed" else name
+    common = {"default": setting.default, "tooltip": setting.help}
+    if setting.several:
         return io.String.Input(input_id, placeholder="empty: all", **{**common, "default": ""})
-    if meta["choices"]:
-        return io.Combo.Input(input_id, options=list(meta["choices"]), **common)
-    if isinstance(setting.default, bool):
+    if setting.choices:
+        return io.Combo.Input(input_id, options=list(setting.choices), **common)
+    if setting.type is bool:
         return io.Boolean.Input(input_id, **common)
-    if isinstance(setting.default, str):
+    if setting.type is str:
         return io.String.Input(input_id, placeholder="empty: automatic", **common)
-    if isinstance(setting.default, int):
-        return io.Int.Input(input_id, min=int(meta["low"]), max=int(min(meta["high"], LARGEST_INT)), **common)
-    return io.Float.Input(input_id, min=meta["low"], max=meta["high"], step=step_of(setting.default), **common)
+    if setting.type is int:
+        return io.Int.Input(input_id, min=int(setting.low), max=int(min(setting.high, LARGEST_INT)), **common)
+    return io.Float.Input(input_id, min=setting.low, max=setting.high, step=step_of(setting.default), **common)
 
 
 def step_of(default: float) -> float:
@@ -70,9 +102,7 @@ def step_of(default: float) -> float:
 
 def setting_inputs() -> list[io.Input]:
     """Widgets for all settings: the simple ones, then the advanced ones."""
-    settings = {setting.name: setting for setting in dataclasses.fields(ErasureConfig)}
-    simple = [setting_input(settings.pop(name)) for name in SIMPLE]
-    return [*simple, *(advanced(setting_input(setting)) for setting in settings.values())]
+    return [*map(setting_input, SIMPLE), *(advanced(setting_input(name)) for name in ADVANCED)]
 
 
 def config_of(values: dict[str, Any]) -> ErasureConfig:
@@ -80,10 +110,10 @@ def config_of(values: dict[str, Any]) -> ErasureConfig:
 
     Raises ConfigError.
     """
-    tuples = {setting.name for setting in dataclasses.fields(ErasureConfig) if isinstance(setting.default, tuple)}
     settings = {"seed" if name == SEED else name: value for name, value in values.items()}
+    lists = {name for name, setting in SETTINGS.items() if setting.several}
     return ErasureConfig.from_dict(
-        {name: indices_of(name, value) if name in tuples else value for name, value in settings.items()}
+        {name: indices_of(name, value) if name in lists else value for name, value in settings.items()}
     )
 
 

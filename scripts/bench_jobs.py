@@ -29,10 +29,11 @@ STATES = ("completed", "completed", "completed", "failed", "cancelled", "paused"
 def fill(root: Path, loras: Path, jobs: int) -> None:
     """Writes jobs in all states, as their own code writes them; every completed one has a LoRA file."""
     from training.concepts import Concept
-    from training.config import ErasureConfig, ErasureRequest
     from training.jobs import JobFolder, JobState
     from training.jobs.store import digest_of
     from training.models.source import demo_source
+    from training.request import ErasureRequest
+    from training.settings import ErasureConfig
 
     loras.mkdir()
     concept = Concept("car", irrelevant=("house", "tree", "apple"), preserve=("a photo of a house",) * 64)

@@ -52,8 +52,9 @@ class Server:
 def request_into(folder: Path, steps: int):
     """The training; only its output folder differs."""
     from training.concepts import Concept
-    from training.config import ErasureConfig, ErasureRequest
     from training.models.source import demo_source
+    from training.request import ErasureRequest
+    from training.settings import ErasureConfig
 
     preserve = ("a photo of a house", "a photo of a tree")
     concept = Concept("car", irrelevant=("house", "tree", "apple"), preserve=preserve)

@@ -9,9 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from training.concepts import Concept
-from training.config import ErasureConfig, ErasureRequest
 from training.jobs import Job, JobStore
 from training.models.source import demo_source
+from training.request import ErasureRequest
+from training.settings import ErasureConfig
 
 TINY_WORKER = Path(__file__).parent / "unit" / "jobs" / "tiny_worker.py"
 

@@ -14,47 +14,10 @@ import torch
 from torch import Tensor
 
 from .bank import FILE, digest, read_tensors, write_tensors
-from .config import ErasureRequest
 from .errors import CheckpointError
 from .lora.format import LoraWeights
-
-# Settings that decide what a training takes and leaves behind, not what it computes (but for compile's rounding): it
-# may go on with others.
-NOT_THE_COURSE = frozenset(
-    {
-        "checkpoint_every",
-        "keep_checkpoints",
-        "sample_every",
-        "sample_count",
-        "gradient_checkpointing",
-        "stream_blocks",
-        "compile",
-    }
-)
-# Settings that do not reach the bank, which is recorded before the first step.
-AFTER_THE_BANK = NOT_THE_COURSE | frozenset(
-    {
-        "bilevel",
-        "steps",
-        "rank",
-        "alpha",
-        "targets",
-        "blocks",
-        "lr_erase",
-        "lr_preserve",
-        "weight_decay",
-        "weight_esd",
-        "weight_attn",
-        "weight_lora",
-        "eta",
-        "tau",
-        "batch_erase",
-        "batch_preserve",
-        "refresh_every",
-        "random_strength",
-        "early_stopping",
-    }
-)
+from .request import ErasureRequest
+from .settings import names_affecting
 
 
 @dataclass
@@ -77,16 +40,16 @@ class Checkpoint:
 def request_digest(request: ErasureRequest) -> str:
     """A hash of what decides a training's course: concept and settings (not names, folders, how often to save and how
     memory is saved)."""
-    return _digest(request, NOT_THE_COURSE)
+    return _digest(request, names_affecting("bank", "weights"))
 
 
 def bank_request_digest(request: ErasureRequest) -> str:
     """A hash of what decides a training's bank: trainings on the same base that share it can share the bank's file."""
-    return _digest(request, AFTER_THE_BANK)
+    return _digest(request, names_affecting("bank"))
 
 
-def _digest(request: ErasureRequest, without: Collection[str]) -> str:
-    config = {name: value for name, value in request.config.to_dict().items() if name not in without}
+def _digest(request: ErasureRequest, settings: Collection[str]) -> str:
+    config = {name: value for name, value in request.config.to_dict().items() if name in settings}
     text = json.dumps([request.concept.to_dict(), config], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 

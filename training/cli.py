@@ -24,10 +24,10 @@ after it and with its control, and the prompts that brought it back).
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import re
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -35,10 +35,11 @@ from tqdm import tqdm
 
 from .concepts import TEMPLATES, Concept, WordNetMissing, endpoint_words, make_concept, vocabulary_of
 from .concepts.endpoint import API_KEY
-from .config import ErasureConfig, ErasureRequest
 from .errors import ConfigError, ErasureError, LoraError
 from .memory import GB, overview
 from .models.source import PRECISIONS, FluxSource
+from .request import ErasureRequest
+from .settings import SETTINGS, ErasureConfig
 
 SHARES = ("acc_e", "acc_g", "acc_ir")
 
@@ -47,7 +48,12 @@ def parser() -> argparse.ArgumentParser:
     """The command line's grammar; every training setting is reachable through --set."""
     top = argparse.ArgumentParser(prog="python -m training.cli", description="Erase a concept from Flux.")
     commands = top.add_subparsers(dest="command", required=True)
-    train = commands.add_parser("train", help="train an erasure LoRA")
+    train = commands.add_parser(
+        "train",
+        help="train an erasure LoRA",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="\n".join(["settings, for --set:", *(f"  {line}" for line in settings_help())]),
+    )
     train.add_argument("--source", required=True, help="Flux folder in diffusers layout")
     train.add_argument("--concept", required=True, help="the word or phrase to erase")
     train.add_argument("--out", required=True, type=Path, help="folder for the LoRA and the training's own files")
@@ -64,8 +70,7 @@ def parser() -> argparse.ArgumentParser:
     train.add_argument("--steps", type=int)
     train.add_argument("--seed", type=int)
     train.add_argument("--method")
-    names = ", ".join(f.name for f in dataclasses.fields(ErasureConfig))
-    train.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help=f"a setting: {names}")
+    train.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a setting (see below)")
     resume = commands.add_parser("resume", help="go on with a training that was stopped or killed")
     resume.add_argument("--out", required=True, type=Path)
     resume.add_argument("--name", help="which one, where DIR has several")
@@ -91,6 +96,15 @@ def parser() -> argparse.ArgumentParser:
         )
         command.add_argument("--images-per-other", type=int, default=3, help="measured images of each other noun")
     return top
+
+
+def settings_help() -> list[str]:
+    """Each setting with its default, its range and when to change it, in lines that a terminal holds."""
+    lines = []
+    for setting in SETTINGS.values():
+        lines.append(f"{setting.name}={json.dumps(setting.default)}  ({setting.allowed})")
+        lines += textwrap.wrap(setting.help, 100, initial_indent="    ", subsequent_indent="    ")
+    return lines
 
 
 def _evaluation_options(evaluate: argparse.ArgumentParser) -> None:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from .config import TARGETS, ErasureConfig, target_blocks
 from .lora.adapter import adapter_disabled, add_adapter, set_adapter_scale
 from .models.attention import AttentionCapture
 from .models.checkpointing import checkpoint_blocks
@@ -23,6 +22,7 @@ from .models.text import TextEmbeds
 from .models.variants import FluxVariant, training_side, variant_of
 from .models.velocity import velocity
 from .parallel import ALONE, Group
+from .settings import TARGETS, ErasureConfig, target_blocks
 
 if TYPE_CHECKING:
     from diffusers import FluxTransformer2DModel

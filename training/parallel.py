@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
-from .config import ErasureRequest
 from .errors import ConfigError
+from .request import ErasureRequest
 
 PATIENCE = datetime.timedelta(days=7)  # the others wait for the leader while it fills the bank and renders samples
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,18 +28,17 @@ from .checkpoint import (
     write_checkpoint,
 )
 from .concepts import vocabulary_of
-from .config import ErasureRequest
 from .errors import CheckpointError
 from .events import Report, notice, phase
 from .flow import Progress, adapted_flow
 from .lora.adapter import adapter_weights, set_adapter_weights
 from .lora.format import make_metadata, write_lora
-from .memory import explain, plan_memory
 from .methods import MethodFactory, Prompts, make_method
 from .models.device import pick_device, release_unused
 from .models.loading import load_text_encoders, load_tokenizer
-from .models.variants import variant_of
-from .parallel import ALONE, Group, placed
+from .parallel import ALONE, Group
+from .request import ErasureRequest
+from .resolve import resolve
 from .samples import SampleWriter, sample_prompts
 from .updates import make_optimizers, update
 
@@ -62,7 +61,7 @@ def run(
     """Trains what `request` asks for; where `folder` has checkpoints of the same request, from the newest one on.
 
     Args:
-        request: what it leaves open of precision and memory is decided here, see `memory.plan`.
+        request: what it leaves open is decided here, see `resolve`.
         folder: gets bank.safetensors, checkpoints/ and samples/. The LoRA goes to output_folder/name.safetensors, whole
             or not at all.
         report: gets the events phase, step, sample, checkpoint, notice and completed.
@@ -79,15 +78,13 @@ def run(
         ErasureError: its subclasses.
     """
     folder, report = Path(folder), report if group.leads else lambda event: None
-    request.validate()
-    request = placed(request, group)
-    choice = group.agreed(plan_memory(request, folder) if group.leads else None)
-    request = replace(choice.plan.request, device=request.device)  # each process has its own
-    if decision := explain(choice):
-        report(notice(decision))
+    resolved = resolve(request, folder, group)
+    request, config, variant = resolved.request, resolved.config, resolved.variant
+    if resolved.decision:
+        report(notice(resolved.decision))
 
     # prepare: what an earlier run has left
-    started, source, config = time.monotonic(), request.source, request.config.for_kind(request.concept.kind)
+    started, source = time.monotonic(), request.source
     device, base, course = pick_device(request.device), source.fingerprint(), request_digest(request)
     checkpoint = latest_checkpoint(folder / "checkpoints", lambda sentence: report(notice(sentence)))
     if checkpoint is not None:
@@ -103,7 +100,7 @@ def run(
         concept = request.concept.fitted(vocabulary_of(tokenizer), config.seed)
         method, prompts = (factory or make_method)(concept, config), Prompts()
         sample_rows = [prompts.row(text) for text in sample_prompts(concept)]
-        method.plan(prompts, tokenizer, variant_of(source).sequence_length)
+        method.plan(prompts, tokenizer, variant.sequence_length)
         key = BankKey(base, bank_request_digest(request), prompts.texts)
         expected = None if checkpoint is None else checkpoint.facts["bank"]
         stored = read_bank(folder / FILE, key, expected, lambda sentence: report(notice(sentence)))

@@ -6,10 +6,10 @@ import math
 
 import torch
 
-from .config import ErasureConfig
 from .errors import ConfigError, ErasureError
 from .flow import Flow
 from .methods import Method
+from .settings import ErasureConfig
 
 CLIP_NORM = 1.0  # gradient norm of a level's update; a guard, rarely reached
 

@@ -181,7 +181,7 @@ class Bench:
 
     def config(self, combination: Combination):
         """The pack's defaults at batch 1, like the authors', with a small bank; see STEPS."""
-        from training.config import ErasureConfig
+        from training.settings import ErasureConfig
 
         return ErasureConfig(
             batch_erase=1,
@@ -196,8 +196,8 @@ class Bench:
 
     def request(self, combination: Combination):
         """What the estimate is asked about."""
-        from training.config import ErasureRequest
         from training.models.source import FluxSource
+        from training.request import ErasureRequest
 
         source = FluxSource("diffusers", precision=combination.precision)
         config = self.config(combination)
@@ -227,13 +227,13 @@ class Bench:
         import torch
 
         from training.bank import used_steps
-        from training.config import ErasureConfig
         from training.flow import put_adapter
         from training.lora.adapter import remove_adapter
         from training.memory import estimate_memory
         from training.methods import make_method
         from training.models.compiling import restore_blocks
         from training.models.sampling import sigmas
+        from training.settings import ErasureConfig
         from training.updates import make_optimizers, update, update_level
 
         request = self.request(combination)

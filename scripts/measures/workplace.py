@@ -37,13 +37,13 @@ def seeds_of(text: str) -> list[int]:
 
 def course(config: Any) -> dict[str, Any]:
     """The settings that decide what a training learns, for keys; a later one that is off leaves them as they were."""
-    from training.checkpoint import NOT_THE_COURSE
+    from training.settings import names_affecting
 
     later = {"early_stopping"}
     return {
         name: value
         for name, value in config.to_dict().items()
-        if name not in NOT_THE_COURSE and (name not in later or value)
+        if name in names_affecting("bank", "weights") and (name not in later or value)
     }
 
 
@@ -190,7 +190,7 @@ class Workplace:
 
     def config(self, overrides: dict[str, Any], seed: int):
         """The pack's defaults with --set and then `overrides`; no sample images."""
-        from training.config import ErasureConfig
+        from training.settings import ErasureConfig
 
         return ErasureConfig.from_dict({**self.settings, **overrides, "seed": seed, "sample_every": 0})
 
@@ -221,8 +221,8 @@ class Workplace:
         """
         from training.checkpoint import bank_request_digest, request_digest
         from training.concepts import Concept
-        from training.config import ErasureRequest
         from training.lora.format import read_lora
+        from training.request import ErasureRequest
         from training.trainer import run
 
         source, folder = self.source, folder / precision

@@ -13,10 +13,11 @@ import torch
 
 from training import cli
 from training.concepts import Concept
-from training.config import ErasureConfig, ErasureRequest
 from training.errors import ConfigError
 from training.lora.format import KEY_CONCEPT, make_metadata, read_lora, write_lora
 from training.models.source import FluxSource
+from training.request import ErasureRequest
+from training.settings import ErasureConfig
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = [

@@ -13,7 +13,6 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from tests.engine.test_small_memory import CONCEPT, CONFIG, losses, train
 from tests.flux_models import TINY_GRID, TINY_TEXT, tiny_inputs
 from training.checkpoint import bank_request_digest, request_digest
-from training.config import ErasureRequest
 from training.errors import ConfigError
 from training.lora.adapter import adapter_disabled, add_adapter
 from training.models.attention import AttentionCapture, spans_to_mask
@@ -22,6 +21,7 @@ from training.models.compiling import compile_blocks, restore_blocks
 from training.models.source import FluxSource
 from training.models.streaming import stream_blocks
 from training.models.velocity import velocity
+from training.request import ErasureRequest
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")

@@ -16,7 +16,6 @@ from diffusers import FluxTransformer2DModel
 
 from tests.engine.test_small_memory import stored_bytes
 from training.concepts import TEMPLATES, Concept
-from training.config import TARGETS, ErasureConfig, ErasureRequest, target_blocks
 from training.errors import JobError
 from training.jobs import Job, JobStore, Scheduler
 from training.lora.adapter import add_adapter
@@ -28,6 +27,8 @@ from training.models.source import demo_source
 from training.models.streaming import stream_blocks
 from training.models.text import TextEmbeds
 from training.models.velocity import velocity
+from training.request import ErasureRequest
+from training.settings import TARGETS, ErasureConfig, target_blocks
 
 ROOT = Path(__file__).parents[2]
 STARVED_WORKER = Path(__file__).with_name("starved_worker.py")
@@ -105,7 +106,7 @@ def test_the_estimate_fits_what_a_training_takes(demo_folder, tmp_path):
         wanted = request(tmp_path / str(batch), steps=1, batch_erase=batch, batch_preserve=batch, checkpoint_every=100)
         code = (
             "import json, sys, torch; from pathlib import Path; from training import trainer;"
-            "from training.config import ErasureRequest; torch.set_num_threads(1);"
+            "from training.request import ErasureRequest; torch.set_num_threads(1);"
             "request = ErasureRequest.from_dict(json.loads(sys.argv[1]));"
             "trainer.run(request, Path(sys.argv[2]), lambda event: None);"
             "print([line.split()[1] for line in open('/proc/self/status') if line.startswith('VmHWM')][0])"

@@ -12,12 +12,12 @@ import torch
 
 from tests.engine.test_small_memory import CONCEPT, CONFIG, train
 from training import cli
-from training.config import ErasureRequest
 from training.memory import GB, estimate_memory, explain, memory_plans, overview, plan, plan_memory, planned_request
 from training.memory.plan import choose
 from training.models.loading import load_transformer
 from training.models.source import FluxSource
 from training.models.streaming import stream_blocks
+from training.request import ErasureRequest
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

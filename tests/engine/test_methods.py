@@ -12,9 +12,7 @@ from transformers import AutoTokenizer
 
 from tests.flux_models import tiny_transformer
 from training.bank import digest, read_tensors, record, used_steps, write_tensors
-from training.checkpoint import AFTER_THE_BANK
 from training.concepts import Concept
-from training.config import ErasureConfig
 from training.errors import CheckpointError, ConceptError
 from training.flow import Flow
 from training.lora.adapter import adapter_parameters, add_adapter
@@ -25,6 +23,7 @@ from training.models.attention import AttentionCapture
 from training.models.sampling import initial_noise, sample
 from training.models.text import TextEmbeds
 from training.models.velocity import velocity
+from training.settings import SETTINGS, ErasureConfig, names_affecting
 
 LENGTH = 32
 CONCEPT = Concept(
@@ -58,7 +57,7 @@ def tokenizer(demo_folder: Path):
 
 
 def ready(tokenizer, flow: Flow, config: ErasureConfig = CONFIG, concept: Concept = CONCEPT) -> EraseAnything:
-    method, prompts = make_method(concept, config), Prompts()
+    method, prompts = make_method(concept, config.for_kind(concept.kind)), Prompts()
     method.plan(prompts, tokenizer, LENGTH)
     encoded = embeds(len(prompts.texts))
     bank = method.collect(flow, encoded, lambda done, total: None)
@@ -98,7 +97,7 @@ def test_settings_that_are_said_not_to_reach_the_bank_do_not(tokenizer, name: st
         "early_stopping": 9,
         "compile": True,
     }
-    assert set(other) == AFTER_THE_BANK
+    assert set(other) == names_affecting("weights", "output")
     config = dataclasses.replace(CONFIG, method=name)
     assert all(getattr(config, setting) != value for setting, value in other.items())
 
@@ -192,7 +191,8 @@ RELATION = Concept("above", "relationship", "a {subject} {} a {object}", irrelev
 @pytest.mark.parametrize("name", ["eraseanything", "esd"])
 def test_styles_and_relations_are_sent_to_the_rest_of_their_prompt(tokenizer, name: str):
     def targets(concept: Concept, **settings) -> list[tuple[str, str]]:
-        method, prompts = make_method(concept, dataclasses.replace(CONFIG, method=name, **settings)), Prompts()
+        config = dataclasses.replace(CONFIG, method=name, **settings).for_kind(concept.kind)
+        method, prompts = make_method(concept, config), Prompts()
         method.plan(prompts, tokenizer, LENGTH)
         return [(prompts.texts[text], prompts.texts[target]) for text, target in method.erase]
 
@@ -328,8 +328,7 @@ def test_a_bank_round_trips_and_its_digest_sees_every_bit(tokenizer, tmp_path: P
 
 
 def test_every_method_of_the_settings_exists():
-    field = next(f for f in dataclasses.fields(ErasureConfig) if f.name == "method")
-    assert set(METHODS) == set(field.metadata["choices"])
+    assert set(METHODS) == set(SETTINGS["method"].choices)
 
 
 def settings(**changes) -> ErasureConfig:
@@ -445,7 +444,7 @@ def test_the_anchor_is_the_word_given(tokenizer):
     ("anchor", "message"), [("Automobile", "contains the concept"), ("red car", "contains the concept"), ("猫", "know")]
 )
 def test_anchors_of_no_use(tokenizer, anchor: str, message: str):
-    method = make_method(CONCEPT, settings(method="concept_ablation", anchor=anchor))
+    method = make_method(CONCEPT, settings(method="concept_ablation", anchor=anchor).for_kind("entity"))
     with pytest.raises(ConceptError, match=message):
         method.plan(Prompts(), tokenizer, LENGTH)
 
@@ -513,7 +512,7 @@ def test_a_refresh_depends_on_step_adapter_and_bank_alone(tokenizer):
 def test_the_published_schedule_costs_what_its_authors_code_does(tokenizer):
     """142 passes without gradient, and 3 with gradient, in a pair; its losses move the adapter."""
     flow = dataclasses.replace(adapted_flow(), levels=torch.linspace(1, 0, 29))
-    method, prompts = PublishedSchedule(CONCEPT, CONFIG), Prompts()
+    method, prompts = PublishedSchedule(CONCEPT, CONFIG.for_kind("entity")), Prompts()
     method.plan(prompts, tokenizer, LENGTH)
     encoded = embeds(len(prompts.texts))
     method.use(method.collect(flow, encoded, lambda done, total: None), encoded)

@@ -14,11 +14,11 @@ from safetensors.torch import load_file
 from scripts.environment import ROOT
 from tests.engine.test_small_memory import CONCEPT, CONFIG
 from training.checkpoint import latest_checkpoint
-from training.config import ErasureRequest
 from training.errors import ConfigError
 from training.jobs.processes import ENVIRONMENT
 from training.models.source import FluxSource
 from training.parallel import Group, placed
+from training.request import ErasureRequest
 
 SETTINGS = {
     "steps": 4,

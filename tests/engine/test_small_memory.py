@@ -15,7 +15,6 @@ from tests.flux_models import fp32_source
 from training import trainer
 from training.checkpoint import latest_checkpoint
 from training.concepts import Concept
-from training.config import TARGETS, ErasureConfig, ErasureRequest
 from training.errors import SourceError
 from training.lora.adapter import add_adapter
 from training.lora.format import LoraWeights, read_lora
@@ -27,6 +26,8 @@ from training.models.source import QUANTISED, FluxSource
 from training.models.text import TextEmbeds
 from training.models.variants import variant_of
 from training.models.velocity import velocity
+from training.request import ErasureRequest
+from training.settings import TARGETS, ErasureConfig
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CONCEPT = Concept(

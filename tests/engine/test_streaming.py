@@ -14,7 +14,6 @@ from torch import Tensor
 from tests.engine.test_small_memory import assert_same, assert_same_samples, inner_tensors, losses, train
 from tests.flux_models import TINY_GRID, TINY_TEXT, tiny_inputs, tiny_transformer
 from training import trainer
-from training.config import TARGETS
 from training.errors import ConfigError
 from training.lora.adapter import adapter_disabled, adapter_weights, add_adapter, set_adapter_weights
 from training.models.attention import AttentionCapture
@@ -25,6 +24,7 @@ from training.models.sampling import sample
 from training.models.source import FluxSource
 from training.models.streaming import BlockStream, stream_blocks
 from training.models.velocity import velocity
+from training.settings import TARGETS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 CPU = torch.device("cpu")

@@ -22,12 +22,13 @@ from training import checkpoint as checkpoints
 from training import trainer
 from training.bank import read_tensors, write_tensors
 from training.concepts import Concept
-from training.config import ErasureConfig, ErasureRequest
 from training.errors import CheckpointError, ConceptError, ConfigError
 from training.lora.format import KEY_BASE, KEY_CONCEPT, KEY_CONFIG, read_lora
 from training.methods import Term
 from training.methods.eraseanything import EraseAnything
 from training.models.source import FluxSource
+from training.request import ErasureRequest
+from training.settings import ErasureConfig
 from training.updates import TrainingDiverged
 
 ROOT = Path(__file__).parents[2]
@@ -144,7 +145,7 @@ def test_kill_9_and_resume_is_bit_identical(whole, flux: FluxSource, tmp_path: P
         "torch.set_num_threads(1)\n"
         f"sys.path.insert(0, {str(ROOT)!r})\n"
         "from training import trainer\n"
-        "from training.config import ErasureRequest\n"
+        "from training.request import ErasureRequest\n"
         "here = pathlib.Path(__file__).parent\n"
         "request = ErasureRequest.from_dict(json.loads((here / 'request.json').read_text()))\n"
         "def report(event):\n"

@@ -12,10 +12,11 @@ import pytest
 
 from tests.job_parts import ended
 from training.concepts import Concept
-from training.config import ErasureConfig, ErasureRequest
 from training.errors import JobError
 from training.jobs import JobFolder, worker_command
 from training.models.source import demo_source
+from training.request import ErasureRequest
+from training.settings import ErasureConfig
 
 
 def request_into(folder: Path, name: str = "erase-car", **settings: int) -> ErasureRequest:

@@ -14,7 +14,7 @@ from scripts.host import Host, HostError
 from tests.chat_server import GOOD, KEY, chat_server
 from training.concepts import make_concept, presets
 from training.concepts.endpoint import API_HOST, API_KEY
-from training.config import ErasureConfig
+from training.settings import ErasureConfig
 
 ROOT = Path(__file__).parents[2]
 Graph = dict[str, dict[str, Any]]

@@ -13,9 +13,9 @@ ROOT = Path(__file__).parents[2]
 # Floors of training/, from the cellar up: a module may import its own floor and those below.
 FLOORS: list[set[str]] = [
     {"errors", "events"},
-    {"models", "lora", "concepts", "config"},
+    {"models", "lora", "concepts", "settings", "request"},
     {"flow", "memory", "parallel"},
-    {"bank", "checkpoint", "concept_inputs", "evaluation", "inspection", "samples"},
+    {"bank", "checkpoint", "concept_inputs", "evaluation", "inspection", "resolve", "samples"},
     {"methods"},
     {"trainer", "updates"},
     {"jobs"},

@@ -17,10 +17,10 @@ from scripts.measures import bars, table, workplace
 from scripts.measures.rows import Rows, command, key_of
 from scripts.measures.workplace import Workplace, seeds_of
 from tests.bench_rows import row
-from training.config import ErasureConfig
 from training.errors import ErasureError
 from training.evaluation import PictureFolder
 from training.evaluation.pictures import picture_name
+from training.settings import ErasureConfig
 
 
 def test_keys_depend_on_every_setting_and_not_on_their_order():

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..config import validate_name
 from ..errors import ConfigError, ErasureError
 from ..lora.files import sha256_of
 from ..lora.format import read_metadata
+from ..lora.names import validate_name
 from .cases import require_measurable
 from .fidelity import parse as parse_features
 from .judges import MODEL, own_classifier

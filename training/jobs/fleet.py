@@ -29,16 +29,16 @@ from pathlib import Path
 from typing import Any
 
 from ..concepts import make_concept, vocabulary_of
-from ..config import ErasureConfig, ErasureRequest
 from ..errors import ConfigError, ErasureError
 from ..models.source import PRECISIONS, FluxSource
+from ..request import ErasureRequest
+from ..settings import SETTINGS, ErasureConfig
 from . import cluster
 from .processes import worker_command
 from .scheduler import Scheduler
 from .store import Job, JobStore
 
 CONCEPT_COLUMNS = ("phrase", "kind", "template", "name")
-SETTINGS = {f.name: f for f in dataclasses.fields(ErasureConfig)}
 POLL_SECONDS = 0.5
 
 

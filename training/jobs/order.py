@@ -12,8 +12,8 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from ..config import validate_name
 from ..errors import ConfigError, ErasureError, JobError
+from ..lora.names import validate_name
 from .folder import read_json, write_json
 
 VERSION = 1  # of the file's layout

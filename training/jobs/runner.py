@@ -16,10 +16,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..config import ErasureRequest
 from ..errors import ErasureError, JobError
 from ..memory import cheaper
 from ..memory import planned_request as settled
+from ..request import ErasureRequest
 from .folder import JobFolder, JobState, sha256_of, write_json
 from .processes import own_identity
 from .work import Request, product_of, request_of, run

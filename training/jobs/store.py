@@ -22,9 +22,10 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from .. import memory
-from ..config import ErasureConfig, ErasureRequest
 from ..errors import ErasureError, JobError
 from ..memory import planned_request as settled
+from ..request import ErasureRequest
+from ..settings import ErasureConfig
 from .folder import ACTIVE, OPEN, Fill, JobFolder, JobState, OtherVersion, read_json, sha256_of
 from .order import QueueFile, QueueSettings, moved
 from .work import EVALUATION, TRAINING, Request, kind_of, product_of, request_of

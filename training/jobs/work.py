@@ -8,10 +8,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias, Union
 
-from ..config import ErasureConfig, ErasureRequest
 from ..memory import GB, estimate_memory, shortage
 from ..memory import MemoryPlan as Way
 from ..memory import memory_plans as ways
+from ..request import ErasureRequest
+from ..settings import ErasureConfig
 
 if TYPE_CHECKING:
     from ..evaluation.request import EvaluationRequest
@@ -60,9 +61,8 @@ def ways_of(request: Request) -> list[Way]:
 def need_of(request: EvaluationRequest) -> int:
     """Bytes that must be free on the device. Raises SourceError."""
     # Encoders, transformer and decoder are there at the same time; a batch is rendered as samples are.
-    config = ErasureConfig(sample_count=request.spec.batch_size)
-    like = ErasureRequest(request.source, request.spec.concept, config, request.name, "/", request.device)
-    phases = estimate_memory(like).phases
+    like = ErasureRequest(request.source, request.spec.concept, ErasureConfig(), request.name, "/", request.device)
+    phases = estimate_memory(like, pictures=request.spec.batch_size).phases
     return phases["encode"] + phases["samples"]
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 
 from .. import __version__
-from ..config import validate_name
 from ..errors import ConfigError, LoraError
+from ..lora.names import validate_name
 from .format import KEY_BASE, KEY_CONCEPT, KEY_METHOD, KEY_VERSION, LoraWeights, open_lora, write_lora
 from .inputs import INPUTS_SUFFIX, inputs_path, read_inputs
 from .merge import PRESERVE, Source, merge

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 
-from ..config import ErasureRequest
 from ..models.device import pick_device
 from ..models.source import QUANTISED
 from ..models.variants import training_side, variant_of
+from ..request import ErasureRequest
 from .estimate import GB, estimate_memory
 from .plan import MemoryPlan, PlanChoice
 

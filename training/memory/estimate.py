@@ -17,11 +17,12 @@ from typing import Any
 import psutil
 import torch
 
-from ..config import TARGETS, ErasureConfig, ErasureRequest, target_blocks
 from ..models.batches import prompts_at_once, trajectories_at_once
 from ..models.device import pick_device, weights_dtype
 from ..models.source import QUANTISED, FluxSource, parameter_count
 from ..models.variants import FluxVariant, training_side, variant_of
+from ..request import ErasureRequest
+from ..settings import TARGETS, ErasureConfig, target_blocks
 
 GB = 1024**3
 
@@ -152,11 +153,14 @@ class MemoryEstimate:
         return self.phases[self.peak]
 
 
-def estimate_memory(request: ErasureRequest, size: ModelSize | None = None) -> MemoryEstimate:
+def estimate_memory(
+    request: ErasureRequest, size: ModelSize | None = None, pictures: int | None = None
+) -> MemoryEstimate:
     """The estimate for a request.
 
     Args:
         size: of its model; read from the headers of its files where it is not given.
+        pictures: rendered at a time, where that is not for the settings to say.
 
     Raises:
         SourceError: the files are missing or do not fit together.
@@ -180,7 +184,7 @@ def estimate_memory(request: ErasureRequest, size: ModelSize | None = None) -> M
     bank = bank if device.type == "cpu" else 0  # it stays in the computer's own memory
     chunk = min(trajectories_at_once(geometry["num_attention_heads"]), max(config.erase_prompts, preserved))
     pixels = (16 * side) ** 2 * size.channels
-    seeds = config.sample_count if config.sample_every else 0
+    seeds = pictures or (config.sample_count if config.sample_every else 0)
     streamed = kind != "cpu" and config.streams_encoder(precision)
     encoders = size.clip + (2 * size.t5_layer if streamed else size.t5)
     resident = program + weights.resident

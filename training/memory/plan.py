@@ -14,9 +14,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from ..config import ErasureRequest
 from ..models.device import pick_device
 from ..models.source import PACKAGES
+from ..request import ErasureRequest
 from .estimate import ModelSize, estimate_memory, free_memory, model_size
 
 FILE = "memory.json"  # in a training's folder, where a plan was chosen by what was free

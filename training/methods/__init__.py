@@ -1,7 +1,7 @@
 """Erasure methods behind one small protocol (base.Method): one file per method, loss terms in losses.py."""
 
 from ..concepts import Concept
-from ..config import ErasureConfig
+from ..settings import ErasureConfig
 from .base import Level, Method, MethodFactory, Prompts, Term
 from .concept_ablation import ConceptAblation
 from .eraseanything import EraseAnything

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from ..concepts import Concept
-from ..config import ErasureConfig
 from ..flow import Flow, Progress
 from ..models.text import TextEmbeds
+from ..settings import ErasureConfig
 
 
 @dataclass(frozen=True)
@@ -80,4 +80,5 @@ class Method(Protocol):
         """The terms of one level for one step, with gradients."""
 
 
+# A method for a concept; the settings are decided for its kind (`ErasureConfig.for_kind`).
 MethodFactory = Callable[[Concept, ErasureConfig], Method]

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from ..concepts import Concept, span_mask, substitute, token_spans
-from ..config import ErasureConfig
 from ..flow import Flow, Progress
 from ..models.attention import AttentionCapture
 from ..models.sampling import initial_noise
 from ..models.text import TextEmbeds
+from ..settings import ErasureConfig
 from . import losses
 from .base import Level, Prompts, Term
 from .trajectories import TrajectoryMethod, one_of_each_distance

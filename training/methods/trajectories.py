@@ -21,10 +21,10 @@ from ..concepts import (
     without,
 )
 from ..concepts.words import Vocabulary, common_words
-from ..config import ErasureConfig
 from ..flow import Flow, Progress
 from ..models.attention import AttentionCapture
 from ..models.text import TextEmbeds
+from ..settings import ErasureConfig
 from . import losses
 from .base import Level, Prompts, Term
 
@@ -49,7 +49,7 @@ class TrajectoryMethod:
     other = "empty"
 
     def __init__(self, concept: Concept, config: ErasureConfig) -> None:
-        self.concept, self.config = concept, config.for_kind(concept.kind)
+        self.concept, self.config = concept, config
         self.wanted: list[ErasePrompt] = []
         self.erase: list[tuple[int, int]] = []  # (row of the prompt, row of the same prompt's target)
         self.eta = torch.zeros(0)  # [rows]: how far beyond its target each prompt is sent

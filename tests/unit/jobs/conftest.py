@@ -10,8 +10,8 @@ import psutil
 import pytest
 
 from tests.job_parts import command, counting_request
-from training.config import ErasureRequest
 from training.jobs import JobStore, Scheduler
+from training.request import ErasureRequest
 
 
 @pytest.fixture

@@ -15,11 +15,11 @@ import psutil
 import pytest
 
 from tests.job_parts import at_step, command, in_state, steps_taken, wait_for
-from training.config import ErasureRequest
 from training.errors import ConfigError, JobError
 from training.jobs import JobFolder, JobStore, Scheduler
 from training.jobs import store as store_module
 from training.jobs.folder import append_line
+from training.request import ErasureRequest
 
 
 def test_a_job_is_trained_to_its_end(store, scheduler, request_for):
