@@ -69,6 +69,12 @@ function place(node) {
 }
 
 /** A change made by code goes unnoticed; say so, or it can neither be undone nor survives a reload. */
+/** Give a widget a value as typing it would. */
+export function setWidget(widget, value) {
+  set(widget, value);
+  changed();
+}
+
 function changed() {
   app.canvas.setDirty(true, true);
   app.extensionManager.workflow?.activeWorkflow?.changeTracker?.checkState();

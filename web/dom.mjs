@@ -11,6 +11,13 @@ export function element(tag, properties = {}, ...children) {
   return made;
 }
 
+/** Give `box` other children; the keyboard stays on the button with the same text. */
+export function redraw(box, ...children) {
+  const focused = box.contains(document.activeElement) && document.activeElement.textContent;
+  box.replaceChildren(...children.filter(Boolean));
+  if (focused) [...box.querySelectorAll("button")].find((button) => button.textContent === focused)?.focus();
+}
+
 /** Let `then` run after a method of a node or widget, with the same arguments. Others may have hung themselves on it before. */
 export function after(object, method, then) {
   const before = object[method];

@@ -6,8 +6,9 @@ import { attachAdvanced } from "./advanced.mjs";
 import { attachEvaluation, attachJobPanel } from "./job_node.mjs";
 import { attachReport } from "./report_node.mjs";
 import { attachWaiting } from "./wait_node.mjs";
-import { attachConcept, attachWords } from "./concept_node.mjs";
+import { attachConcept, attachPreset } from "./concept_node.mjs";
 import { attachHeatmaps } from "./heatmap_node.mjs";
+import { labelBoxes } from "./boxes.mjs";
 import { beginAsSet, defaultSettings } from "./defaults.mjs";
 import { queueSettings, showQueueSettings } from "./queue_settings.mjs";
 import { commands, keybindings, menuCommands, registerSidebar } from "./sidebar.mjs";
@@ -21,7 +22,7 @@ const PANELS = {
   EraseAnything_Evaluate: attachEvaluation,
   EraseAnything_Report: attachReport,
   EraseAnything_Concept: attachConcept,
-  EraseAnything_Preset: attachWords,
+  EraseAnything_Preset: attachPreset,
   EraseAnything_TokenHeatmaps: attachHeatmaps,
 };
 
@@ -41,6 +42,7 @@ app.registerExtension({
   nodeCreated(node) {
     if (!node.constructor.comfyClass?.startsWith("EraseAnything_")) return;
     beginAsSet(node);
+    labelBoxes(node);
     attachAdvanced(node);
     PANELS[node.constructor.comfyClass]?.(node);
   },

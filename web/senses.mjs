@@ -1,35 +1,28 @@
 // The meanings that WordNet has for the phrase of a Concept node: the chosen one is marked, clicking another chooses it.
-import { app } from "../../scripts/app.js";
-import { fetchWordnet, getSenses } from "./concept_api.mjs";
-import { after, element } from "./dom.mjs";
+import { setWidget } from "./canvas.mjs";
+import { getSenses } from "./concept_api.mjs";
+import { after, element, redraw } from "./dom.mjs";
 import { text } from "./texts.mjs";
+import { fetchButton } from "./wordnet.mjs";
 
 const SHOWN = 3; // before "and N more"
 const PAUSE = 400; // ms without a key after which the phrase counts as typed
 
-export function senseList(node) {
+/** `fetched` is called when WordNet was missing and is there now. */
+export function senseList(node, fetched) {
   const list = element("div", { className: "ea-senses", role: "group", "aria-label": text("senses") });
   const [phrase, sense] = ["phrase", "sense"].map((name) => node.widgets.find((widget) => widget.name === name));
-  if (!phrase || !sense) return list;
   let asked = ""; // the phrase whose meanings are shown or on their way
   let senses = [];
   let all = false; // whether more than the first few are shown
   let timer = 0;
 
-  function choose(number) {
-    sense.value = number;
-    sense.callback?.(number);
-    node.setDirtyCanvas(true, true);
-    app.extensionManager.workflow?.activeWorkflow?.changeTracker?.checkState(); // a value set by code goes unnoticed
-  }
+  const choose = (number) => setWidget(sense, number);
 
   function draw() {
     const few = all ? senses : senses.filter(({ number }) => number <= SHOWN || number === sense.value);
     const more = senses.length - few.length;
-    list.replaceChildren(
-      ...few.map((found) => entry(found, found.number === sense.value, choose)),
-      ...(more > 0 ? [moreButton(more)] : []),
-    );
+    redraw(list, ...few.map((found) => entry(found, found.number === sense.value, choose)), more > 0 && moreButton(more));
   }
 
   function mark() {
@@ -42,6 +35,12 @@ export function senseList(node) {
       draw();
     };
     return element("button", { type: "button", className: "ea-more", onclick }, text("words.more", { more }));
+  }
+
+  /** WordNet's data are missing, or could not be fetched. */
+  function failed(sentence) {
+    tell(sentence);
+    list.append(fetchButton(() => Promise.all([ask(phrase.value), fetched()]), failed));
   }
 
   const tell = (...told) => list.replaceChildren(element("p", { className: "ea-sentence" }, ...told));
@@ -62,27 +61,9 @@ export function senseList(node) {
     } catch (error) {
       if (words !== asked) return;
       asked = ""; // so that it is asked again
-      tell(error.message);
-      if (error.missing === "wordnet") list.append(fetchButton());
+      if (error.missing === "wordnet") failed(error.message);
+      else tell(error.message);
     }
-  }
-
-  /** WordNet is fetched when this is clicked, and never otherwise. */
-  function fetchButton() {
-    const onclick = async () => {
-      button.disabled = true;
-      button.textContent = text("wordnet.fetching");
-      try {
-        await fetchWordnet();
-        await ask(phrase.value);
-      } catch (error) {
-        tell(error.message);
-        list.append(fetchButton());
-      }
-    };
-    const properties = { type: "button", className: "ea-button", title: text("wordnet.fetch.hint"), onclick };
-    const button = element("button", properties, text("wordnet.fetch"));
-    return element("div", { className: "ea-buttons" }, button);
   }
 
   let known = phrase.value;

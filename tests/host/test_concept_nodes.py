@@ -129,6 +129,20 @@ def test_every_preset_makes_a_concept(host: Host) -> None:
     assert "no preset" in refusal(host, {"p": node("Preset", preset="everyday / nothing", word_seed=0)})
 
 
+def test_what_may_be_wrong_with_words_is_shown_beside_them(host: Host) -> None:
+    graph = {
+        "gun": node("Concept", phrase="gun", **AUTOMATIC),
+        "relation": node("Concept", phrase="next to", **AUTOMATIC),
+        "preset": node("Preset", preset="everyday / dog", word_seed=0),
+    }
+    shown = host.run(graph)["outputs"]
+    [gun], [relation], [preset] = (shown[name]["remarks"] for name in graph)
+    assert {"word": "pistol", "reason": "narrower"} in gun["left_out"] and gun["hints"] == []
+    assert "choose the kind relationship" in relation["hints"][0]
+    assert relation["hints"][0] in shown["relation"]["text"][0]  # for clients that show text alone
+    assert preset == {"prompt": "a photo of a dog", "left_out": [], "hints": []}
+
+
 def refusal(host: Host, graph: Graph) -> str:
     """The sentence with which a graph fails; no job and no file is left of it."""
 

@@ -209,6 +209,34 @@ def test_words_can_be_asked_for(host):
     assert "dog" not in words["irrelevant"]
 
 
+def test_what_may_be_wrong_with_words_is_said_beside_them(host):
+    def ask(**body):
+        return host.post("/erase_anything/v1/concept", body)
+
+    gun = ask(phrase="gun")
+    assert {"word": "pistol", "reason": "narrower"} in gun["remarks"]["left_out"] and not gun["remarks"]["hints"]
+    assert gun["remarks"]["prompt"] == "a photo of a gun"
+    mine = ask(phrase="gun", synonyms=["pistol"])
+    left_out = {each["word"]: each["reason"] for each in mine["remarks"]["left_out"]}
+    assert "pistol" not in left_out and left_out[gun["synonyms"][0]] == ""  # the user's own list lacks it
+    [hint] = ask(phrase="next to")["remarks"]["hints"]
+    assert "choose the kind relationship" in hint
+    assert ask(phrase="next to", kind="relationship")["remarks"]["hints"] == []
+
+
+def test_an_answer_can_be_sent_back_as_it_is(host):
+    first = host.post("/erase_anything/v1/concept", {"phrase": "the moon", "irrelevant": ["lamp", "kite", "spoon"]})
+    assert host.post("/erase_anything/v1/concept", first) == first
+    host.post("/erase_anything/v1/settings", {"slots": 0})
+    try:
+        job = host.post(JOBS, {"concept": first, "config": {"steps": 2}, "name": "sent-back"})
+        concept = host.get(f"{JOBS}/{job['id']}/request")["concept"]
+        assert concept == {name: part for name, part in first.items() if name != "remarks"}
+        host.post(f"{JOBS}/{job['id']}/cancel", {})
+    finally:
+        host.post("/erase_anything/v1/settings", {"slots": 1})
+
+
 def test_meanings_and_presets_can_be_listed(host):
     found = host.get("/erase_anything/v1/senses?phrase=a%20crane")["senses"]
     assert [sense["number"] for sense in found] == list(range(1, len(found) + 1))
@@ -216,7 +244,7 @@ def test_meanings_and_presets_can_be_listed(host):
     refused(host, 400, "GET", "/erase_anything/v1/senses")
     assert "senses" in refused(host, 400, "POST", "/erase_anything/v1/concept", {"phrase": "crane", "sense": 99})
     presets = host.get("/erase_anything/v1/presets")["presets"]
-    assert {"group", "kind", "phrase", "template"} == set(presets[0])
+    assert {"label", "group", "kind", "phrase", "template", "synonyms"} == set(presets[0])
     assert host.post("/erase_anything/v1/wordnet", {}) == {"wordnet": True}  # they are there: nothing is fetched
 
 
