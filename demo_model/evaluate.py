@@ -5,16 +5,23 @@ from __future__ import annotations
 import argparse
 import json
 import random
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 from PIL import Image
+from torch import Tensor
 
+from training.evaluation import Case, Content, keys_of, load_classifier, render
 from training.evaluation.attacks import WORD_FORMS
-from training.evaluation.classifier import DemoClassifier, load_classifier
+from training.evaluation.cases import RELATIONS, Key, Suite, by_suite
+from training.evaluation.judges.base import Verdict
+from training.evaluation.judges.demo import DemoJudge
+from training.evaluation.render import stacked
+from training.evaluation.tally import Tally
 from training.models.device import pick_device
 from training.models.loading import FluxParts, load_parts
-from training.models.sampling import decode, generate, initial_noise, sample, sigmas, to_pil
+from training.models.sampling import decode, initial_noise, sample, sigmas, to_pil
 from training.models.source import FluxSource
 from training.models.text import TextEmbeds
 
@@ -23,93 +30,80 @@ from .vocabulary import NOUN_NAMES, NOUNS, STYLES, with_article
 BATCH = 32
 
 
-class Evaluation:
-    """Generates and judges; every method returns accuracies in 0..1."""
+def photo(name: str) -> str:
+    """The prompt of a noun, whatever its spelling."""
+    return f"a photo of {with_article(name)}"
 
-    def __init__(self, parts: FluxParts, classifier: DemoClassifier, guidance: float | None) -> None:
-        self.parts, self.classifier = parts, classifier
+
+def demo_cases(seeds: int, spellings: int = 2, styles: int = 40, relations: int = 40) -> list[Case]:
+    """Every noun by its name, its synonyms and other spellings; styles; relations, with both nouns in the right places.
+
+    Args:
+        seeds, spellings: Pictures of each noun by its name, and in each word form.
+        styles, relations: Pictures of each.
+    """
+
+    def suite(name: str) -> tuple[Suite, ...]:
+        return (Suite(name, name, "keep", False),)
+
+    def every() -> Iterator[Case]:
+        for name in NOUN_NAMES:
+            for number in range(seeds):
+                yield Case(photo(name), 100 + number, Content((name,)), suite("noun"))
+        words = [(noun.name, synonym) for noun in NOUNS for synonym in noun.synonyms]
+        for number, (name, synonym) in enumerate(words):
+            yield Case(photo(synonym), 300 + number, Content((name,)), suite("synonym"))
+        draw = random.Random(4)
+        for number, style in enumerate(style for style in STYLES for _ in range(styles)):
+            prompt = f"{with_article(draw.choice(NOUN_NAMES))} in the style of {style}"
+            yield Case(prompt, 500 + number, Content(style=style), suite("style"))
+        draw = random.Random(5)
+        for number, relation in enumerate(relation for relation in RELATIONS for _ in range(relations)):
+            first, second = draw.sample(NOUN_NAMES, 2)
+            prompt = f"{with_article(first)} {relation} {with_article(second)}"
+            yield Case(prompt, 700 + number, Content((first, second), relation=relation), suite("relation"))
+        for form, change in WORD_FORMS.items():
+            draw = random.Random(6)
+            for number, name in enumerate(name for name in NOUN_NAMES for _ in range(spellings)):
+                yield Case(photo(change(draw, name)), 600 + number, Content((name,)), suite(form))
+
+    return list(every())
+
+
+class Evaluation:
+    """Renders and judges pictures of the demo model at a guidance; None is its default."""
+
+    def __init__(self, parts: FluxParts, judge: DemoJudge, guidance: float | None) -> None:
+        self.parts, self.judge = parts, judge
         self.guidance = parts.variant.default_guidance if guidance is None else guidance
 
-    def images(self, prompts: list[str], seeds: list[int]) -> torch.Tensor:
-        with self.parts.computing():
-            return generate(self.parts, prompts, seeds, guidance=self.guidance, batch_size=BATCH)
+    def pictures(self, keys: Sequence[Key]) -> Tensor:
+        """[n, 3, H, W] in 0..1."""
+        made: dict[Key, Tensor] = {}
+        render(self.parts, keys, made, BATCH, guidance=self.guidance)
+        return stacked(made, keys)
 
-    def images_of(self, embeds: TextEmbeds, seeds: list[int]) -> torch.Tensor:
-        """As images(), from embeddings that no prompt gives."""
+    def verdicts(self, cases: Sequence[Case]) -> list[Verdict]:
+        """One for each case, all of them of one suite: pictures depend in their last bits on those beside them."""
+        return self.judge.judge(self.pictures(keys_of(cases)), cases)
+
+    def share_of(self, embeds: TextEmbeds, names: Sequence[str]) -> float:
+        """Share of pictures that show these nouns, made from embeddings that no prompt gives."""
         variant, pictures = self.parts.variant, []
         levels = sigmas(variant, variant.default_steps, variant.grid[0] * variant.grid[1])
-        for start in range(0, len(seeds), BATCH):
-            part = slice(start, start + BATCH)
+        for start in range(0, len(names), BATCH):
+            some = embeds[slice(start, start + BATCH)]
+            noise = initial_noise([100] * len(some.t5), variant.grid)
             with self.parts.computing():
-                latents = sample(
-                    self.parts.transformer,
-                    embeds[part],
-                    initial_noise(seeds[part], variant.grid),
-                    levels,
-                    self.guidance,
-                    variant.grid,
-                )
+                latents = sample(self.parts.transformer, some, noise, levels, self.guidance, variant.grid)
                 pictures.append(decode(self.parts.vae, latents, variant.grid))
-        return torch.cat(pictures)
-
-    def nouns(self, seeds: int) -> dict[str, float]:
-        prompts = [f"a photo of {with_article(name)}" for name in NOUN_NAMES for _ in range(seeds)]
-        found = self.classifier.classify(self.images(prompts, [100 + i % seeds for i in range(len(prompts))])).nouns
-        return {
-            name: sum(f == name for f in found[i * seeds : (i + 1) * seeds]) / seeds
-            for i, name in enumerate(NOUN_NAMES)
-        }
-
-    def synonyms(self) -> dict[str, float]:
-        words = [(noun.name, synonym) for noun in NOUNS for synonym in noun.synonyms]
-        found = self.classifier.classify(
-            self.images([f"a photo of {with_article(s)}" for _, s in words], [300 + i for i in range(len(words))])
-        ).nouns
-        return {synonym: float(f == name) for (name, synonym), f in zip(words, found, strict=False)}
-
-    def spellings(self, images: int) -> dict[str, float]:
-        """Share of pictures that still show a noun written in another way, for each word form of the attacks."""
-        shares = {}
-        for form, change in WORD_FORMS.items():
-            names = [name for name in NOUN_NAMES for _ in range(images)]
-            rng = random.Random(6)
-            prompts = [f"a photo of {with_article(change(rng, name))}" for name in names]
-            found = self.classifier.classify(self.images(prompts, [600 + i for i in range(len(prompts))])).nouns
-            shares[form] = sum(f == name for f, name in zip(found, names, strict=True)) / len(names)
-        return shares
-
-    def styles(self, count: int) -> float:
-        rng = random.Random(4)
-        wanted = [(style, rng.choice(NOUN_NAMES)) for style in STYLES for _ in range(count)]
-        found = self.classifier.classify(
-            self.images(
-                [f"{with_article(n)} in the style of {s}" for s, n in wanted], [500 + i for i in range(len(wanted))]
-            )
-        ).styles
-        return sum(f == s for (s, _), f in zip(wanted, found, strict=False)) / len(wanted)
-
-    def relations(self, count: int) -> float:
-        """Both nouns right and in the right places."""
-        rng = random.Random(5)
-        wanted = [
-            (*rng.sample(NOUN_NAMES, 2), relation) for relation in ("next to", "above", "below") for _ in range(count)
-        ]
-        prompts = [f"{with_article(a)} {relation} {with_article(b)}" for a, b, relation in wanted]
-        found = self.classifier.classify(self.images(prompts, [700 + i for i in range(len(wanted))])).relations
-        right = 0
-        for (a, b, relation), (first, seen, second) in zip(wanted, found, strict=False):
-            if relation == "next to":
-                right += seen == relation and {first, second} == {a, b}
-            else:
-                right += seen == "above" and (first, second) == ((a, b) if relation == "above" else (b, a))
-        return right / len(wanted)
+        cases = [Case("", 100, Content((name,))) for name in names]
+        return Tally.of(self.judge.judge(torch.cat(pictures), cases)).share
 
     def without_pooled(self) -> float:
-        prompts = [f"a photo of {with_article(name)}" for name in NOUN_NAMES]
-        embeds, empty = self.parts.text.encode(prompts), self.parts.text.encode("")
-        embeds = TextEmbeds(embeds.t5, empty.pooled.expand_as(embeds.pooled))
-        found = self.classifier.classify(self.images_of(embeds, [100] * len(prompts))).nouns
-        return sum(f == name for f, name in zip(found, NOUN_NAMES, strict=False)) / len(prompts)
+        """Share of nouns that are recognised without CLIP's pooled output."""
+        embeds, empty = self.parts.text.encode([photo(name) for name in NOUN_NAMES]), self.parts.text.encode("")
+        return self.share_of(TextEmbeds(embeds.t5, empty.pooled.expand_as(embeds.pooled)), NOUN_NAMES)
 
     def exchanged(self) -> float:
         """Share of pictures that show the other noun when only the noun's own T5 outputs are exchanged for its."""
@@ -120,8 +114,7 @@ class Evaluation:
         )
         position = self._noun_positions(names[0])[0]
         embeds.t5[:, position] = donors.t5[:, position]
-        found = self.classifier.classify(self.images_of(embeds, [100] * len(names))).nouns
-        return sum(f == other for f, other in zip(found, others, strict=False)) / len(names)
+        return self.share_of(embeds, others)
 
     def _noun_positions(self, name: str) -> list[int]:
         start = len(self.parts.text.tokenizer_2.tokenize("a photo of a"))
@@ -134,9 +127,9 @@ class Evaluation:
         for i in range(columns):
             a, b = rng.sample(NOUN_NAMES, 2)
             prompts.append(f"{with_article(a)} {('next to', 'above', 'below')[i % 3]} {with_article(b)}")
-        pictures = to_pil(self.images(prompts, [900 + i for i in range(len(prompts))]))
+        pictures = self.pictures([(prompt, 900 + i) for i, prompt in enumerate(prompts)])
         sheet = Image.new("RGB", (columns * 130 + 2, (len(pictures) // columns) * 130 + 2), "white")
-        for i, picture in enumerate(pictures):
+        for i, picture in enumerate(to_pil(pictures)):
             sheet.paste(picture, (2 + i % columns * 130, 2 + i // columns * 130))
         sheet.save(path, quality=88)
 
@@ -157,27 +150,30 @@ def main() -> None:
     device = pick_device(arguments.device)
     precision = "fp32" if arguments.fp32 else "auto"
     parts = load_parts(FluxSource(kind="diffusers", folder=str(arguments.model), precision=precision), device)
-    evaluation = Evaluation(parts, load_classifier(arguments.model), arguments.guidance)
-    nouns = evaluation.nouns(arguments.seeds)
+    evaluation = Evaluation(parts, DemoJudge(load_classifier(arguments.model)), arguments.guidance)
+    verdicts = {
+        suite.name: list(zip(cases, evaluation.verdicts(cases), strict=True))
+        for suite, cases in by_suite(demo_cases(arguments.seeds)).items()
+    }
+    shares = {name: Tally.of(verdict for _, verdict in found).share for name, found in verdicts.items()}
+    nouns = {
+        name: Tally.of(verdict for case, verdict in verdicts["noun"] if case.expected.word == name).share
+        for name in NOUN_NAMES
+    }
     for name, share in sorted(nouns.items(), key=lambda item: item[1]):
         print(f"{name:14s} {share:.2f}")
-    synonyms = evaluation.synonyms()
-    print("synonyms missed:", ", ".join(s for s, hit in synonyms.items() if not hit) or "none")
+    missed = [case.prompt for case, verdict in verdicts["synonym"] if not verdict.shown]
+    print("synonyms missed:", ", ".join(missed) or "none")
     if arguments.grid:
         evaluation.grid(arguments.grid)
-    accuracy = sum(nouns.values()) / len(nouns)
     result = {
-        "noun": accuracy,
+        "noun": shares.pop("noun"),
         "noun_worst": min(nouns.values()),
-        "synonym": sum(synonyms.values()) / len(synonyms),
-        "style": evaluation.styles(40),
-        "relation": evaluation.relations(40),
-        **evaluation.spellings(2),
+        **shares,
         "noun_without_pooled": evaluation.without_pooled(),
         "noun_exchanged": evaluation.exchanged(),
-        "guidance": evaluation.guidance,
+        "guidance": round(evaluation.guidance, 4),
     }
-    result = {key: round(value, 4) for key, value in result.items()}
     if arguments.json:
         arguments.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(result))

@@ -16,7 +16,7 @@ from torch import Tensor
 from tests.flux_models import fp32_source, tiny_folder
 from tests.judge_models import make_clip, make_vit
 from training.concepts import Concept
-from training.errors import ErasureError
+from training.errors import ConfigError, ErasureError
 from training.evaluation import EvaluationSpec, Subject
 from training.evaluation.intervals import wilson
 from training.evaluation.judges.base import Finding
@@ -321,6 +321,14 @@ def test_a_picture_on_the_disk_that_is_broken_is_made_again(flux: Path, tmp_path
         path.write_bytes((b"", b"nothing", path.read_bytes()[:50])[number % 3])
     assert evaluate(spec, tmp_path / "out", "cpu")["run"]["pictures_made"] == 3
     assert without_run(tmp_path / "out") == whole
+    request = tmp_path / "out" / "request.json"  # as if version 1 had begun it
+    begun = {**json.loads(request.read_text(encoding="utf-8")), "version": 1}
+    request.write_text(json.dumps(begun), encoding="utf-8")
+    assert evaluate(spec, tmp_path / "out", "cpu")["run"]["pictures_made"] == 0
+    assert without_run(tmp_path / "out") == whole
+    request.write_text(json.dumps({**begun, "blur": True}), encoding="utf-8")
+    with pytest.raises(ConfigError, match="choose another folder"):
+        evaluate(spec, tmp_path / "out", "cpu")
 
 
 def test_a_disk_that_is_full_leaves_whole_pictures_and_the_next_run_ends(

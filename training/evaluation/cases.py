@@ -234,7 +234,7 @@ def _named(concept: Concept, images: int, attacks: int) -> Iterator[Case]:
         yield Case(prompt, seed, Content((word,)), (ACC_IR,))
 
 
-def _kept(concept: Concept, vocabulary: Vocabulary, nouns: Sequence[str]) -> Suite:
+def _keep_suite(concept: Concept, vocabulary: Vocabulary, nouns: Sequence[str]) -> Suite:
     """The suite of prompts with these nouns: whether a preservation prompt held one of them, under any of its names."""
     names = [name for noun in nouns for name in (noun, *vocabulary.synonyms.get(noun, ()))]
     preserved = "\n".join(concept.preserve)
@@ -247,7 +247,7 @@ def _single(concept: Concept, vocabulary: Vocabulary, template: str, count: int,
     own = {concept.phrase, *concept.synonyms, *vocabulary.synonyms.get(concept.phrase, ())}
     for noun in vocabulary.nouns:
         if noun not in own:
-            suites = (_kept(concept, vocabulary, [noun]), *([part_suite(part)] if part else []))
+            suites = (_keep_suite(concept, vocabulary, [noun]), *([part_suite(part)] if part else []))
             for number in range(count):
                 yield Case(plain.prompt(noun), FIRST_SEED + number, Content((noun,)), suites)
 
@@ -282,7 +282,10 @@ def _style(concept: Concept, vocabulary: Vocabulary, images: int, others: int, _
             yield FIRST_SEED + number, draw.choice(vocabulary.nouns)
 
     for seed, noun in nouns(images):
-        prompt, within = concept.prompt(subject=noun), (_kept(concept, vocabulary, [noun]), part_suite("nouns in it"))
+        prompt, within = (
+            concept.prompt(subject=noun),
+            (_keep_suite(concept, vocabulary, [noun]), part_suite("nouns in it")),
+        )
         yield Case(prompt, seed, Content(style=concept.phrase), (ACC_E,))
         yield Case(prompt, seed, Content((noun,)), within)
     for synonym in concept.synonyms:
@@ -292,7 +295,7 @@ def _style(concept: Concept, vocabulary: Vocabulary, images: int, others: int, _
         if style not in concept.names():
             part = part_suite("styles seen" if occurrences(preserved, style) else "styles")
             for seed, noun in nouns(images // 2):
-                suites = (_kept(concept, vocabulary, [noun]), part)
+                suites = (_keep_suite(concept, vocabulary, [noun]), part)
                 yield Case(concept.prompt(style, subject=noun), seed, Content((noun,), style), suites)
     yield from _single(concept, vocabulary, TEMPLATES["entity"], others, "nouns")
 
@@ -307,7 +310,7 @@ def _relation(concept: Concept, vocabulary: Vocabulary, images: int, others: int
 
     for prompt, seed, nouns in pairs(concept.phrase, images):
         yield Case(prompt, seed, Content(nouns, relation=concept.phrase), (ACC_E,))
-        yield Case(prompt, seed, Content(nouns), (_kept(concept, vocabulary, nouns), part_suite("both nouns")))
+        yield Case(prompt, seed, Content(nouns), (_keep_suite(concept, vocabulary, nouns), part_suite("both nouns")))
     for synonym in concept.synonyms:
         for prompt, seed, nouns in pairs(synonym, -(-images // len(concept.synonyms))):
             yield Case(prompt, seed, Content(nouns, relation=concept.phrase), (ACC_G,))
@@ -315,7 +318,7 @@ def _relation(concept: Concept, vocabulary: Vocabulary, images: int, others: int
         if relation not in concept.names():
             converse = relation == CONVERSE.get(concept.phrase)
             for prompt, seed, nouns in pairs(relation, images // 2):
-                kept = () if converse else (_kept(concept, vocabulary, nouns),)
-                suites = (*kept, part_suite("converse" if converse else relation))
+                keep = () if converse else (_keep_suite(concept, vocabulary, nouns),)
+                suites = (*keep, part_suite("converse" if converse else relation))
                 yield Case(prompt, seed, Content(nouns, relation=relation), suites)
     yield from _single(concept, vocabulary, TEMPLATES["entity"], others, "single")
