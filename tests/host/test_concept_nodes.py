@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
 from pathlib import Path
@@ -14,7 +13,7 @@ from scripts.host import Host, HostError
 from tests.chat_server import GOOD, KEY, chat_server
 from training.concepts import make_concept, presets
 from training.concepts.endpoint import API_HOST, API_KEY
-from training.settings import ErasureConfig
+from training.settings import SETTINGS, ErasureConfig
 
 ROOT = Path(__file__).parents[2]
 Graph = dict[str, dict[str, Any]]
@@ -69,10 +68,10 @@ def test_the_train_node_has_every_setting(host: Host) -> None:
     ]  # fmt: skip
     assert all(spec[1]["advanced"] for spec in rest.values()) and not any("advanced" in s[1] for s in simple.values())
     shown = {("seed" if name == "training_seed" else name): spec[1] for name, spec in {**simple, **rest}.items()}
-    for setting in dataclasses.fields(ErasureConfig):
+    for setting in SETTINGS.values():
         spec, default = shown[setting.name], setting.default
         assert spec["default"] == ("" if default == () else default)
-        assert spec["tooltip"] == setting.metadata["help"]
+        assert spec["tooltip"] == setting.help
         if isinstance(default, float):  # the frontend's rule: as many decimals as the step has
             decimals = max(0, -math.floor(math.log10(spec["step"])))
             assert round(default, decimals) == default
