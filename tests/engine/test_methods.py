@@ -263,7 +263,7 @@ def test_a_thing_beside_the_concept_is_where_the_prompt_is_sent(tokenizer):
 def test_attention_is_that_of_the_concepts_tokens_in_each_prompt(tokenizer):
     flow = adapted_flow()
     method = ready(tokenizer, flow)
-    for prompt, (row, _) in zip(method.wanted, method.erase, strict=True):
+    for prompt, (row, _) in zip(method.erase_prompts, method.erase, strict=True):
         tokens = tokenizer.convert_ids_to_tokens(tokenizer(prompt.text).input_ids)
         marked = "".join(tokens[i] for i in torch.nonzero(method.masks[row]).flatten().tolist())
         assert marked.replace("▁", "") == prompt.phrase, prompt.text
@@ -370,7 +370,7 @@ def test_anchored_banks_hold_the_bases_velocities_on_the_right_trajectories(toke
     method = ready(tokenizer, flow, settings(method=name))
     steps = used_steps(flow.levels, CONFIG.t_min)
     assert len(method.bank["erase.row"]) == steps * len(method.erase) > 0
-    for number, (prompt, (row, anchor)) in enumerate(zip(method.wanted, method.erase, strict=True)):
+    for number, (prompt, (row, anchor)) in enumerate(zip(method.erase_prompts, method.erase, strict=True)):
         # "bus" is the last irrelevant word: that of middle distance
         bus = "buses" if prompt.phrase in ("cars", "automobiles") else "bus"
         agreed = prompt.text.replace(f"an {prompt.phrase}", f"a {prompt.phrase}")

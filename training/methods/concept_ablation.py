@@ -18,9 +18,9 @@ from .base import Term
 class ConceptAblation(AnchoredMethod):
     """‖v_θ(x_t, c) − v_o(x_t, c_a)‖² + retention on c_a, in one sum; see `base.Method`."""
 
-    def kept(self) -> Sequence[str]:
+    def preserve_prompts(self) -> Sequence[str]:
         """The anchor prompts."""
-        return list(dict.fromkeys(self.target(prompt) for prompt in self.wanted))
+        return list(dict.fromkeys(self.target(prompt) for prompt in self.erase_prompts))
 
     @property
     def on_target_paths(self) -> bool:
@@ -31,4 +31,4 @@ class ConceptAblation(AnchoredMethod):
         """Ablation, then retention, each on a fresh draw from the bank."""
         point, strength = self._erase_point(flow, generator)
         value = losses.velocity_matching(self._student(flow, point, strength), self._destination(point, strength))
-        return [Term("anchor", value, self.config.weight_esd), *self._keep(flow, generator)]
+        return [Term("anchor", value, self.config.weight_esd), *self._retention(flow, generator)]

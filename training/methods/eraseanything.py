@@ -35,7 +35,7 @@ class EraseAnything(TrajectoryMethod):
         self.masks = torch.zeros(0)  # [rows, L]: the concept's tokens in each prompt; zero where it is absent
         self.contrast: list[tuple[int, int, list[int]]] = []  # rows of: the concept, a synonym, the irrelevant words
 
-    def kept(self) -> Sequence[str]:
+    def preserve_prompts(self) -> Sequence[str]:
         """The concept's preservation prompts."""
         return self.concept.preserve
 
@@ -51,11 +51,11 @@ class EraseAnything(TrajectoryMethod):
             spans[row] = spans.get(row, torch.zeros_like(found)) | found
             return row
 
-        for prompt in self.wanted:
+        for prompt in self.erase_prompts:
             locate(prompt.text, prompt.phrase)
         if self.config.weight_rsc > 0:
             words = one_of_each_distance(concept.irrelevant)
-            own = [prompt.text for prompt in self.wanted if prompt.phrase == concept.phrase][:CONTRAST_PROMPTS]
+            own = [prompt.text for prompt in self.erase_prompts if prompt.phrase == concept.phrase][:CONTRAST_PROMPTS]
             for number, text in enumerate(own):
                 # without a synonym: away from what the base itself makes of the concept
                 other = concept.synonyms[number % len(concept.synonyms)] if concept.synonyms else concept.phrase
@@ -122,7 +122,7 @@ class EraseAnything(TrajectoryMethod):
         return terms
 
     def _preserve(self, flow: Flow, generator: torch.Generator) -> list[Term]:
-        config, terms = self.config, self._keep(flow, generator)
+        config, terms = self.config, self._retention(flow, generator)
         if self.contrast and config.weight_rsc > 0:
             number = int(torch.randint(len(self.contrast), (1,), generator=generator))
             one = slice(number, number + 1)

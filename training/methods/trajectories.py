@@ -41,18 +41,19 @@ def one_of_each_distance(irrelevant: Sequence[str]) -> list[str]:
 class TrajectoryMethod:
     """One level on points of the trajectories of erase prompts; see `base.Method`.
 
-    A subclass says where each erase prompt is sent (`target`), which prompts must stay (`kept`), and its `losses`.
-    The bank's tensors are "erase.row", ".t", ".x", ".own" (v_o under the erase prompt) and one more named `other` (v_o
-    under the target prompt), and the same without the latter for "preserve."; shapes as `bank.record` gives them.
+    A subclass says where each erase prompt is sent (`target`), which texts must stay (`preserve_prompts`), and its
+    `losses`. The bank's tensors are "erase.row", ".t", ".x", ".own" (v_o under the erase prompt) and one more named
+    `other` (v_o under the target prompt), and the same without the latter for "preserve."; shapes as `bank.record`
+    gives them.
     """
 
     other = "empty"
 
     def __init__(self, concept: Concept, config: ErasureConfig) -> None:
         self.concept, self.config = concept, config
-        self.wanted: list[ErasePrompt] = []
+        self.erase_prompts: list[ErasePrompt] = []
         self.erase: list[tuple[int, int]] = []  # (row of the prompt, row of the same prompt's target)
-        self.eta = torch.zeros(0)  # [rows]: how far beyond its target each prompt is sent
+        self.eta = torch.zeros(0)  # [rows]: η, how far past its target each prompt is sent
         self.preserve: list[int] = []
         self.bank: dict[str, Tensor] = {}
         self.embeds: TextEmbeds | None = None
@@ -67,15 +68,16 @@ class TrajectoryMethod:
 
     @property
     def on_target_paths(self) -> bool:
-        """Whether the base's erase trajectories are those of the targets, not of the erase prompts.
+        """Whether the bank's erase trajectories are sampled under the targets, not under the erase prompts.
 
-        For a relation they are: another one puts the things elsewhere from the first step on. On the old one's way the
-        base's velocity under the new prompt leads to neither; and the student, once it obeys, never goes that way.
+        For a relation they are: another relation puts the things elsewhere from the first step on. At points of the
+        old relation's trajectory the base's velocity under the new prompt leads to neither picture; and a student that
+        has learnt the new one never visits them.
         """
         return self.concept.kind == "relationship" and self.config.erase_to == "rest"
 
-    def kept(self) -> Sequence[str]:
-        """Prompts whose velocities must stay: here none. Asked for when the erase prompts are known."""
+    def preserve_prompts(self) -> Sequence[str]:
+        """Texts whose velocities must stay: here none. Asked for when the erase prompts are known."""
         return ()
 
     def plan(self, prompts: Prompts, tokenizer: Any, sequence_length: int) -> None:
@@ -85,7 +87,7 @@ class TrajectoryMethod:
         vocabulary = vocabulary_of(tokenizer)
         phrases = concept.names() if config.erase_synonyms else (concept.phrase,)
         nouns, count, seed = self._nouns(vocabulary), config.erase_prompts, config.seed
-        self.wanted = erase_prompts(
+        self.erase_prompts = erase_prompts(
             phrases,
             concept.template,
             concept.kind,
@@ -97,12 +99,12 @@ class TrajectoryMethod:
             # one vector a word, whatever its capitals: nothing to learn there
             capitals=not vocabulary.closed,
         )
-        targets = [prompts.row(self.target(prompt)) for prompt in self.wanted]
-        self.erase = [(prompts.row(prompt.text), to) for prompt, to in zip(self.wanted, targets, strict=True)]
-        self.preserve = [prompts.row(text) for text in self.kept()[: config.preserve_prompts]]
+        targets = [prompts.row(self.target(prompt)) for prompt in self.erase_prompts]
+        self.erase = [(prompts.row(prompt.text), to) for prompt, to in zip(self.erase_prompts, targets, strict=True)]
+        self.preserve = [prompts.row(text) for text in self.preserve_prompts()[: config.preserve_prompts]]
         self.eta = torch.full((len(prompts.texts),), float(config.eta))
-        # beyond "a dog" lies no dog: where a thing beside the concept is to stay, the target is the end
-        self.eta[[prompts.row(prompt.text) for prompt in self.wanted if prompt.rest]] = 0.0
+        # η = 0 where a thing beside the concept is to stay: extrapolating past the target would erase that thing too
+        self.eta[[prompts.row(prompt.text) for prompt in self.erase_prompts if prompt.rest]] = 0.0
 
     def _nouns(self, vocabulary: Vocabulary) -> list[str]:
         """Unrelated nouns for the other places in prompts about a style or a relation."""
@@ -125,8 +127,8 @@ class TrajectoryMethod:
         bank = self.record_erase(flow, embeds, self.erase, [first + i for i in range(len(self.erase))], share(0, size))
         if self.preserve:
             seeds = [first + 5000 + i for i in range(len(self.preserve))]
-            keep = record(flow, embeds, self.preserve, seeds, {}, steps, share(size, len(self.preserve)))
-            bank |= {f"preserve.{name}": value for name, value in keep.items()}
+            preserve = record(flow, embeds, self.preserve, seeds, {}, steps, share(size, len(self.preserve)))
+            bank |= {f"preserve.{name}": value for name, value in preserve.items()}
         return bank
 
     @property
@@ -222,7 +224,7 @@ class TrajectoryMethod:
         with flow.strength(strength):
             return flow.student(point["x"], point["t"], self.embeds[point["row"]], capture=capture)
 
-    def _keep(self, flow: Flow, generator: torch.Generator) -> list[Term]:
+    def _retention(self, flow: Flow, generator: torch.Generator) -> list[Term]:
         """Velocity matching on the prompts to keep; nothing where there are none or its weight is 0."""
         config = self.config
         if not (self.preserve and config.weight_lora > 0):
