@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .errors import CheckpointError
+from .files import replacing
 from .flow import Flow, Progress
 from .models.sampling import initial_noise
 from .models.text import TextEmbeds
@@ -85,19 +85,14 @@ def write_bank(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str,
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], what: str) -> None:
     """Writes a safetensors file atomically: at `path` is the old file or the whole new one. Raises CheckpointError."""
-    temporary = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata=dict(metadata))
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata=dict(metadata))
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"The {what} cannot be written: free some space or check the folder's permissions ({reason(error)})."
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def reason(error: Exception) -> str:

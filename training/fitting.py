@@ -7,14 +7,13 @@ what else is in the memory by then.
 from __future__ import annotations
 
 import importlib.util
-import json
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from .config import ErasureRequest
+from .files import read_json_or_none, write_json
 from .memory import GB, ModelSize, estimate_memory, free_memory, model_size
 from .models.device import pick_device
 from .models.source import PACKAGES
@@ -112,9 +111,7 @@ def settle(request: ErasureRequest, folder: Path, free: int | None = None) -> tu
     if way is found[0] and request.source.precision == way.request.source.precision:
         return way.request, ""  # as if nothing had been open
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{FILE}.part")
-    temporary.write_text(json.dumps(way.settings), encoding="utf-8")
-    os.replace(temporary, file)
+    write_json(file, way.settings)
     return way.request, f"{_reason(way, found, free)} {_ring(way)}".rstrip()
 
 
@@ -157,10 +154,7 @@ def decided(found: list[Way], folder: Path) -> Way:
 
 
 def _kept(file: Path) -> dict[str, str | int] | None:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # nothing was decided yet, or a power cut came between: it is decided now
-        return None
+    return read_json_or_none(file)  # None: nothing was decided yet, or a power cut came between: it is decided now
 
 
 def _ring(way: Way) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -33,6 +32,7 @@ from .checkpoint import (
 from .concepts import Concept, vocabulary_of
 from .config import TARGETS, ErasureConfig, ErasureRequest, target_blocks
 from .errors import CheckpointError, ConfigError, ErasureError
+from .files import replacing
 from .fitting import settle
 from .flow import Flow, Progress
 from .lora.adapter import adapter_weights, add_adapter, set_adapter_weights
@@ -461,9 +461,8 @@ class _Sampler:
                 latents = sample(flow.transformer, embeds, noise, flow.levels, flow.guidance, flow.grid)
             for seed, image in zip(seeds, to_pil(decode(vae, latents, flow.grid)), strict=True):
                 name = f"step-{step:06d}-p{number}-s{seed}.png"
-                temporary = self.folder / f".{name}"
-                image.save(temporary, format="PNG")
-                os.replace(temporary, self.folder / name)
+                with replacing(self.folder / name) as temporary:
+                    image.save(temporary, format="PNG")
                 training.report(
                     {
                         "type": "sample",

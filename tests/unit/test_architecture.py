@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 
 # Floors of training/, from the cellar up: a module may import its own floor and those below.
 FLOORS: list[set[str]] = [
-    {"errors"},
+    {"errors", "files"},
     {"models", "lora", "concepts", "config"},
     {"flow", "bank", "checkpoint", "concept_inputs", "evaluation", "fitting", "inspection", "memory", "parallel"},
     {"methods"},
