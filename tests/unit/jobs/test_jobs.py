@@ -16,7 +16,7 @@ import pytest
 
 from tests.job_parts import at_step, command, in_state, steps_taken, wait_for
 from training.config import ErasureRequest
-from training.errors import ConfigError, JobError
+from training.errors import ConfigError, JobError, JobNotFound, JobOfOtherVersion, JobUnreadable
 from training.jobs import JobFolder, JobQueue, JobRepository, Scheduler
 from training.jobs import folder as folder_module
 from training.jobs.folder import append_line
@@ -301,14 +301,14 @@ def test_delete_removes_the_folder_and_keeps_the_lora(store, scheduler, request_
     store.delete(job.id)
     assert store.list() == []
     assert job.lora.exists()
-    with pytest.raises(JobError, match="There is no job"):
+    with pytest.raises(JobNotFound, match="There is no job"):
         store.get(job.id)
 
 
 @pytest.mark.parametrize("job_id", ["", "..", "../jobs", "/etc", "x", "20260101-000000-a/../b", "20260101-000000-a\0"])
 def test_ids_that_are_no_ids_are_refused(store, request_for, job_id):
     store.submit(request_for())
-    with pytest.raises(JobError, match="There is no job"):
+    with pytest.raises(JobNotFound, match="There is no job"):
         store.get(job_id)
 
 
@@ -318,9 +318,9 @@ def test_broken_folders_do_not_disturb_the_others(store, request_for):
     future.folder.job_file.write_text(json.dumps({"version": 99, "request": {"later": True}}))
     fresh = JobRepository(store.root)
     assert [job.id for job in fresh.list()] == [good.id]
-    with pytest.raises(JobError, match="another version"):
+    with pytest.raises(JobOfOtherVersion, match="another version"):
         fresh.get(future.id)
-    with pytest.raises(JobError, match="no readable state"):
+    with pytest.raises(JobUnreadable, match="no readable state"):
         fresh.get(torn.id)
     assert torn.folder.state_file.read_text() == '{"state": "que'
 

@@ -10,7 +10,7 @@ import time
 import pytest
 
 from tests.job_parts import at_step, command, in_state, steps_taken, wait_for
-from training.errors import ConfigError, JobError
+from training.errors import ConfigError, JobError, JobNotFound, JobOfOtherVersion
 from training.jobs import JobQueue, JobRepository, Scheduler
 
 
@@ -109,7 +109,7 @@ def test_a_broken_queue_file_is_put_aside_and_a_newer_one_is_kept(store, four):
     assert letters(store) == "bacd"
     assert (store.root / "queue.json.broken").read_text() == '{"slots": 7, "or'
     file.write_text('{"version": 99, "slots": {"gpu": 1}}')
-    with pytest.raises(JobError, match="newer version of this pack: update"):
+    with pytest.raises(JobOfOtherVersion, match="newer version of this pack: update"):
         JobQueue(store).configure(slots=2)
     assert json.loads(file.read_text())["version"] == 99
     assert letters(store) == "abcd"
@@ -183,9 +183,9 @@ def test_broken_jobs_are_told_of_and_can_be_deleted(store, four):
     for letter in "ac":
         fresh.delete(four[letter])
         assert not folders[letter].exists()
-    with pytest.raises(JobError, match="update the pack"):
+    with pytest.raises(JobOfOtherVersion, match="update the pack"):
         fresh.delete(four["b"])
     assert (folders["b"] / "job.json").exists()
     shutil.rmtree(folders["b"])
-    with pytest.raises(JobError, match="There is no job"):
+    with pytest.raises(JobNotFound, match="There is no job"):
         fresh.delete(four["b"])
