@@ -39,7 +39,7 @@ class Route:
     def operation(self) -> dict[str, Any]:
         """Its OpenAPI operation object."""
         names = re.findall(r"{(\w+)}", self.path)
-        told: dict[str, Any] = {
+        operation: dict[str, Any] = {
             "operationId": f"{self.method.lower()}{re.sub(r'[^A-Za-z]+', '_', self.path).rstrip('_')}",
             "parameters": [
                 *({"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in names),
@@ -55,8 +55,8 @@ class Route:
         }
         if self.body:
             schema = {"$ref": _REF.format(model=self.body.__name__)}
-            told["requestBody"] = {"content": {_JSON: {"schema": schema}}}
-        return told
+            operation["requestBody"] = {"content": {_JSON: {"schema": schema}}}
+        return operation
 
 
 def document(routes: Iterable[Route], prefix: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ import json
 import logging
 import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
@@ -20,7 +21,7 @@ from server import PromptServer
 
 from ..training.concepts import Concept, WordNetMissing, download_wordnet, make_concept, phrases_of, senses
 from ..training.concepts.concept import Kind
-from ..training.errors import ErasureError, JobError
+from ..training.errors import ErasureError, JobError, JobNotFound
 from ..training.jobs import MAX_SLOTS, Job
 from ..training.models.source import FluxSource
 from ..training.request import ErasureRequest
@@ -160,6 +161,17 @@ class BadRequest(ErasureError):
         self.status = status
 
 
+# HTTP status by an error's class; the nearest of its bases counts.
+STATUS: dict[type, int] = {ErasureError: 400, JobError: 409, JobNotFound: 404}
+
+
+def status_of(error: ErasureError) -> int:
+    """The HTTP status that an error is answered with."""
+    if isinstance(error, BadRequest):
+        return error.status
+    return next(STATUS[base] for base in type(error).__mro__ if base in STATUS)
+
+
 def register() -> None:
     """Adds the routes to the host's server, and starts the scheduler once that server runs. Called once, at import."""
     server = PromptServer.instance
@@ -180,15 +192,9 @@ def answers(handler: Handler) -> Handler:
     async def wrapped(request: web.Request) -> web.StreamResponse:
         try:
             return await handler(request)
-        except BadRequest as error:
-            return web.json_response({"error": str(error)}, status=error.status)
-        except JobError as error:
-            unknown = str(error).startswith("There is no job")
-            return web.json_response({"error": str(error)}, status=404 if unknown else 409)
-        except WordNetMissing as error:
-            return web.json_response({"error": str(error), "missing": "wordnet"}, status=400)
         except ErasureError as error:
-            return web.json_response({"error": str(error)}, status=400)
+            missing = {"missing": "wordnet"} if isinstance(error, WordNetMissing) else {}
+            return web.json_response({"error": str(error), **missing}, status=status_of(error))
         except OSError as error:
             logging.exception("Erase Anything: %s %s", request.method, request.path)
             return web.json_response({"error": f"The disk refused it ({error.strerror}): try again."}, status=409)
@@ -227,6 +233,11 @@ def parsed(model: type[BaseModel], body: dict[str, Any]) -> Any:
         raise BadRequest(f"The field {field[:100]} is wrong: {first['msg']}.") from None
 
 
+def job_of(request: web.Request) -> Job:
+    """The job that a route names. Reads its folder: only in a thread. Raises JobError."""
+    return service.repository().get(request.match_info["id"])
+
+
 async def in_thread(function: Callable[..., Any], *arguments: Any) -> Any:
     """Disk access away from the server's event loop."""
     return await asyncio.to_thread(function, *arguments)
@@ -239,28 +250,28 @@ async def list_jobs(_: web.Request) -> web.Response:
 async def submit(request: web.Request) -> web.Response:
     submission = parsed(Submission, await body_of(request))
     job = await in_thread(submission.submit)
-    return web.json_response(await in_thread(service.told, job))
+    return web.json_response(await in_thread(service.description, job))
 
 
-async def tell_memory(request: web.Request) -> web.Response:
+async def get_memory(request: web.Request) -> web.Response:
     return web.json_response(await in_thread(parsed(Submission, await body_of(request)).memory))
 
 
 async def get_job(request: web.Request) -> web.Response:
-    return web.json_response(await in_thread(lambda: service.told(service.store().get(request.match_info["id"]))))
+    return web.json_response(await in_thread(lambda: service.description(job_of(request))))
 
 
 async def get_events(request: web.Request) -> web.Response:
     since = request.query.get("since", "0")
     if not re.fullmatch(r"[0-9]{1,15}", since):  # up to MAX_EVENT
         raise BadRequest("`since` must be the number of an event.")
-    events = await in_thread(lambda: service.store().get(request.match_info["id"]).folder.events(int(since)))
+    events = await in_thread(lambda: job_of(request).folder.events(int(since)))
     return web.json_response({"events": events})
 
 
 async def get_log(request: web.Request) -> web.Response:
     def tail() -> str:
-        path = service.store().get(request.match_info["id"]).folder.log_file
+        path = job_of(request).folder.log_file
         if not path.is_file() or path.is_symlink():
             return ""
         with path.open("rb") as file:
@@ -271,23 +282,27 @@ async def get_log(request: web.Request) -> web.Response:
 
 
 async def get_request(request: web.Request) -> web.Response:
-    def told() -> dict[str, Any]:
-        job = service.store().get(request.match_info["id"])
+    def submission() -> dict[str, Any]:
+        job = job_of(request)
         if job.kind != "training":
             raise JobError("The job is an evaluation: only a training has settings to copy.")
-        asked = ErasureRequest.from_dict(job.request)
-        concept, config = asked.concept.to_dict(), asked.config.to_dict()
-        return {**choices_of(asked.source), "concept": concept, "config": config, "name": asked.name}
+        training = ErasureRequest.from_dict(job.request)
+        concept, config = training.concept.to_dict(), training.config.to_dict()
+        return {**choices_of(training.source), "concept": concept, "config": config, "name": training.name}
 
-    return web.json_response(await in_thread(told))
+    return web.json_response(await in_thread(submission))
 
 
 async def get_lora(request: web.Request) -> web.StreamResponse:
-    job = await in_thread(service.store().get, request.match_info["id"])
-    path = job.lora
-    # Only what the job itself has written: no name of a running one, no link, no other folder.
-    if job.kind != "training" or job.state.state != "completed" or path.is_symlink() or not path.is_file():
-        raise BadRequest("The job has no LoRA: it is not completed, or the file was moved or deleted.", 404)
+    def lora() -> Path:
+        job = job_of(request)
+        path = job.product
+        # Only what the job itself has written: no name of a running one, no link, no other folder.
+        if job.kind != "training" or job.state.state != "completed" or path.is_symlink() or not path.is_file():
+            raise BadRequest("The job has no LoRA: it is not completed, or the file was moved or deleted.", 404)
+        return path
+
+    path = await in_thread(lora)
     disposition = f"attachment; filename*=UTF-8''{quote(path.name, safe='')}"
     headers = {
         "Content-Type": "application/octet-stream",
@@ -315,12 +330,16 @@ async def get_config(_: web.Request) -> web.Response:
 
 
 async def get_sample(request: web.Request) -> web.StreamResponse:
-    job, name = service.store().get(request.match_info["id"]), request.match_info["file"]
-    path = job.folder.samples / name
-    # Only a plain file that lies in this very folder: no path parts, no links that lead elsewhere.
-    plain = re.fullmatch(r"[A-Za-z0-9_-]{1,100}\.png", name)
-    if not plain or not path.is_file() or path.resolve().parent != job.folder.samples.resolve():
-        raise BadRequest("There is no such sample picture.", 404)
+    def sample() -> Path:
+        name, folder = request.match_info["file"], job_of(request).folder.samples
+        path = folder / name
+        # Only a plain file that lies in this very folder: no path parts, no links that lead elsewhere.
+        plain = re.fullmatch(r"[A-Za-z0-9_-]{1,100}\.png", name)
+        if not plain or not path.is_file() or path.resolve().parent != folder.resolve():
+            raise BadRequest("There is no such sample picture.", 404)
+        return path
+
+    path = await in_thread(sample)
     headers = {"Content-Type": "image/png", "X-Content-Type-Options": "nosniff", "Cache-Control": "no-cache"}
     return web.FileResponse(path, headers=headers)
 
@@ -334,12 +353,12 @@ async def act(request: web.Request) -> web.Response:
 
 
 async def get_settings(_: web.Request) -> web.Response:
-    return web.json_response((await in_thread(service.store().settings)).to_dict())
+    return web.json_response((await in_thread(lambda: service.queue().settings())).to_dict())
 
 
 async def change_settings(request: web.Request) -> web.Response:
     changes = parsed(Settings, await body_of(request)).model_dump()
-    return web.json_response((await in_thread(lambda: service.store().configure(**changes))).to_dict())
+    return web.json_response((await in_thread(lambda: service.queue().configure(**changes))).to_dict())
 
 
 async def choose_words(request: web.Request) -> web.Response:
@@ -386,7 +405,7 @@ ROUTES = (
     Route("GET", "/settings", get_settings),
     Route("POST", "/settings", change_settings, Settings),
     Route("GET", "/config", get_config),
-    Route("POST", "/memory", tell_memory, Submission),
+    Route("POST", "/memory", get_memory, Submission),
     Route("POST", "/concept", choose_words, ConceptBody),
     Route("GET", "/senses", list_senses, query={"phrase": {"type": "string", "maxLength": MAX_TEXT}}),
     Route("GET", "/presets", list_presets),

@@ -18,7 +18,7 @@ from ..training.errors import JobError
 from ..training.evaluation import EvaluationSpec, read_evaluation
 from ..training.evaluation.report import write_report
 from ..training.evaluation.request import EvaluationRequest
-from ..training.jobs import Job, JobStore, Scheduler
+from ..training.jobs import Job, JobQueue, JobRepository, Scheduler
 from ..training.memory import overview as memory_overview
 from ..training.models.source import FluxSource
 from ..training.request import ErasureRequest
@@ -27,27 +27,32 @@ from .compat import lora_name
 from .text import check_phrase
 
 # websocket: {"job": id, "n": number, "time": …, "type": "state" | "step" | …, …}, as in events.jsonl; and
-# {"job": "", "type": "list"} where jobs came, went or changed their spec
+# {"job": "", "type": "list"} where jobs came, went or changed their order
 EVENT = "erase_anything.job"
 
 _deleted: list[str] = []  # in this server's life, as long as the host's cache of node outputs lives
 
 
 @cache
-def store() -> JobStore:
+def repository() -> JobRepository:
     """The jobs of this host, in a user folder that the host's own routes do not serve."""
-    return JobStore(Path(folder_paths.get_system_user_directory("erase_anything")) / "jobs")
+    return JobRepository(Path(folder_paths.get_system_user_directory("erase_anything")) / "jobs")
+
+
+def queue() -> JobQueue:
+    """The queue of this host's jobs."""
+    return JobQueue(repository())
 
 
 def words_folder() -> Path:
     """Where answers of chat endpoints about words are kept: beside the jobs."""
-    return store().root.parent / "words"
+    return repository().root.parent / "words"
 
 
 @cache
 def scheduler() -> Scheduler:
     """The scheduler of this host; it works after start()."""
-    return Scheduler(store(), make_room=_free_memory, listener=_tell)
+    return Scheduler(repository(), make_room=_free_memory, listener=_send)
 
 
 def _free_memory(_: Job) -> None:
@@ -57,7 +62,7 @@ def _free_memory(_: Job) -> None:
         PromptServer.instance.prompt_queue.set_flag("free_memory", True)
 
 
-def _tell(job_id: str, event: dict[str, Any]) -> None:
+def _send(job_id: str, event: dict[str, Any]) -> None:
     with contextlib.suppress(RuntimeError):  # the server is shutting down; the event is on disk
         PromptServer.instance.send_sync(EVENT, {"job": job_id, **event})
 
@@ -69,7 +74,7 @@ def submit(source: FluxSource, concept: Concept, config: ErasureConfig, name: st
     An empty `name` is chosen: erase-<phrase>, with a number where that is taken by something else.
     Raises ErasureError's subclasses.
     """
-    output = Path(folder_paths.get_folder_paths("loras")[0]).absolute() / store().settings().lora_folder
+    output = Path(folder_paths.get_folder_paths("loras")[0]).absolute() / queue().settings().lora_folder
     request = ErasureRequest(source, concept, config, name.strip(), str(output), device())
     named = bool(request.name)
     if not named:
@@ -78,7 +83,7 @@ def submit(source: FluxSource, concept: Concept, config: ErasureConfig, name: st
         request = replace(request, name=stem)
     request.validate()
     check_phrase(concept, source)  # here rather than after minutes in the worker
-    return store().submit(request, choose_name=not named)
+    return repository().submit(request, choose_name=not named)
 
 
 def memory(source: FluxSource, concept: Concept, config: ErasureConfig) -> dict[str, Any]:
@@ -99,7 +104,7 @@ def submit_evaluation(spec: EvaluationSpec, name: str) -> Job:
     """
     spec.concept.validate()  # before a name is made of it
     stem = "evaluate-" + re.sub(r"[^\w]+", "-", spec.concept.phrase.lower()).strip("-")[:60]
-    return store().submit(EvaluationRequest.of(spec, name.strip() or stem, device()))
+    return repository().submit(EvaluationRequest.of(spec, name.strip() or stem, device()))
 
 
 def device() -> str:
@@ -118,29 +123,29 @@ def unfinished() -> str:
         state = job.state.state
         return state in ("failed", "cancelled", "interrupted") or (state == "completed" and not job.product.exists())
 
-    return " ".join([*(job.id for job in store().list() if lost(job)), *_deleted])
+    return " ".join([*(job.id for job in repository().list() if lost(job)), *_deleted])
 
 
-def told(job: Job, samples: bool = True) -> dict[str, Any]:
-    """A job as clients are told, its LoRA as the host's lists name it."""
+def description(job: Job, samples: bool = True) -> dict[str, Any]:
+    """A job as clients are told of it, its LoRA as the host's lists name it."""
     data = job.to_dict(samples)
     return {**data, "lora": lora_name(job.lora)} if data["lora"] else data
 
 
 def overview() -> dict[str, Any]:
-    """All jobs, newest first, the ids of the queued ones in their spec, the queue's settings, and what is broken."""
-    jobs, problems = store().scan()
+    """All jobs, newest first, the ids of the queued ones in their order, the queue's settings, and what is broken."""
+    jobs, problems = repository().scan()
     return {
-        "jobs": [told(job, samples=False) for job in reversed(jobs)],
-        "queue": [job.id for job in store().queue(jobs)],
-        "settings": store().settings().to_dict(),
+        "jobs": [description(job, samples=False) for job in reversed(jobs)],
+        "queue": [job.id for job in queue().jobs(jobs)],
+        "settings": queue().settings().to_dict(),
         "problems": problems,
     }
 
 
 def report(job_id: str) -> Path:
     """The page of an evaluation that is completed, made in its job's folder. Raises ErasureError's subclasses."""
-    job = store().get(job_id)
+    job = repository().get(job_id)
     if job.kind != "evaluation" or job.state.state != "completed":
         raise JobError("The job has no report: only an evaluation that is completed has one.")
     folder = job.product.parent
@@ -151,10 +156,10 @@ def report(job_id: str) -> Path:
 
 
 def delete(job_id: str, lora: bool = False) -> dict[str, Any]:
-    """Removes a job, and its LoRA only where `lora` says so; what JobStore.delete tells. Raises JobError."""
-    told = store().delete(job_id, lora)
+    """Removes a job, and its LoRA only where `lora` says so; what JobRepository.delete returns. Raises JobError."""
+    deleted = repository().delete(job_id, lora)
     _deleted.append(job_id)
-    return told
+    return deleted
 
 
 def act(job_id: str, action: str, **options: Any) -> dict[str, Any]:
@@ -162,14 +167,14 @@ def act(job_id: str, action: str, **options: Any) -> dict[str, Any]:
     if action == "delete":
         return delete(job_id, **options)
     if action == "move":
-        return {"queue": store().move(job_id, **options)}
+        return {"queue": queue().move(job_id, **options)}
     if action == "clone":
-        return told(store().clone(job_id, options["config"], options["name"]))
+        return description(repository().clone(job_id, options["config"], options["name"]))
     actions = {
-        "pause": store().pause,
-        "resume": store().resume,
-        "retry": store().retry,
-        "cancel": store().cancel,
-        "stop": store().cancel,
+        "pause": repository().pause,
+        "resume": repository().resume,
+        "retry": repository().retry,
+        "cancel": repository().cancel,
+        "stop": repository().cancel,
     }
-    return told(actions[action](job_id, **options))
+    return description(actions[action](job_id, **options))

@@ -9,6 +9,7 @@ from typing import NamedTuple
 import folder_paths
 
 from ..training.errors import ConfigError, LoraError
+from ..training.files import read_json, write_atomically
 from ..training.lora.files import describe, numbered
 from ..training.lora.names import validate_name
 from .compat import (
@@ -239,9 +240,7 @@ def write_set(stack: Stack, name: str) -> Path:
     if path.is_file() and path.read_text(encoding="utf-8") == text:
         return path  # the same workflow again
     path = numbered(path)
-    scratch = path.with_suffix(".part")
-    scratch.write_text(text, encoding="utf-8")
-    scratch.replace(path)
+    write_atomically(path, text.encode())
     return path
 
 
@@ -249,11 +248,12 @@ def read_set(name: str) -> Stack:
     """A saved set's rows. LoraError where there is none, it cannot be read, or one of its LoRAs is not here."""
     if name not in {path.stem for path in _sets().glob("*.json")}:
         raise LoraError(f"There is no set {name!r}: refresh the list, choose another.")
+    broken = LoraError(f"The set {name!r} cannot be read: save it again.")
+    saved = read_json(_sets() / f"{name}.json", broken)
     try:
-        saved = json.loads((_sets() / f"{name}.json").read_text(encoding="utf-8"))
         version, rows = saved["version"], [(str(row["lora"]), float(row["weight"])) for row in saved["rows"]]
     except (ValueError, KeyError, TypeError):
-        raise LoraError(f"The set {name!r} cannot be read: save it again.") from None
+        raise broken from None
     if version != _VERSION:
         raise LoraError(f"The set {name!r} is of another version of this pack: update it, or save the set again.")
     found = []

@@ -204,7 +204,7 @@ def finished(job_id: str, what: str, node: str) -> Job:
     """
     bar, told = None, None
     while True:
-        job = service.store().get(job_id)
+        job = service.repository().get(job_id)
         state = job.state
         if state.state == "completed":
             return job

@@ -25,7 +25,6 @@ from scripts.environment import (
 from scripts.measures.attention import attention
 from scripts.measures.cost import cost
 from scripts.measures.defences import BUDGET, defences
-from scripts.measures.endurance import endurance
 from scripts.measures.gate import gate
 from scripts.measures.merging import BEYOND, MERGED, WAYS, merging
 from scripts.measures.page import page
@@ -44,17 +43,16 @@ def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = top.add_subparsers(dest="command", required=True)
 
-    def command(work, again: bool = True) -> argparse.ArgumentParser:
-        """What every measurement takes; again: a rerun does what is missing, so that it can be told to do more."""
+    def command(work) -> argparse.ArgumentParser:
+        """What every measurement takes."""
         summary = " ".join(work.__doc__.split("\n\n")[0].split()).replace("%", "%%")
         one = commands.add_parser(work.__name__, help=summary, description=summary)
         one.add_argument("--device", default="auto")
         one.add_argument("--out", type=Path, default=RESULTS, help="folder of the result files")
         one.add_argument("--name", default="", help="of the result file, where it is not the command's")
-        if again:
-            one.add_argument("--threads", type=int, default=0, help="of torch on the CPU; 0: its own choice")
-            text = "make rows again that another state of the code has made"
-            one.add_argument("--fresh", action="store_true", help=text)
+        one.add_argument("--threads", type=int, default=0, help="of torch on the CPU; 0: its own choice")
+        text = "make rows again that another state of the code has made"
+        one.add_argument("--fresh", action="store_true", help=text)
         one.set_defaults(run=work)
         return one
 
@@ -103,11 +101,6 @@ def parser() -> argparse.ArgumentParser:
     full.add_argument("--modes", default=",".join(MODES), help="ways to keep what the backward pass needs")
     full.add_argument("--repeats", type=int, default=3, help="timed pairs, and timed steps, of each combination")
     full.add_argument("--minutes", type=float, default=9.0, help="after which no further combination is begun")
-    long = command(endurance, again=False)
-    long.add_argument("--model", default="flux-dev-random", choices=tuple(MODELS), help="its shape; weights are random")
-    long.add_argument("--pairs", type=int, default=1000, help="of erasing and preserving steps")
-    long.add_argument("--precision", default="auto", choices=("auto", *PRECISIONS))
-    long.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a training setting")
     repeats = add(seeds, ("car",), "40", 6)
     repeats.set_defaults(images_per_other=0)
     written = commands.add_parser("page", help=page.__doc__, description=page.__doc__)

@@ -30,7 +30,7 @@ def fill(root: Path, loras: Path, jobs: int) -> None:
     """Writes jobs in all states, as their own code writes them; every completed one has a LoRA file."""
     from training.concepts import Concept
     from training.jobs import JobFolder, JobState
-    from training.jobs.store import digest_of
+    from training.jobs.kinds import digest_of
     from training.models.source import demo_source
     from training.request import ErasureRequest
     from training.settings import ErasureConfig
@@ -79,15 +79,15 @@ def timed(work: Callable[[], object], times: int = 20) -> dict[str, float]:
 
 def measure(jobs: int, events: int, folder: Path) -> dict[str, object]:
     """All the times."""
-    from training.jobs import JobStore, Scheduler
+    from training.jobs import JobQueue, JobRepository, Scheduler
 
     fill(folder / "jobs", folder / "loras", jobs)
-    store = JobStore(folder / "jobs")
-    store.configure(slots=0)  # nothing starts
+    store = JobRepository(folder / "jobs")
+    JobQueue(store).configure(slots=0)  # nothing starts
 
     def listed() -> str:
         found, problems = store.scan()
-        queue = [job.id for job in store.queue(found)]
+        queue = [job.id for job in JobQueue(store).jobs(found)]
         told = [job.to_dict(samples=False) for job in found]
         return json.dumps({"jobs": told, "queue": queue, "problems": problems})
 
@@ -95,7 +95,7 @@ def measure(jobs: int, events: int, folder: Path) -> dict[str, object]:
     found = store.list()
     assert len(found) == jobs
     scheduler = Scheduler(store)
-    waiting = store.queue()
+    waiting = JobQueue(store).jobs()
     one = found[0].folder
     write_events(one.events_file, events)
     assert len(one.events()) == events
@@ -103,7 +103,7 @@ def measure(jobs: int, events: int, folder: Path) -> dict[str, object]:
         "list_first": first,
         "list": timed(listed),
         "scheduler_tick": timed(scheduler.tick),
-        "move": timed(lambda: store.move(waiting[-1].id, "up")),
+        "move": timed(lambda: JobQueue(store).move(waiting[-1].id, "up")),
         "events_all": timed(lambda: json.dumps(one.events())),
         "events_last_100": timed(lambda: json.dumps(one.events(since=events - 100))),
         "clone": timed(lambda: store.clone(found[0].id), 3),
@@ -117,13 +117,13 @@ def measure_page(jobs: int, events: int, folder: Path, times: int = 5) -> dict[s
     from playwright.sync_api import sync_playwright
 
     from scripts.host import Host, get_host
-    from training.jobs import JobStore
+    from training.jobs import JobQueue, JobRepository
 
     root = folder / "comfyui" / "user" / "__erase_anything" / "jobs"
     root.parent.mkdir(parents=True)
     fill(root, folder / "loras", jobs)
-    store = JobStore(root)
-    store.configure(slots=0)  # nothing starts
+    store = JobRepository(root)
+    JobQueue(store).configure(slots=0)  # nothing starts
     one = store.list()[0]
     write_events(one.folder.events_file, events)
     route, opened = "/erase_anything/v1/jobs", []

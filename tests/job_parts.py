@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from training.concepts import Concept
-from training.jobs import Job, JobStore
+from training.jobs import Job, JobRepository
 from training.models.source import demo_source
 from training.request import ErasureRequest
 from training.settings import ErasureConfig
@@ -30,7 +30,7 @@ def counting_request(
     return ErasureRequest(demo_source(), concept, ErasureConfig(steps=steps, seed=seed), name, str(loras), "cpu")
 
 
-def wait_for(store: JobStore, job: Job, test: Callable[[Job], bool], seconds: float = 300) -> Job:
+def wait_for(store: JobRepository, job: Job, test: Callable[[Job], bool], seconds: float = 300) -> Job:
     """The job as soon as `test` is true of it."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -41,7 +41,7 @@ def wait_for(store: JobStore, job: Job, test: Callable[[Job], bool], seconds: fl
     raise AssertionError(f"{now.state}\n{now.folder.log_file.read_text() if now.folder.log_file.exists() else ''}")
 
 
-def ended(store: JobStore, job: Job) -> Job:
+def ended(store: JobRepository, job: Job) -> Job:
     """The job as soon as nothing more will happen to it by itself."""
     return wait_for(store, job, lambda now: now.state.state not in ("queued", "starting", "running"), seconds=1800)
 

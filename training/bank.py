@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from torch import Tensor
 
 from .concepts import Concept
 from .errors import CheckpointError
+from .files import replacing
 from .flow import Flow, Progress
 from .models.batches import batches, trajectories_at_once
 from .models.sampling import initial_noise, trajectory
@@ -149,19 +149,14 @@ def read_bank(
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], what: str) -> None:
     """Writes a safetensors file atomically: at `path` is the old file or the whole new one. Raises CheckpointError."""
-    temporary = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata=dict(metadata))
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            save_file({k: v.contiguous() for k, v in tensors.items()}, temporary, metadata=dict(metadata))
     except (OSError, SafetensorError) as error:
         raise CheckpointError(
             f"The {what} cannot be written: free some space or check the folder's permissions ({reason(error)})."
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def reason(error: Exception) -> str:

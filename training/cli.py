@@ -36,6 +36,7 @@ from tqdm import tqdm
 from .concepts import TEMPLATES, Concept, WordNetMissing, endpoint_words, make_concept, vocabulary_of
 from .concepts.endpoint import API_KEY
 from .errors import ConfigError, ErasureError, LoraError
+from .files import read_json, write_json
 from .memory import GB, overview
 from .models.source import PRECISIONS, FluxSource
 from .request import ErasureRequest
@@ -256,7 +257,8 @@ def find_request(out: Path, name: str | None) -> ErasureRequest:
     if len(found) != 1:
         what = "is no training" if not found else "are several trainings (choose one with --name)"
         raise ConfigError(f"There {what} to resume in {out}.")
-    return ErasureRequest.from_dict(json.loads(found[0].read_text(encoding="utf-8")))
+    broken = ConfigError(f"The request.json in {found[0].parent.name} cannot be read: train again from the start.")
+    return ErasureRequest.from_dict(read_json(found[0], broken))
 
 
 def measure(source: FluxSource, lora: Path, device: str, args: argparse.Namespace) -> dict[str, Any]:
@@ -489,7 +491,7 @@ def main(arguments: list[str] | None = None) -> int:
                 folder = job_folder(args.out, request.name)
                 if group.leads:
                     folder.mkdir(parents=True, exist_ok=True)
-                    (folder / "request.json").write_text(json.dumps(request.to_dict(), indent=1), encoding="utf-8")
+                    write_json(folder / "request.json", request.to_dict())
             else:
                 request = find_request(args.out, args.name)
                 folder, group = job_folder(args.out, request.name), join()

@@ -1,4 +1,7 @@
-"""Errors that users may see: each message is one clear sentence that says what to do."""
+"""Errors that users may see: each message is one clear sentence that says what to do.
+
+Callers tell errors apart by their class, never by their text.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,23 @@ class ConfigError(ErasureError):
 
 
 class JobError(ErasureError):
-    """A training job cannot be started, continued or stopped."""
+    """A job cannot be started, continued, stopped or read: what is asked does not fit the state that it is in."""
+
+
+class JobNotFound(JobError):
+    """There is no job of this id, or no longer."""
+
+
+class JobUnreadable(JobError):
+    """A job's folder is broken: the job can only be deleted."""
+
+
+class JobOfOtherVersion(JobError):
+    """Another version of this pack has written what is to be read; nothing of it may be changed."""
+
+
+class JobBusy(JobError):
+    """Another process is writing a job's folder."""
 
 
 class LoraError(ErasureError):

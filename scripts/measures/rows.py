@@ -43,9 +43,9 @@ def machine() -> dict[str, object]:
     return {"cores": os.cpu_count(), "machine": platform.machine(), "gpu": gpu, "torch": torch.__version__}
 
 
-def command(arguments: Sequence[str]) -> str:
+def command(arguments: Sequence[str], script: str = "scripts/bench.py") -> str:
     """How a result is made again: without the folder that it was written to, and as no one process of several."""
-    kept, rest = ["scripts/bench.py"], iter(arguments)
+    kept, rest = [script], iter(arguments)
     for argument in rest:
         if argument == "--out":
             next(rest, None)
@@ -60,10 +60,10 @@ def read_result(path: Path) -> dict[str, Any] | None:
 
 
 class Rows:
-    """The rows of one result file; `locks` is a folder for lock files."""
+    """The rows of one result file, made by `script`; `locks` is a folder for lock files."""
 
-    def __init__(self, path: Path, locks: Path) -> None:
-        self.path, self.locks = path, locks
+    def __init__(self, path: Path, locks: Path, script: str = "scripts/bench.py") -> None:
+        self.path, self.locks, self.script = path, locks, script
 
     def all(self) -> list[Row]:
         """The rows that there are now."""
@@ -115,7 +115,7 @@ class Rows:
         facts = {
             "name": self.path.stem,
             "date": datetime.date.today().isoformat(),
-            "command": command(sys.argv[1:]),
+            "command": command(sys.argv[1:], self.script),
             "machine": machine(),
             "summary": summary,
         }

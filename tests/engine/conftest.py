@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.flux_models import tiny_folder
-from training.jobs import JobStore, Scheduler
+from training.jobs import JobRepository, Scheduler
 from training.models.source import FluxSource
 
 
@@ -31,9 +31,9 @@ def flux(demo_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> FluxSou
 
 
 @pytest.fixture
-def idle_store(tmp_path: Path, demo_folder: Path) -> Iterator[JobStore]:
+def idle_store(tmp_path: Path, demo_folder: Path) -> Iterator[JobRepository]:
     """A store that nobody works off yet."""
-    store = JobStore(tmp_path / "jobs")
+    store = JobRepository(tmp_path / "jobs")
     yield store
     for job in store.list():
         if job.state.pid and psutil.pid_exists(job.state.pid):
@@ -41,7 +41,7 @@ def idle_store(tmp_path: Path, demo_folder: Path) -> Iterator[JobStore]:
 
 
 @pytest.fixture
-def store(idle_store: JobStore) -> Iterator[JobStore]:
+def store(idle_store: JobRepository) -> Iterator[JobRepository]:
     """A store with a scheduler that starts real workers."""
     scheduler = Scheduler(idle_store)
     scheduler.start()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 
-from training.jobs import Job, JobStore
+from training.jobs import Job, JobQueue, JobRepository
 from training.lora.format import read_lora
 
 STEPS = 10
@@ -33,8 +33,8 @@ def test_a_killed_worker_of_a_cluster_loses_nothing(tmp_path: Path, demo_folder:
     concepts.write_text(LIST, encoding="utf-8")
     submit = fleet("submit", concepts, "--source", demo_folder, "--jobs", jobs, "--device", "cpu")
     subprocess.run(submit, check=True, timeout=PATIENCE)
-    store = JobStore(jobs)
-    assert len(store.queue()) == 2
+    store = JobRepository(jobs)
+    assert len(JobQueue(store).jobs()) == 2
 
     with psutil.Popen(fleet("work", "--jobs", jobs, "--ray", "--slots", 2), stdout=subprocess.PIPE, text=True) as work:
         deadline = time.monotonic() + PATIENCE
@@ -56,4 +56,4 @@ def test_a_killed_worker_of_a_cluster_loses_nothing(tmp_path: Path, demo_folder:
 
     # The same command again finds nothing to do, and the same list nothing to queue.
     subprocess.run(submit, check=True, timeout=PATIENCE)
-    assert store.queue() == []
+    assert JobQueue(store).jobs() == []

@@ -10,7 +10,7 @@ import pytest
 from tests.job_parts import ended
 from training.evaluation.report import write_report
 from training.evaluation.result import read_evaluation
-from training.jobs import JobStore
+from training.jobs import JobRepository
 from training.lora.files import describe, merge_files
 from training.lora.format import read_lora
 
@@ -19,7 +19,7 @@ JOB = "20261201-055334-old-car-89f66a99"
 
 
 @pytest.fixture
-def with_old_job(store: JobStore, demo_folder: Path, tmp_path: Path) -> JobStore:
+def with_old_job(store: JobRepository, demo_folder: Path, tmp_path: Path) -> JobRepository:
     """A store that holds a training which an earlier version has paused at step 4 of 60."""
     folder = store.root / JOB
     shutil.copytree(DATA / "job", folder)
@@ -29,7 +29,7 @@ def with_old_job(store: JobStore, demo_folder: Path, tmp_path: Path) -> JobStore
     return store
 
 
-def test_a_paused_training_goes_on_where_it_stood(with_old_job: JobStore) -> None:
+def test_a_paused_training_goes_on_where_it_stood(with_old_job: JobRepository) -> None:
     job = with_old_job.get(JOB)
     assert (job.state.state, job.state.step, job.name) == ("paused", 4, "old car")
     with_old_job.resume(JOB)
@@ -41,7 +41,7 @@ def test_a_paused_training_goes_on_where_it_stood(with_old_job: JobStore) -> Non
     assert len(weights) > 2
 
 
-def test_its_request_makes_a_new_one(with_old_job: JobStore) -> None:
+def test_its_request_makes_a_new_one(with_old_job: JobRepository) -> None:
     again = with_old_job.clone(JOB, {"steps": 3}, "")
     assert again.request["config"]["steps"] == 3 and again.request["concept"]["synonyms"] == ["automobile"]
 

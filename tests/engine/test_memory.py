@@ -17,7 +17,7 @@ from diffusers import FluxTransformer2DModel
 from tests.engine.test_small_memory import stored_bytes
 from training.concepts import TEMPLATES, Concept
 from training.errors import JobError
-from training.jobs import Job, JobStore, Scheduler
+from training.jobs import Job, JobRepository, Scheduler
 from training.lora.adapter import add_adapter
 from training.memory import GB, cheaper, estimate_memory, model_size, shortage
 from training.memory.estimate import SAVED_DOUBLE, adapter_parameters, saved_units, transformer_weights
@@ -229,7 +229,7 @@ def test_a_shortage_says_how_much_is_missing_and_what_would_help(demo_folder, tm
     assert "no setting makes it fit" in shortage(wanted, 1000)
 
 
-def trained(store: JobStore, job: Job, **options: object) -> Job:
+def trained(store: JobRepository, job: Job, **options: object) -> Job:
     """The job when its worker has ended."""
     scheduler = Scheduler(store, **options)
     scheduler.start()

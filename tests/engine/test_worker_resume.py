@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts import kill_jobs
+from scripts import soak
 from tests.job_parts import ended
 
 STEPS = 8
@@ -23,7 +23,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, demo_folder: Path) -> Path:
 @pytest.fixture(scope="module")
 def kills(folder: Path) -> dict:
     """What the command that does it ten times each finds at twice each."""
-    return kill_jobs.measure(times=2, steps=STEPS, seed=random.randrange(10**6), folder=folder)
+    return soak.soak_jobs(times=2, steps=STEPS, seed=random.randrange(10**6), folder=folder)
 
 
 def test_kills_of_scheduler_and_worker_lose_nothing(kills):
@@ -36,7 +36,7 @@ def test_kills_of_scheduler_and_worker_lose_nothing(kills):
 
 
 def test_a_paused_run_is_bit_identical_and_repeats_no_step(kills, folder, store, tmp_path):
-    paused = store.submit(kill_jobs.request_into(tmp_path / "paused", STEPS))
+    paused = store.submit(soak.request_into(tmp_path / "paused", STEPS))
     while not any(event["type"] == "step" for event in paused.folder.events()):
         time.sleep(0.01)
     store.pause(paused.id)

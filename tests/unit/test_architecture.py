@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[2]
 
 # Floors of training/, from the cellar up: a module may import its own floor and those below.
 FLOORS: list[set[str]] = [
-    {"errors", "events"},
+    {"errors", "events", "files"},
     {"models", "lora", "concepts", "settings", "request"},
     {"flow", "memory", "parallel"},
     {"bank", "checkpoint", "concept_inputs", "evaluation", "inspection", "resolve", "samples"},
@@ -182,6 +182,35 @@ def test_the_host_starts_without_the_libraries_of_a_training() -> None:
     heavy = {"accelerate", "diffusers", "nltk", "nudenet", "onnxruntime", "peft", "scipy", "torchmetrics"}
     wrong = [arrow for arrow in top_arrows() if arrow[0] in read and arrow[1].split(".")[0] in heavy]
     assert not wrong, shown(wrong)
+
+
+# What reads the disk, as a method of a path or a job, or a function of nodes/service.py.
+DISK = {"exists", "is_dir", "is_file", "is_symlink", "iterdir", "open", "read_bytes", "read_text", "resolve", "stat"}
+
+
+def calls_on_the_event_loop(handler: ast.AsyncFunctionDef) -> Iterator[ast.Call]:
+    """Calls that a coroutine makes itself: functions and lambdas inside it are what it has run in a thread."""
+    waiting: list[ast.AST] = list(handler.body)
+    while waiting:
+        node = waiting.pop()
+        if isinstance(node, ast.FunctionDef | ast.Lambda):
+            continue
+        if isinstance(node, ast.Call):
+            yield node
+        waiting += ast.iter_child_nodes(node)
+
+
+def test_no_file_is_read_on_the_servers_event_loop() -> None:
+    tree = ast.parse((ROOT / "nodes" / "routes.py").read_text(encoding="utf-8"))
+    handlers = [node for node in tree.body if isinstance(node, ast.AsyncFunctionDef)]
+    assert len(handlers) > 15
+    wrong = []
+    for handler in handlers:
+        for call in calls_on_the_event_loop(handler):
+            name = ast.unparse(call.func)
+            if name.rpartition(".")[2] in {*DISK, "job_of"} or name.startswith("service."):
+                wrong.append(f"{handler.name}:{call.lineno} calls {name}")
+    assert not wrong, wrong
 
 
 def test_scripts_need_nothing_but_python() -> None:

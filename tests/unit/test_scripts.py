@@ -13,9 +13,7 @@ from scripts import environment, host
 from scripts.environment import ROOT
 
 
-@pytest.mark.parametrize(
-    "script", ["bench", "bench_jobs", "bench_merge", "demo", "kill_evaluation", "kill_jobs", "pictures"]
-)
+@pytest.mark.parametrize("script", ["bench", "bench_jobs", "bench_merge", "demo", "pictures", "soak"])
 def test_help_is_printed(script: str):
     told = subprocess.run([sys.executable, ROOT / "scripts" / f"{script}.py", "--help"], capture_output=True, text=True)
     assert told.returncode == 0, told.stderr

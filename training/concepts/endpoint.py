@@ -9,7 +9,6 @@ import json
 import logging
 import os
 import re
-import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -21,6 +20,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from ..errors import ConceptError
+from ..files import read_json_or_none, write_json
 from .concept import TEMPLATES, Concept
 from .reading import phrases_of
 from .words import mentions
@@ -101,8 +101,8 @@ def endpoint_words(
     shown = " or ".join(json.dumps(name, ensure_ascii=False) for name in names)
     prompt = PROMPT.format(names=shown, each=each, sort=SORTS[kind], synonyms=MAX_SYNONYMS)
     file = Path(cache) / f"{hashlib.sha256(json.dumps([url, model, prompt]).encode()).hexdigest()[:32]}.json"
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, ConceptError):  # a broken file is asked for anew
-        return _checked(json.loads(file.read_text(encoding="utf-8"))["words"], names, each)
+    with contextlib.suppress(ConceptError):  # a broken file is asked for anew
+        return _checked((read_json_or_none(file) or {}).get("words"), names, each)
     words = _checked(_ask(url, model, prompt, timeout, trusted), names, each)
     date = datetime.now(timezone.utc).isoformat(timespec="seconds")
     _write(file, {"phrase": phrase, "model": model, "date": date, "prompt": prompt, "words": asdict(words)})
@@ -249,16 +249,9 @@ def _plain(word: str) -> bool:
 
 
 def _write(file: Path, value: dict[str, Any]) -> None:
-    """Writes JSON atomically. A cache that cannot be written costs the next request, not this answer."""
+    """Writes an answer. A cache that cannot be written costs the next request, not this answer."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(
-            "w", encoding="utf-8", dir=file.parent, suffix=".part", delete=False
-        ) as scratch:
-            json.dump(value, scratch, ensure_ascii=False, indent=1)
-        try:
-            os.replace(scratch.name, file)
-        finally:
-            Path(scratch.name).unlink(missing_ok=True)
+        write_json(file, value)
     except OSError as error:
         logging.warning("The endpoint's words are not cached in %s (%s).", file.parent, error.strerror)

@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
-import tempfile
 from collections.abc import Iterator, MutableMapping
 from pathlib import Path
 
@@ -16,28 +14,19 @@ from PIL import Image
 from torch import Tensor
 
 from ..errors import ErasureError
+from ..files import write_atomically
 from .cases import Key
 
 
 def write_whole(path: Path, data: bytes) -> None:
     """Write a file atomically: at `path` there is the old file or the whole new one. ErasureError if it fails."""
-    temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=".part", dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp's files are their owner's alone
-        os.replace(temporary, path)
+        write_atomically(path, data)
     except OSError as error:
         raise ErasureError(
             f"{path.name} cannot be written: free some space or check the folder's permissions ({error.strerror})."
         ) from error
-    finally:
-        if temporary and os.path.exists(temporary):
-            os.unlink(temporary)
 
 
 def picture_name(prompt: str, seed: int) -> str:

@@ -1,10 +1,11 @@
 """Training in the background: a job is a folder, its worker a process that outlives the server that started it."""
 
 from .folder import ACTIVE, OPEN, STATES, JobFolder, JobState
-from .order import MAX_SLOTS, QueueSettings
+from .job import Job
+from .job_queue import MAX_SLOTS, JobQueue, QueueSettings
 from .processes import worker_command
+from .repository import JobRepository
 from .scheduler import Scheduler
-from .store import Job, JobStore
 
 __all__ = [
     "ACTIVE",
@@ -13,8 +14,9 @@ __all__ = [
     "STATES",
     "Job",
     "JobFolder",
+    "JobQueue",
+    "JobRepository",
     "JobState",
-    "JobStore",
     "QueueSettings",
     "Scheduler",
     "worker_command",

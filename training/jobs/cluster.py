@@ -13,10 +13,12 @@ from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError, JobError
+from ..errors import ConfigError, JobBusy, JobUnreadable
 from .folder import ACTIVE, JobFolder
+from .job import Job
+from .job_queue import JobQueue
 from .processes import ENVIRONMENT
-from .store import Job, JobStore
+from .repository import JobRepository
 
 RETRIES = 3  # of a task whose process or node died; a training that fails by itself is not repeated
 GONE = "The training's process on the cluster was ended too often: resume the job."
@@ -47,15 +49,17 @@ def requeue(folder: JobFolder, new: str, message: str = "", attempt: int = 0) ->
             state = folder.state()
             if state.state in (*ACTIVE, "interrupted"):
                 folder.change(new, message, pid=None, process_created=None, attempt=state.attempt + attempt)
-    except JobError:
+    except (JobBusy, JobUnreadable):
         return
 
 
-def work(store: JobStore, address: str | None, slots: int | None, tell: Callable[[Job], None], poll: float) -> bool:
+def work(
+    repository: JobRepository, address: str | None, slots: int | None, changed: Callable[[Job], None], poll: float
+) -> bool:
     """Trains what is queued on the cluster at `address` (None: one of this machine's own, `slots` CPUs wide) until
     nothing is left; whether all of it has been completed.
 
-    tell: called with a job whenever its state may have changed. Each task gets one GPU where the cluster has any.
+    changed: called with a job whenever its state may have changed. Each task gets one GPU where the cluster has any.
     Raises ConfigError where Ray is not installed or the cluster does not answer.
     """
     ray = _connected(address, slots)
@@ -64,18 +68,18 @@ def work(store: JobStore, address: str | None, slots: int | None, tell: Callable
         # max_calls: the process ends with its task, and the GPU's memory with it
         options = {"num_cpus": 1, "num_gpus": gpus, "max_retries": RETRIES, "retry_exceptions": False, "max_calls": 1}
         task = ray.remote(**options)(train)
-        vanished = [job for job in store.list() if job.state.state in ACTIVE]  # of an earlier run; else left alone
-        ids = {task.remote(str(job.folder.path)): job.id for job in (*vanished, *store.queue())}
+        vanished = [job for job in repository.list() if job.state.state in ACTIVE]  # of an earlier run; else left alone
+        ids = {task.remote(str(job.folder.path)): job.id for job in (*vanished, *JobQueue(repository).jobs())}
         all_ids, open_tasks = list(ids.values()), list(ids)
         while open_tasks:
             done, open_tasks = ray.wait(open_tasks, timeout=poll)
             for each in done:
-                _end(ray, each, store.get(ids[each]).folder)
+                _end(ray, each, repository.get(ids[each]).folder)
             for job_id in all_ids:
-                tell(store.get(job_id))
+                changed(repository.get(job_id))
             if not done:
                 time.sleep(poll / 10)
-        return all(store.get(job_id).state.state == "completed" for job_id in all_ids)
+        return all(repository.get(job_id).state.state == "completed" for job_id in all_ids)
     finally:
         ray.shutdown()
 

@@ -34,9 +34,11 @@ from ..models.source import PRECISIONS, FluxSource
 from ..request import ErasureRequest
 from ..settings import SETTINGS, ErasureConfig
 from . import cluster
+from .job import Job
+from .job_queue import JobQueue
 from .processes import worker_command
+from .repository import JobRepository
 from .scheduler import Scheduler
-from .store import Job, JobStore
 
 CONCEPT_COLUMNS = ("phrase", "kind", "template", "name")
 POLL_SECONDS = 0.5
@@ -95,7 +97,7 @@ def request_of(
     return request
 
 
-def submit(store: JobStore, path: Path, source: FluxSource, loras: Path, devices: list[str]) -> list[Job]:
+def submit(repository: JobRepository, path: Path, source: FluxSource, loras: Path, devices: list[str]) -> list[Job]:
     """Queues a job for each line of a list, over `devices` in turn; a line that was queued before keeps its device.
 
     Raises ErasureError's subclasses; nothing is queued where a line is wrong.
@@ -110,47 +112,47 @@ def submit(store: JobStore, path: Path, source: FluxSource, loras: Path, devices
         try:
             first = request_of(cells, source, loras, devices[number % len(devices)], vocabulary)
             others = [dataclasses.replace(first, device=device) for device in devices]
-            known = next((request for request in others if store.find(request)), first)
+            known = next((request for request in others if repository.find(request)), first)
             requests.append((known, "name" not in cells))
         except ErasureError as error:
             raise type(error)(f"{path.name}, line {line}: {error}") from error
-    return [store.submit(request, choose_name=chosen) for request, chosen in requests]
+    return [repository.submit(request, choose_name=chosen) for request, chosen in requests]
 
 
-class News:
-    """Tells a line for each change of a job's state."""
+class ProgressLines:
+    """Prints a line for each change of a job's state."""
 
-    def __init__(self, tell: Callable[[str], None]):
-        self._tell, self._told = tell, {}
+    def __init__(self, print_line: Callable[[str], None]):
+        self._print, self._states = print_line, {}
 
-    def hear(self, job: Job) -> None:
+    def update(self, job: Job) -> None:
         """Takes a job as it is now."""
         state = (job.state.state, job.state.message if job.state.state != "running" else "")
-        if self._told.get(job.id) != state:
-            self._told[job.id] = state
-            self._tell(line_of(job))
+        if self._states.get(job.id) != state:
+            self._states[job.id] = state
+            self._print(line_of(job))
 
 
 def work(
-    store: JobStore,
+    repository: JobRepository,
     slots: int | None = None,
-    tell: Callable[[str], None] = print,
+    print_line: Callable[[str], None] = print,
     command: Callable[[Path], list[str]] = worker_command,
 ) -> bool:
     """Trains what is queued until nothing is left; whether all jobs that were open then have been completed.
 
-    slots: how many at once; None: as the store's settings say. tell: takes a line for each change of a job's state.
+    slots: how many at once; None: as the queue's settings say. print_line: takes a line for each change of a state.
     """
-    jobs = [job.id for job in store.list() if job.state.state in ("queued", "starting", "running")]
-    if slots is None and store.settings().slots == 0:
+    jobs = [job.id for job in repository.list() if job.state.state in ("queued", "starting", "running")]
+    if slots is None and JobQueue(repository).settings().slots == 0:
         raise ConfigError("The queue is held (0 slots): say how many with --slots.")
-    scheduler, news = Scheduler(store, slots, command), News(tell)
+    scheduler, progress = Scheduler(repository, slots, command), ProgressLines(print_line)
     scheduler.start()
     try:
         while True:
-            now = [job for job in store.list() if job.id in jobs]
+            now = [job for job in repository.list() if job.id in jobs]
             for job in now:
-                news.hear(job)
+                progress.update(job)
             if not any(job.state.state in ("queued", "starting", "running") for job in now):
                 return all(job.state.state == "completed" for job in now)
             time.sleep(POLL_SECONDS)
@@ -189,21 +191,25 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Runs a command; the exit status (0: done, 1: not all well, one sentence on stderr says why, 130: interrupted)."""
     args = parser().parse_args(arguments)
-    store = JobStore(args.jobs.resolve())
+    repository = JobRepository(args.jobs.resolve())
     try:
         if args.command == "submit":
             source = FluxSource("diffusers", folder=str(args.source.resolve()), precision=args.precision)
-            loras = args.loras or store.root.parent / "loras"
-            for job in submit(store, args.list, source, loras, args.device.split(",")):
+            loras = args.loras or repository.root.parent / "loras"
+            for job in submit(repository, args.list, source, loras, args.device.split(",")):
                 print(line_of(job))
         elif args.command == "work":
             if args.ray is None:
-                return 0 if work(store, args.slots) else 1
-            return 0 if cluster.work(store, args.ray or None, args.slots, News(print).hear, POLL_SECONDS) else 1
+                return 0 if work(repository, args.slots) else 1
+            return (
+                0
+                if cluster.work(repository, args.ray or None, args.slots, ProgressLines(print).update, POLL_SECONDS)
+                else 1
+            )
         else:
-            jobs, problems = store.scan()
-            told = [job.to_dict(samples=False) for job in jobs]
-            print(json.dumps({"jobs": told, "problems": problems}) if args.json else "\n".join(map(line_of, jobs)))
+            jobs, problems = repository.scan()
+            listed = [job.to_dict(samples=False) for job in jobs]
+            print(json.dumps({"jobs": listed, "problems": problems}) if args.json else "\n".join(map(line_of, jobs)))
             if not args.json:
                 print(*problems.values(), sep="\n", end="\n" if problems else "")
     except ErasureError as error:

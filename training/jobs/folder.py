@@ -14,9 +14,9 @@ Whoever holds the lock is the only writer of state.json and events.jsonl. Any nu
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -27,7 +27,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from ..errors import JobError
+from ..errors import JobBusy, JobError, JobOfOtherVersion, JobUnreadable
+from ..files import read_json, write_atomically, write_json
 
 STATES = ("queued", "starting", "running", "paused", "completed", "failed", "cancelled", "interrupted")
 ACTIVE = ("starting", "running")  # a worker is (or should be) alive
@@ -36,48 +37,13 @@ ENDED = ("paused", "completed", "failed", "cancelled", "interrupted")  # no work
 STOP_WISHES = ("pause", "cancel")
 VERSION = 1  # of this folder layout
 
+# A job needs little (checkpoints of a small LoRA, some pictures), but a disk that is nearly full fills up meanwhile.
+MIN_FREE_BYTES = 200 * 1024**2
+
 _RESERVE_BYTES = 64 * 1024
 _LOST_EVENTS = 1000  # at most so many are written between two states
 
 Fill = Callable[[Path], None]  # puts more files into a job folder before it appears
-
-
-class OtherVersion(JobError):
-    """A job folder that another version of this pack has written."""
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Replaces `path` by JSON in one step: a reader (or a crash) sees the old file or the new one, never a part."""
-    scratch = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with scratch.open("w", encoding="utf-8") as file:
-            json.dump(value, file, ensure_ascii=False, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        for attempt in range(20):
-            try:
-                os.replace(scratch, path)
-                return
-            except PermissionError:  # Windows, while another process has the old file open to read it
-                if attempt == 19:
-                    raise
-                time.sleep(0.05)
-    finally:
-        scratch.unlink(missing_ok=True)
-
-
-def read_json(path: Path) -> dict[str, Any] | None:
-    """A JSON object, or None where the file is missing or broken."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return value if isinstance(value, dict) else None
-
-
-def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file's contents, in hexadecimal."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -140,34 +106,40 @@ class JobFolder:
         return JobFolder(path)
 
     def request(self) -> dict[str, Any]:
-        """job.json. Raises JobError when it is broken or from a newer version."""
-        job = read_json(self.job_file)
-        if job is not None and job.get("version", VERSION) != VERSION:
-            raise OtherVersion(f"The job {self.path.name} was made by another version of this pack: update the pack.")
-        if job is None or "request" not in job:
-            raise JobError(f"The job {self.path.name} has no readable job.json: delete the job and queue it again.")
+        """job.json. Raises JobUnreadable, JobOfOtherVersion."""
+        broken = self._unreadable("readable job.json")
+        job = read_json(self.job_file, broken)
+        if job.get("version", VERSION) != VERSION:
+            raise JobOfOtherVersion(
+                f"The job {self.path.name} was made by another version of this pack: update the pack."
+            )
+        if "request" not in job:
+            raise broken
         return job
 
     def state(self) -> JobState:
-        """state.json. Raises JobError when it is broken."""
-        data = read_json(self.state_file)
+        """state.json. Raises JobUnreadable."""
+        broken = self._unreadable("readable state.json")
         try:
-            state = JobState.from_dict(data or {})
+            state = JobState.from_dict(read_json(self.state_file, broken))
         except TypeError:
-            state = None
-        if state is None or state.state not in STATES:
-            raise JobError(f"The job {self.path.name} has no readable state.json: delete the job and queue it again.")
+            raise broken from None
+        if state.state not in STATES:
+            raise broken
         return state
+
+    def _unreadable(self, lacks: str) -> JobUnreadable:
+        return JobUnreadable(f"The job {self.path.name} has no {lacks}: delete the job and queue it again.")
 
     @contextmanager
     def locked(self, timeout: float = 5) -> Iterator[None]:
-        """Makes this process the folder's writer. Raises JobError when another one is for longer than `timeout` s."""
+        """Makes this process the folder's writer. Raises JobBusy when another one is for longer than `timeout` s."""
         try:
             with FileLock(self.path / "lock", timeout=timeout):
                 self._last = None  # another process may have written since
                 yield
         except Timeout:
-            raise JobError(f"The job {self.path.name} is being trained: wait until it has stopped.") from None
+            raise JobBusy(f"The job {self.path.name} is being trained: wait until it has stopped.") from None
 
     def write_state(self, state: JobState) -> None:
         """Replaces state.json. Only while the lock is held. On a full disk the reserve is given back first."""
@@ -223,9 +195,17 @@ class JobFolder:
 
     def ask_to_stop(self, wish: str) -> None:
         """Leaves a wish for the worker, which it sees at its next step; a later "cancel" replaces "pause"."""
-        scratch = self.path / ".stop.tmp"
-        scratch.write_text(wish, encoding="utf-8")
-        os.replace(scratch, self.stop_file)
+        write_atomically(self.stop_file, wish.encode())
+
+
+def require_free(what: str, folder: Path) -> None:
+    """Raises JobError where the disk of `folder`, which holds `what`, is nearly full."""
+    free = shutil.disk_usage(folder).free
+    if free < MIN_FREE_BYTES:
+        raise JobError(
+            f"The disk with the {what} has only {free // 1024**2} MB free: make at least "
+            f"{MIN_FREE_BYTES // 1024**2} MB free and queue this again."
+        )
 
 
 def append_line(path: Path, event: dict[str, Any]) -> None:

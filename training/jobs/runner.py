@@ -17,19 +17,17 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import ErasureError, JobError
-from ..memory import cheaper
-from ..memory import planned_request as settled
-from ..request import ErasureRequest
-from .folder import JobFolder, JobState, sha256_of, write_json
+from ..files import sha256_of, write_json
+from .folder import JobFolder, JobState
+from .kinds import Report, Request
 from .processes import own_identity
-from .work import Request, product_of, request_of, run
+from .registry import kind_of, run
 
 BEAT_SECONDS = 1
 STATE_SECONDS = 1  # how often a step is written to state.json; every step is in events.jsonl
 ALREADY_TRAINED = 3  # exit status when another worker has the job
 
-# trainer.run's signature: (request, folder, report, should_stop) -> result
-Run = Callable[[Request, Path, Callable[[dict[str, Any]], None], Callable[[], bool]], dict[str, Any]]
+Run = Callable[[Request, Path, Report, Callable[[], bool]], dict[str, Any]]  # see JobKind.run
 
 
 class Reporter:
@@ -94,10 +92,10 @@ def _run_locked(folder: JobFolder, work: Run, stopped: type[Exception]) -> int:
     heart.start()
     try:
         data = folder.request()["request"]
-        request = request_of(data)
-        result = work(request, folder.path, report, lambda: folder.wish() is not None)
+        kind = kind_of(data)
+        result = work(kind.read(data), folder.path, report, lambda: folder.wish() is not None)
         # Tells later whether the file is still the one that was written here.
-        write_json(folder.result_file, {**result, "sha256": sha256_of(product_of(data, folder.path))})
+        write_json(folder.result_file, {**result, "sha256": sha256_of(kind.product(data, folder.path))})
         new, message, status = "completed", "", 0
     except stopped:
         wish = folder.wish() or "pause"
@@ -144,14 +142,15 @@ def is_out_of_memory(error: BaseException) -> bool:
 def out_of_memory(folder: JobFolder, state: JobState) -> str:
     """Where memory was missing, what is kept and what would help, as one sentence."""
     saved = [event["step"] for event in folder.events() if event["type"] == "checkpoint"]
-    kept = f" (the checkpoint of step {saved[-1]} is kept)" if saved else ""
+    checkpoint = f" (the checkpoint of step {saved[-1]} is kept)" if saved else ""
     try:
-        request = request_of(folder.request()["request"])
-        found = cheaper(settled(request, folder.path), state.phase) if isinstance(request, ErasureRequest) else None
+        data = folder.request()["request"]
+        kind = kind_of(data)
+        found = kind.cheaper(kind.read(data), folder.path, state.phase)
     except (ErasureError, MemoryError):
         found = None
-    change = f"retry with {found[1]}, or " if found else ""
-    return f"Out of memory at step {state.step}{kept}: {change}close other programs and resume."
+    change = f"retry with {found.change}, or " if found else ""
+    return f"Out of memory at step {state.step}{checkpoint}: {change}close other programs and resume."
 
 
 def sentence_of(error: Exception, state: JobState) -> str:

@@ -1,7 +1,7 @@
 """Starts queued jobs while there is a free slot, adopts workers of an earlier server, notices workers that vanished.
 
-One scheduler at a time works on a store: a file lock keeps a second server that shares the user folder from starting a
-job twice. The others only relay events.
+One scheduler at a time works on a repository: a file lock keeps a second server that shares the user folder from
+starting a job twice. The others only relay events.
 """
 
 from __future__ import annotations
@@ -22,8 +22,10 @@ from filelock import FileLock, Timeout
 from ..errors import JobError
 from .admission import Admission
 from .folder import ACTIVE, ENDED, parse_events
+from .job import Job
+from .job_queue import JobQueue
 from .processes import end_tree, start_detached, worker_command, worker_of
-from .store import Job, JobStore
+from .repository import JobRepository
 
 START_SECONDS = 60  # from the start of a process until it has written its pid
 POLL_SECONDS = 0.3
@@ -35,7 +37,7 @@ Listener = Callable[[str, dict[str, Any]], None]
 class Scheduler:
     """Works in a thread of its own between start() and close(); workers go on without it.
 
-    slots: how many jobs train at once; None: as the store's settings say, which may change at any time. command: how a
+    slots: how many jobs train at once; None: as the queue's settings say, which may change at any time. command: how a
     job folder becomes a process. make_room: asks the host to free memory for a job (see Admission).
     listener: called with (job id, event) for each event written since the scheduler began, in order, from the
     scheduler's thread; with ("", {"type": "list"}) when jobs came, went or changed their order. patience: seconds until
@@ -44,14 +46,15 @@ class Scheduler:
 
     def __init__(
         self,
-        store: JobStore,
+        repository: JobRepository,
         slots: int | None = None,
         command: Callable[[Path], list[str]] = worker_command,
         make_room: Callable[[Job], None] | None = None,
         listener: Listener | None = None,
         patience: float = 60,
     ):
-        self.store, self.slots, self.patience = store, slots, patience
+        self.repository, self.queue = repository, JobQueue(repository)
+        self.slots, self.patience = slots, patience
         self._command, self._admission, self._listener = command, Admission(make_room), listener
         self._children: dict[str, subprocess.Popen[bytes]] = {}
         self._positions: dict[str, int] | None = None  # bytes of events.jsonl that were relayed, by job
@@ -68,7 +71,7 @@ class Scheduler:
             self._thread.start()
 
     def close(self) -> None:
-        """Ends the thread and gives the store free for another scheduler. Workers go on."""
+        """Ends the thread and gives the repository free for another scheduler. Workers go on."""
         self._stop.set()
         if self._thread is not None:
             self._thread.join(10)
@@ -84,9 +87,9 @@ class Scheduler:
                 logging.exception("Erase Anything: the scheduler will try again")
 
     def tick(self) -> None:
-        """One round: settle what ended, start what fits, relay what was written."""
-        jobs = self.store.list()
-        if jobs and self._owns_store():
+        """One round: write down what ended, start what fits, relay what was written."""
+        jobs = self.repository.list()
+        if jobs and self._owns_repository():
             busy = {job.id for job in jobs if job.state.state in ACTIVE and self._is_alive(job)}
             # A worker that has said its last word still holds memory until its process is gone.
             busy |= {job_id for job_id, child in self._children.items() if child.poll() is None}
@@ -96,11 +99,11 @@ class Scheduler:
 
     def _fill_slots(self, jobs: list[Job], busy: set[str]) -> None:
         """Starts queued jobs; one that must wait for memory lets those behind it pass."""
-        settings = self.store.settings()
+        settings = self.queue.settings()
         free = (settings.slots if self.slots is None else self.slots) - len(busy)
         active = [job for job in jobs if job.id in busy]
         waiting = 0
-        for job in self.store.queue(jobs) if free > 0 else ():
+        for job in self.queue.jobs(jobs) if free > 0 else ():
             why = self._admission.why_wait(job, active, settings.wait_for_memory)
             if why:
                 self._let_wait(job, why)
@@ -119,9 +122,9 @@ class Scheduler:
                 job.folder.write_state(replace(state, message=why))
                 job.folder.append({"type": "state", "state": "queued", "message": why})
 
-    def _owns_store(self) -> bool:
+    def _owns_repository(self) -> bool:
         if self._lock is None:
-            lock = FileLock(self.store.root / ".scheduler", timeout=0, thread_local=False)
+            lock = FileLock(self.repository.root / ".scheduler", timeout=0, thread_local=False)
             try:
                 lock.acquire()
             except Timeout:
@@ -130,7 +133,7 @@ class Scheduler:
         return True
 
     def _is_alive(self, job: Job) -> bool:
-        """Whether the job's worker lives; otherwise the job is settled. A worker that will not stop is ended."""
+        """Whether the job's worker lives; otherwise its end is written down. A worker that will not stop is ended."""
         child = self._children.get(job.id)
         ended = child is not None and child.poll() is not None
         worker = None if ended else worker_of(job.state)
@@ -142,13 +145,13 @@ class Scheduler:
             if not ended and child is None and young:
                 return True  # another server has just started it
             self._children.pop(job.id, None)
-            self._settle(job)
+            self._write_end(job)
             return False
         if job.stopping and time.time() - _modified(job.folder.stop_file) > self.patience:
             end_tree(worker)
         return True
 
-    def _settle(self, job: Job) -> None:
+    def _write_end(self, job: Job) -> None:
         """Writes down what became of a job whose worker is gone without having said so."""
         with contextlib.suppress(JobError), job.folder.locked(timeout=0.5):
             state = job.folder.state()
@@ -199,7 +202,7 @@ class Scheduler:
 
     def _tell_of_list(self, jobs: list[Job]) -> None:
         """Tells that jobs came, went or changed their order in the queue: no job's own events say so."""
-        listed = ({job.id for job in jobs}, [job.id for job in self.store.queue(jobs)])
+        listed = ({job.id for job in jobs}, [job.id for job in self.queue.jobs(jobs)])
         if self._listener is not None and self._listed not in (None, listed):
             self._listener("", {"type": "list"})
         self._listed = listed

@@ -21,10 +21,11 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError, LoraError
+from ..files import replacing, sha256_of
 from ..models.native_layout import diffusers_parts
 from ..models.source import weight_files
 from ..models.weights import FLOATS, QUANTISED_KEYS, native_prefix, read_whole_header, torch_dtype
-from .files import concept_of, new_file, sha256_of
+from .files import concept_of, new_file
 from .format import LoraWeights, encode_header, open_lora
 
 KEY_BAKED = "erase_anything.baked"  # JSON list: file, sha256, strength and concept of every LoRA folded in
@@ -170,25 +171,28 @@ def _plan(
 @contextmanager
 def _temporary(target: Path, folder: bool) -> Iterator[Path]:
     """A place beside `target` that takes its name in the end, or vanishes after an error."""
-    temporary = target.with_name(f".{target.name}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        if folder:
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir()
-        yield temporary
-        if folder and target.is_dir():
-            target.rmdir()  # empty, as was checked
-        os.replace(temporary, target)
+        with _replacing_folder(target) if folder else replacing(target) as temporary:
+            yield temporary
     except OSError as error:
         full = error.errno == errno.ENOSPC
         why = "the disk is full, free some space" if full else f"check the folder's permissions ({error})"
         raise LoraError(f"{target.name} cannot be written: {why}.") from error
+
+
+@contextmanager
+def _replacing_folder(target: Path) -> Iterator[Path]:
+    temporary = target.with_name(f".{target.name}.part")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir()
+    try:
+        yield temporary
+        if target.is_dir():
+            target.rmdir()  # empty, as was checked
+        os.replace(temporary, target)
     finally:
-        if folder:
-            shutil.rmtree(temporary, ignore_errors=True)
-        else:
-            temporary.unlink(missing_ok=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _write(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -13,10 +12,11 @@ import torch
 
 from .. import __version__
 from ..errors import ConfigError, LoraError
-from ..lora.names import validate_name
+from ..files import sha256_of
 from .format import KEY_BASE, KEY_CONCEPT, KEY_METHOD, KEY_VERSION, LoraWeights, open_lora, write_lora
 from .inputs import INPUTS_SUFFIX, inputs_path, read_inputs
 from .merge import PRESERVE, Source, merge
+from .names import validate_name
 from .scales import KEY_ADAPTER
 
 KEY_MERGE = (
@@ -67,15 +67,6 @@ def lora_files(paths: Sequence[str | Path]) -> list[Path]:
             raise LoraError(f"The folder {path.name} holds no .safetensors files: choose another one.")
         found += inside
     return found
-
-
-def sha256_of(path: Path) -> str:
-    """The file's SHA-256 in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def mapping_of(text: str | None) -> dict[str, Any]:

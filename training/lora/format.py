@@ -8,8 +8,6 @@ from __future__ import annotations
 import errno
 import json
 import math
-import os
-import tempfile
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +18,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ..errors import LoraError
+from ..files import write_atomically
 from ..models.native_layout import diffusers_parts, linear_widths
 from .dialects import (
     QKV_OF_LINEAR1,
@@ -87,25 +86,14 @@ def write_lora(
         tensors[f"{PREFIX}{module}.lora_A.weight"] = a
         tensors[f"{PREFIX}{module}.lora_B.weight"] = b
         tensors[f"{PREFIX}{module}.alpha"] = torch.tensor(float(alpha))
-    (header, data), temporary = _serialized(tensors, {"format": "pt", **metadata}), None
+    parts = _serialized(tensors, {"format": "pt", **metadata})
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        # in the same folder, so that the replacement is one rename; the suffix keeps it out of the host's LoRA list
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=".part", dir=path.parent)
-        with os.fdopen(handle, "wb") as file:
-            file.write(header)
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
+        write_atomically(path, *parts)
     except OSError as error:
         full = error.errno == errno.ENOSPC
         why = "the disk is full, free some space" if full else f"check the folder's permissions ({error.strerror})"
         raise LoraError(f"The LoRA {path.name} cannot be written: {why}.") from error
-    finally:
-        if temporary and os.path.exists(temporary):
-            os.unlink(temporary)
 
 
 def _serialized(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> tuple[bytes, memoryview]:

@@ -7,7 +7,6 @@ with Fᵀ F ≈ E[x xᵀ] over the concept's prompts and over preservation promp
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from ..errors import LoraError
+from ..files import replacing
 
 INPUTS_SUFFIX = ".inputs.safetensors"
 KEY_FORMAT = "erase_anything.inputs"  # version of this layout
@@ -70,16 +70,13 @@ def write_inputs(path: str | Path, inputs: ConceptInputs) -> None:
     path = Path(path)
     tensors = {f"{place}.concept": factor for place, factor in inputs.concept.items()}
     tensors |= {f"{place}.keep": factor for place, factor in inputs.keep.items()}
-    temporary = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         tensors = {name: tensor.to("cpu", torch.bfloat16).contiguous() for name, tensor in tensors.items()}
-        save_file(tensors, temporary, metadata={"format": "pt", **inputs.metadata, KEY_FORMAT: FORMAT})
-        os.replace(temporary, path)
+        with replacing(path) as temporary:
+            save_file(tensors, temporary, metadata={"format": "pt", **inputs.metadata, KEY_FORMAT: FORMAT})
     except (OSError, SafetensorError) as error:
         raise LoraError(f"{path.name} cannot be written: free some space or check permissions ({error}).") from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def read_inputs(path: str | Path) -> ConceptInputs | None:

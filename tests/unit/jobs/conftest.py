@@ -10,14 +10,14 @@ import psutil
 import pytest
 
 from tests.job_parts import command, counting_request
-from training.jobs import JobStore, Scheduler
+from training.jobs import JobQueue, JobRepository, Scheduler
 from training.request import ErasureRequest
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[JobStore]:
-    store = JobStore(tmp_path / "jobs")
-    store.configure(wait_for_memory=False)  # counting needs none, however full this machine is
+def store(tmp_path: Path) -> Iterator[JobRepository]:
+    store = JobRepository(tmp_path / "jobs")
+    JobQueue(store).configure(wait_for_memory=False)  # counting needs none, however full this machine is
     yield store
     for job in store.list():
         if job.state.pid and psutil.pid_exists(job.state.pid):
@@ -30,7 +30,7 @@ def request_for(tmp_path: Path) -> Callable[..., ErasureRequest]:
 
 
 @pytest.fixture
-def scheduler(store: JobStore) -> Iterator[Scheduler]:
+def scheduler(store: JobRepository) -> Iterator[Scheduler]:
     scheduler = Scheduler(store, command=command, patience=1)
     scheduler.start()
     yield scheduler

@@ -8,6 +8,7 @@ from dataclasses import replace
 import pytest
 
 from tests.job_parts import in_state, wait_for
+from training.jobs import JobQueue
 from training.jobs.admission import Admission
 from training.memory import estimate_memory, memory_plans
 
@@ -22,7 +23,7 @@ def huge(request_for):
 
 
 def test_a_job_that_does_not_fit_waits_and_lets_others_pass(store, scheduler, huge, request_for, demo_folder):
-    store.configure(wait_for_memory=True)
+    JobQueue(store).configure(wait_for_memory=True)
     waiting = wait_for(store, store.submit(huge), lambda job: job.state.message)
     assert waiting.state.state == "queued"
     assert waiting.state.message.startswith("Waiting: ")
@@ -35,7 +36,7 @@ def test_a_job_that_does_not_fit_waits_and_lets_others_pass(store, scheduler, hu
     assert waiting.folder.events()[0]["message"].startswith("Waiting: ")
     wait_for(store, store.submit(request_for("small", phrase="small")), in_state("completed"))
     assert store.get(waiting.id).state.state == "queued"
-    store.configure(wait_for_memory=False)
+    JobQueue(store).configure(wait_for_memory=False)
     assert wait_for(store, waiting, in_state("completed")).state.message == ""
 
 

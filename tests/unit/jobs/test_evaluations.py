@@ -14,8 +14,8 @@ from training.concepts import Concept
 from training.errors import ConfigError, ErasureError, JobError
 from training.evaluation import EvaluationSpec, Subject
 from training.evaluation.request import EvaluationRequest
-from training.jobs import JobStore
-from training.jobs.work import need_of, request_of, why_short
+from training.jobs import JobRepository
+from training.jobs.registry import kind_of, request_of
 from training.lora.format import write_lora
 from training.models.source import demo_source
 
@@ -50,7 +50,7 @@ def test_a_request_is_plain_data(lora: Path, prompts: Path) -> None:
 
 
 def test_one_request_is_one_job_and_a_changed_file_another(lora: Path, prompts: Path, tmp_path: Path) -> None:
-    store = JobStore(tmp_path / "jobs")
+    store = JobRepository(tmp_path / "jobs")
     job = store.submit(asked(lora, prompts))
     assert store.submit(asked(lora, prompts)).id == job.id
     told = job.to_dict()
@@ -65,7 +65,7 @@ def test_one_request_is_one_job_and_a_changed_file_another(lora: Path, prompts: 
 
 
 def test_measured_again_is_the_next_seed(lora: Path, prompts: Path, tmp_path: Path) -> None:
-    store = JobStore(tmp_path / "jobs")
+    store = JobRepository(tmp_path / "jobs")
     job = store.submit(asked(lora, prompts))
     seeds = [request_of(store.clone(job.id).request).spec.seed for _ in range(2)]
     assert seeds == [1, 2]
@@ -80,7 +80,7 @@ def test_measured_again_is_the_next_seed(lora: Path, prompts: Path, tmp_path: Pa
 
 def test_trainings_and_evaluations_do_not_stand_in_each_others_way(lora: Path, prompts: Path, tmp_path: Path) -> None:
     """Also where an evaluation is called like a LoRA."""
-    store, folder = JobStore(tmp_path / "jobs"), tmp_path / "others"
+    store, folder = JobRepository(tmp_path / "jobs"), tmp_path / "others"
     evaluation = store.submit(dataclasses.replace(asked(lora, prompts), name="erase-car"))
     training = store.submit(counting_request(folder, "erase-car"))
     assert store.clone(training.id).name == "erase-car-2"
@@ -97,15 +97,16 @@ def test_trainings_and_evaluations_do_not_stand_in_each_others_way(lora: Path, p
 
 
 def test_an_evaluation_needs_room_for_everything_at_once(lora: Path, prompts: Path) -> None:
-    small, large = (asked(lora, prompts, batch_size=size) for size in (1, 64))
-    assert 0 < need_of(small) < need_of(large)
-    assert why_short(small, need_of(small)) == ""
-    told = why_short(large, need_of(small))
+    kind = kind_of(asked(lora, prompts).to_dict())
+    (small,), (large,) = (kind.need(asked(lora, prompts, batch_size=size)) for size in (1, 64))
+    assert 0 < small.need < large.need
+    assert kind.shortage(small, small.need) == ""
+    told = kind.shortage(large, small.need)
     assert told.startswith("Waiting: ") and "smaller batch" in told and "\n" not in told
 
 
 def test_what_cannot_work_is_refused_before_it_is_queued(lora: Path, prompts: Path, tmp_path: Path) -> None:
-    store = JobStore(tmp_path / "jobs")
+    store = JobRepository(tmp_path / "jobs")
 
     def refused(part: str, **more) -> None:
         with pytest.raises(ErasureError, match=part):

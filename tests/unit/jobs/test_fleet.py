@@ -9,7 +9,7 @@ import pytest
 
 from tests.job_parts import at_step, command, in_state, steps_taken, wait_for
 from training.errors import ConfigError
-from training.jobs import fleet
+from training.jobs import JobQueue, fleet
 
 HEADER = "phrase,kind,template,name,steps,erase_synonyms,blocks\n"
 
@@ -88,6 +88,6 @@ def test_two_processes_work_and_one_that_is_killed_is_resumed(store, request_for
 
 
 def test_a_held_queue_is_not_waited_for_forever(store):
-    store.configure(slots=0)
+    JobQueue(store).configure(slots=0)
     with pytest.raises(ConfigError, match="The queue is held"):
         fleet.work(store)

@@ -15,9 +15,9 @@ import psutil
 import pytest
 
 from tests.job_parts import at_step, command, in_state, steps_taken, wait_for
-from training.errors import ConfigError, JobError
-from training.jobs import JobFolder, JobStore, Scheduler
-from training.jobs import store as store_module
+from training.errors import ConfigError, JobError, JobNotFound, JobOfOtherVersion, JobUnreadable
+from training.jobs import JobFolder, JobQueue, JobRepository, Scheduler
+from training.jobs import folder as folder_module
 from training.jobs.folder import append_line
 from training.request import ErasureRequest
 
@@ -92,7 +92,7 @@ def test_names_with_path_parts_are_refused(store, request_for, name):
 
 def test_a_nearly_full_disk_is_refused(store, request_for, monkeypatch):
     usage = shutil.disk_usage(store.root.parent)
-    monkeypatch.setattr(store_module.shutil, "disk_usage", lambda _: usage._replace(free=5 * 1024**2))
+    monkeypatch.setattr(folder_module.shutil, "disk_usage", lambda _: usage._replace(free=5 * 1024**2))
     with pytest.raises(JobError, match="only 5 MB free: make at least 200 MB free"):
         store.submit(request_for())
     monkeypatch.undo()
@@ -204,7 +204,7 @@ def test_the_listener_hears_of_jobs_that_come_go_and_change_their_order(store, r
     second = store.submit(request_for("two"))
     assert told() == ["list"]
     assert told() == []
-    store.move(second.id, "up")
+    JobQueue(store).move(second.id, "up")
     assert told() == ["list"]
     store.cancel(first.id)
     store.delete(first.id)
@@ -213,7 +213,7 @@ def test_the_listener_hears_of_jobs_that_come_go_and_change_their_order(store, r
 
 
 def test_two_servers_do_not_train_one_job_twice(store, scheduler, request_for):
-    other_store = JobStore(store.root)
+    other_store = JobRepository(store.root)
     other = Scheduler(other_store, command=command)
     other.start()
     try:
@@ -301,14 +301,14 @@ def test_delete_removes_the_folder_and_keeps_the_lora(store, scheduler, request_
     store.delete(job.id)
     assert store.list() == []
     assert job.lora.exists()
-    with pytest.raises(JobError, match="There is no job"):
+    with pytest.raises(JobNotFound, match="There is no job"):
         store.get(job.id)
 
 
 @pytest.mark.parametrize("job_id", ["", "..", "../jobs", "/etc", "x", "20260101-000000-a/../b", "20260101-000000-a\0"])
 def test_ids_that_are_no_ids_are_refused(store, request_for, job_id):
     store.submit(request_for())
-    with pytest.raises(JobError, match="There is no job"):
+    with pytest.raises(JobNotFound, match="There is no job"):
         store.get(job_id)
 
 
@@ -316,11 +316,11 @@ def test_broken_folders_do_not_disturb_the_others(store, request_for):
     good, torn, future = (store.submit(request_for(f"l{i}", phrase=f"thing {i}")) for i in range(3))
     torn.folder.state_file.write_text('{"state": "que')
     future.folder.job_file.write_text(json.dumps({"version": 99, "request": {"later": True}}))
-    fresh = JobStore(store.root)
+    fresh = JobRepository(store.root)
     assert [job.id for job in fresh.list()] == [good.id]
-    with pytest.raises(JobError, match="another version"):
+    with pytest.raises(JobOfOtherVersion, match="another version"):
         fresh.get(future.id)
-    with pytest.raises(JobError, match="no readable state"):
+    with pytest.raises(JobUnreadable, match="no readable state"):
         fresh.get(torn.id)
     assert torn.folder.state_file.read_text() == '{"state": "que'
 

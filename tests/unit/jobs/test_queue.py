@@ -10,8 +10,8 @@ import time
 import pytest
 
 from tests.job_parts import at_step, command, in_state, steps_taken, wait_for
-from training.errors import ConfigError, JobError
-from training.jobs import JobStore, Scheduler
+from training.errors import ConfigError, JobError, JobNotFound, JobOfOtherVersion
+from training.jobs import JobQueue, JobRepository, Scheduler
 
 
 @pytest.fixture
@@ -20,8 +20,8 @@ def four(store, request_for):
     return {letter: store.submit(request_for(letter, phrase=f"thing {letter}")).id for letter in "abcd"}
 
 
-def letters(store: JobStore) -> str:
-    return "".join(job.name for job in store.queue())
+def letters(store: JobRepository) -> str:
+    return "".join(job.name for job in JobQueue(store).jobs())
 
 
 @pytest.mark.parametrize(
@@ -40,21 +40,21 @@ def letters(store: JobStore) -> str:
 )
 def test_a_job_is_moved_and_the_order_survives_a_restart(store, four, letter, to, order):
     assert letters(store) == "abcd"
-    ids = store.move(four[letter], to)
+    ids = JobQueue(store).move(four[letter], to)
     assert ids == [four[name] for name in order]
-    assert letters(JobStore(store.root)) == order
+    assert letters(JobRepository(store.root)) == order
 
 
 @pytest.mark.parametrize("to", ["sideways", 0, -1, True, 1.5, None, ["up"]])
 def test_places_that_are_none_change_nothing(store, four, to):
     with pytest.raises(JobError, match="is no place in the queue: use first, up, down, last or a number"):
-        store.move(four["a"], to)
+        JobQueue(store).move(four["a"], to)
     assert letters(store) == "abcd"
 
 
 def test_moves_add_up_and_new_jobs_come_last(store, four, request_for):
-    store.move(four["d"], "first")
-    store.move(four["a"], "last")
+    JobQueue(store).move(four["d"], "first")
+    JobQueue(store).move(four["a"], "last")
     store.submit(request_for("e", phrase="thing e"))
     assert letters(store) == "dbcae"
     # One that was taken out and comes back has lost its place.
@@ -63,11 +63,11 @@ def test_moves_add_up_and_new_jobs_come_last(store, four, request_for):
     store.resume(four["d"])
     assert letters(store) == "bcaed"
     with pytest.raises(JobError, match="The job is cancelled: only a queued job has a place"):
-        store.move(store.cancel(four["b"]).id, "up")
+        JobQueue(store).move(store.cancel(four["b"]).id, "up")
 
 
 def test_jobs_start_in_the_order_given(store, four):
-    store.move(four["d"], "first")
+    JobQueue(store).move(four["d"], "first")
     scheduler = Scheduler(store, command=command)
     scheduler.start()
     try:
@@ -79,13 +79,13 @@ def test_jobs_start_in_the_order_given(store, four):
 
 
 def test_slots_survive_a_restart_and_hold_the_queue(store, scheduler, request_for):
-    assert store.settings().slots == 1
-    store.configure(slots=0)
+    assert JobQueue(store).settings().slots == 1
+    JobQueue(store).configure(slots=0)
     first, second = (store.submit(request_for(name, " at 0.05", name, steps=200)) for name in ("one", "two"))
     time.sleep(1.5)
     assert {job.state.state for job in store.list()} == {"queued"}
-    store.configure(slots=2)
-    assert JobStore(store.root).settings().slots == 2
+    JobQueue(store).configure(slots=2)
+    assert JobQueue(JobRepository(store.root)).settings().slots == 2
     for job in (first, second):
         wait_for(store, job, at_step(1))
     assert [store.get(job.id).state.state for job in (first, second)] == ["running", "running"]
@@ -96,21 +96,21 @@ def test_slots_survive_a_restart_and_hold_the_queue(store, scheduler, request_fo
 @pytest.mark.parametrize("slots", [-1, 17, 1.5, "2", True])
 def test_slots_out_of_range_are_refused(store, slots):
     with pytest.raises(JobError, match="number of slots must be a whole number from 0 to 16"):
-        store.configure(slots=slots)
-    assert store.settings().slots == 1
+        JobQueue(store).configure(slots=slots)
+    assert JobQueue(store).settings().slots == 1
 
 
 def test_a_broken_queue_file_is_put_aside_and_a_newer_one_is_kept(store, four):
     file = store.root / "queue.json"
     file.write_text('{"slots": 7, "or')
-    assert store.settings().slots == 1
+    assert JobQueue(store).settings().slots == 1
     assert letters(store) == "abcd"
-    store.move(four["b"], "first")
+    JobQueue(store).move(four["b"], "first")
     assert letters(store) == "bacd"
     assert (store.root / "queue.json.broken").read_text() == '{"slots": 7, "or'
     file.write_text('{"version": 99, "slots": {"gpu": 1}}')
-    with pytest.raises(JobError, match="newer version of this pack: update"):
-        store.configure(slots=2)
+    with pytest.raises(JobOfOtherVersion, match="newer version of this pack: update"):
+        JobQueue(store).configure(slots=2)
     assert json.loads(file.read_text())["version"] == 99
     assert letters(store) == "abcd"
 
@@ -174,7 +174,7 @@ def test_broken_jobs_are_told_of_and_can_be_deleted(store, four):
     (folders["a"] / "state.json").write_text("{")
     (folders["b"] / "job.json").write_text(json.dumps({"version": 99, "request": 0}))
     os.unlink(folders["c"] / "state.json")
-    fresh = JobStore(store.root)
+    fresh = JobRepository(store.root)
     assert [job.id for job in fresh.list()] == [four["d"]]
     problems = fresh.problems()
     assert set(problems) == {four["a"], four["b"], four["c"]}
@@ -183,9 +183,9 @@ def test_broken_jobs_are_told_of_and_can_be_deleted(store, four):
     for letter in "ac":
         fresh.delete(four[letter])
         assert not folders[letter].exists()
-    with pytest.raises(JobError, match="update the pack"):
+    with pytest.raises(JobOfOtherVersion, match="update the pack"):
         fresh.delete(four["b"])
     assert (folders["b"] / "job.json").exists()
     shutil.rmtree(folders["b"])
-    with pytest.raises(JobError, match="There is no job"):
+    with pytest.raises(JobNotFound, match="There is no job"):
         fresh.delete(four["b"])

@@ -1,6 +1,6 @@
-"""The store's own file, queue.json: the order that was given to queued jobs by hand, and how the queue is worked off.
+"""The queue of a repository's jobs: the order that was given to them by hand, and how they are worked off.
 
-One file with one writer at a time (whoever holds the store's lock), replaced atomically: both survive a restart.
+Both are in queue.json, with one writer at a time (whoever holds the repository's lock): they survive a restart.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import ConfigError, ErasureError, JobError
+from ..errors import ConfigError, ErasureError, JobError, JobOfOtherVersion
+from ..files import read_json_or_none, write_json
 from ..lora.names import validate_name
-from .folder import read_json, write_json
+from .job import Job
+from .repository import JobRepository
 
 VERSION = 1  # of the file's layout
 MAX_SLOTS = 16
@@ -70,7 +72,7 @@ class QueueFile:
     @classmethod
     def read(cls, path: Path) -> QueueFile:
         """The defaults where the file is missing, broken or of another version."""
-        data = read_json(path) or {}
+        data = read_json_or_none(path) or {}
         try:
             if data["version"] != VERSION:
                 return cls()
@@ -81,10 +83,10 @@ class QueueFile:
             return cls()
 
     def write(self, path: Path) -> None:
-        """Replaces the file. Raises JobError for one of a newer version; one that cannot be read is put aside."""
-        old = read_json(path)
+        """Replaces the file. Raises JobOfOtherVersion for a newer one; one that cannot be read is put aside."""
+        old = read_json_or_none(path)
         if old is not None and isinstance(old.get("version"), int) and old["version"] > VERSION:
-            raise JobError("The queue's settings were made by a newer version of this pack: update the pack.")
+            raise JobOfOtherVersion("The queue's settings were made by a newer version of this pack: update the pack.")
         if old is None and path.exists():
             os.replace(path, path.with_name(f"{path.name}.broken"))
         value = {"version": VERSION, **self.settings.to_dict(), "order": list(self.order), "ordered": self.ordered}
@@ -110,3 +112,52 @@ def moved(order: Sequence[str], job_id: str, to: str | int) -> list[str]:
     rest = [other for other in order if other != job_id]
     rest.insert(min(target, last), job_id)
     return rest
+
+
+class JobQueue:
+    """The queue of the jobs in a repository. Safe to use from several processes and threads."""
+
+    def __init__(self, repository: JobRepository):
+        self._repository, self._file = repository, repository.root / "queue.json"
+
+    def settings(self) -> QueueSettings:
+        """How the queue is worked off."""
+        return QueueFile.read(self._file).settings
+
+    def configure(self, **changes: Any) -> QueueSettings:
+        """Changes settings (see QueueSettings; None changes nothing). Raises JobError, ConfigError."""
+        with self._repository.locked():
+            content = QueueFile.read(self._file)
+            content = replace(content, settings=content.settings.changed(**changes))
+            content.write(self._file)
+            return content.settings
+
+    def jobs(self, among: Sequence[Job] | None = None) -> list[Job]:
+        """The queued ones of some jobs (default: of all) in the order in which they start.
+
+        First those that were ordered by hand, then the others by the time at which they were queued; a job that was
+        stopped and resumed is queued anew.
+        """
+        content = QueueFile.read(self._file)
+        place = {job_id: number for number, job_id in enumerate(content.order)}
+
+        def key(job: Job) -> tuple[float, float, float, str]:
+            by_hand = job.id in place and job.state.since <= content.ordered
+            return (place[job.id] if by_hand else len(place), job.state.since, job.created, job.id)
+
+        everything = self._repository.list() if among is None else among
+        return sorted((job for job in everything if job.state.state == "queued"), key=key)
+
+    def move(self, job_id: str, to: str | int) -> list[str]:
+        """Puts a queued job elsewhere in the queue ("first", "up", "down", "last", or a position from 1).
+
+        Returns the ids of all queued jobs in their new order. Raises JobError.
+        """
+        with self._repository.locked():
+            order = [job.id for job in self.jobs()]
+            if job_id not in order:
+                state = self._repository.get(job_id).state.state
+                raise JobError(f"The job is {state}: only a queued job has a place in the queue.")
+            order = moved(order, job_id, to)
+            QueueFile.read(self._file).reordered(order).write(self._file)
+            return order
