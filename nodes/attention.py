@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
 import comfy.sample
 import comfy.samplers
@@ -210,9 +211,9 @@ class InspectImage(io.ComfyNode):
     @classmethod
     def execute(
         cls,
-        model: object,
-        clip: object,
-        vae: object,
+        model: Any,
+        clip: Any,
+        vae: Any,
         image: torch.Tensor,
         prompt: str,
         t: float,
@@ -301,9 +302,9 @@ class TokenHeatmaps(io.ComfyNode):
         figure = _figure(
             recording, image, clip, prompt, words, image_index, colour_map=colour_map, opacity=opacity, scale=scale
         )
-        if save_as.strip():
-            save_figure(figure, output_path(save_as.strip(), *figure.image.shape[1::-1], ConfigError))
         height, width = figure.image.shape[:2]
+        if save_as.strip():
+            save_figure(figure, output_path(save_as.strip(), width, height, ConfigError))
         tops = np.array([figure.ceiling(n) for n in range(figure.drawn)], np.float32)[:, None, None]
         masks = torch.from_numpy((enlarged(figure.maps[: figure.drawn], height, width) / tops).clip(0, 1))
         data = temp_file("heatmaps", ".json", json.dumps(figure.to_dict()))
@@ -407,7 +408,7 @@ class DeleteAttention(io.ComfyNode):
         return io.NodeOutput(Deleter(chosen, double, tokens, words.length, t_start, t_end).put_on(model))
 
 
-def _check_sampled(hidden: object | None, *names: str) -> None:
+def _check_sampled(hidden: Any, *names: str) -> None:
     """ConfigError if a recording comes from a Record node whose MODEL nothing in the graph takes.
 
     The host keeps that node's outputs, so the recording may still hold what an earlier graph sampled.
@@ -425,7 +426,7 @@ def _check_sampled(hidden: object | None, *names: str) -> None:
 
 
 def _figure(
-    recording: Recording, image: torch.Tensor, clip: object, prompt: str, words: str, index: int, **drawing: object
+    recording: Recording, image: torch.Tensor, clip: Any, prompt: str, words: str, index: int, **drawing: Any
 ) -> Figure:
     if index >= len(image):
         raise ConfigError(f"The batch has {len(image)} images: choose one from 0 to {len(image) - 1}.")

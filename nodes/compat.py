@@ -81,7 +81,7 @@ class ChoosesLora(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, lora: str | None = "", lora_name: str | None = "", **_: object) -> str:
         """Changes when the LoRA's file does, so that the host does not keep what it made of an older one."""
-        if None in (lora, lora_name):  # what the host says of an input that is connected
+        if lora is None or lora_name is None:  # what the host says of an input that is connected
             return linked_stamp()
         return lora_stamp(lora_name or lora)
 
@@ -172,7 +172,7 @@ def lora_name(path: Path) -> str:
 
 def flux_config(values: dict[str, Any]) -> dict[str, Any]:
     """The host's description of a Flux.1, with what newer hosts ask for besides."""
-    newer = {"txt_ids_dims": []}  # text tokens have no positions
+    newer: dict[str, Any] = {"txt_ids_dims": []}  # text tokens have no positions
     return {**values, **{name: value for name, value in newer.items() if name in FluxParams.__dataclass_fields__}}
 
 

@@ -35,7 +35,7 @@ class ConceptRecorder(Tap):
     def begin(self) -> None:
         self.recording.clear()
 
-    def prepare(self, call: Call, flux: torch.nn.Module, x: Tensor, options: dict[str, Any]) -> dict[str, Any]:
+    def prepare(self, call: Call, flux: Any, x: Tensor, options: dict[str, Any]) -> dict[str, Any]:
         vectors = self.vectors.to(x.device, x.dtype)
         self._flux, self._state = flux, flux.txt_in(vectors).expand(call.rows.stop - call.rows.start, -1, -1)
         replaced = dict(options.get("patches_replace", {}))
@@ -58,6 +58,7 @@ class ConceptRecorder(Tap):
     ) -> Tensor:
         out = attention(q, k, v)
         heads = q.shape[1]
+        assert self._modulation is not None, "a block's hook runs before its attention"
         seen = self._step(index, k[call.rows, :, call.image], v[call.rows, :, call.image], self._modulation[call.rows])
         if index in self.recording.blocks:
             if not call.found:

@@ -112,7 +112,7 @@ class Tap:
 
     def _pass(
         self,
-        executor: Callable,
+        executor: Any,  # the host's WrapperExecutor around the model's forward
         x: Tensor,
         timestep: Tensor,
         context: Tensor,

@@ -371,7 +371,9 @@ def comparison_grid(
     return torch.from_numpy(np.asarray(canvas, dtype=np.float32) / 255)[None]
 
 
-def _shortened(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+def _shortened(
+    draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int
+) -> str:
     """The text, cut with an ellipsis to fit `width` pixels."""
     if draw.textlength(text, font) <= width:
         return text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import comfy.model_management
 import comfy.utils
@@ -104,7 +105,7 @@ class MergeErasureLoras(io.ComfyNode):
             comfy.model_management.unload_all_models()  # the model is loaded once more, beside the host's
             with torch.inference_mode(False):
                 write_missing(flux, own, progress=lambda done, total: bar.update_absolute(done, total + 1))
-        compress = {"rank": rank or None, "error": None if rank else error} if mode == "svd" else {}
+        compress: dict[str, Any] = {"rank": rank or None, "error": None if rank else error} if mode == "svd" else {}
         report = merge_files(
             [row.path for row in stack],
             out,

@@ -8,7 +8,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import comfy.lora
 import comfy.model_management
@@ -31,6 +31,9 @@ from ..training.models.text import TextEncoders
 from ..training.models.variants import FluxVariant, variant_of
 from ..training.models.weights import HOST_FORMATS, kinds_in
 from .compat import flux_config, quiet_log, readable_quantisation
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
 
 
 @dataclass
@@ -71,7 +74,7 @@ def stock_model(source: FluxSource) -> comfy.model_patcher.ModelPatcher:
     return model
 
 
-def _stored(path: str, kind: str) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+def _stored(path: str, kind: str) -> tuple[dict[str, Any], dict[str, str]]:
     """One part of a single file or an all-in-one checkpoint as the host's loaders take it, and the file's metadata."""
     tensors, metadata = comfy.utils.load_torch_file(path, safe_load=True, return_metadata=True)
     prefix = kinds_in(tensors)[kind]
@@ -132,6 +135,8 @@ def _model(source: FluxSource) -> comfy.model_patcher.ModelPatcher:
 class _TextEncoder(torch.nn.Module, comfy.sd1_clip.ClipTokenWeightEncoder):
     """A transformers text encoder as the host calls one: prompt weights work, textual inversion does not."""
 
+    encode_token_weights: Any  # the host's, which a type checker does not see
+
     def __init__(self, transformer: torch.nn.Module, special_tokens: dict[str, int]) -> None:
         super().__init__()
         self.transformer = transformer
@@ -145,6 +150,9 @@ class _TextEncoder(torch.nn.Module, comfy.sd1_clip.ClipTokenWeightEncoder):
 
 class _FluxTextModel(torch.nn.Module):
     """What comfy.sd.CLIP holds for Flux (compare the host's FluxClipModel), around diffusers' encoders."""
+
+    clip_l: _TextEncoder
+    t5xxl: _TextEncoder
 
     def __init__(self, encoders: TextEncoders, dtype: torch.dtype, device: torch.device) -> None:
         super().__init__()
@@ -225,7 +233,9 @@ def _clip(source: FluxSource) -> comfy.sd.CLIP:
 class _Autoencoder(torch.nn.Module):
     """diffusers' AutoencoderKL behind the two calls that comfy.sd.VAE makes (raw latents, pixels in -1..1)."""
 
-    def __init__(self, vae: torch.nn.Module) -> None:
+    vae: AutoencoderKL
+
+    def __init__(self, vae: AutoencoderKL) -> None:
         super().__init__()
         self.vae = vae
 

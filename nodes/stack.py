@@ -229,12 +229,12 @@ def write_set(stack: Stack, name: str) -> Path:
     if not stack:
         raise LoraError("The stack is empty: add a LoRA to it.")
     known = set(list_files("loras"))
-    rows = [{"lora": lora_name(Path(row.path)), "weight": row.weight} for row in stack]
-    lost = next((row["lora"] for row in rows if row["lora"] not in known), None)
+    names = [lora_name(Path(row.path)) for row in stack]
+    lost = next((lora for lora in names if lora not in known), None)
     if lost is not None:
         raise LoraError(f"{lost} is not among the loras, so a set cannot name it: save the merge under a name first.")
-    portable = [{**row, "lora": Path(row["lora"]).as_posix()} for row in rows]
-    text = json.dumps({"version": _VERSION, "rows": portable}, ensure_ascii=False, indent=1)
+    rows = [{"lora": Path(lora).as_posix(), "weight": row.weight} for lora, row in zip(names, stack, strict=True)]
+    text = json.dumps({"version": _VERSION, "rows": rows}, ensure_ascii=False, indent=1)
     path = _sets() / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.is_file() and path.read_text(encoding="utf-8") == text:

@@ -1,7 +1,8 @@
 """Sets up everything the tests need and runs them all: `python scripts/test.py [pytest's arguments]`.
 
 Makes .venv, gets a ComfyUI host (or takes COMFYUI_PATH), on Debian as root also Chromium and WordNet; the second time
-all of it is there. The exit status is 0 exactly when ruff finds nothing to correct or format and every test passes.
+all of it is there. The exit status is 0 exactly when ruff finds nothing to correct or format, mypy finds no wrong
+type and every test passes.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from scripts.check_types import check_types
 from scripts.environment import (
     ROOT,
     WORDNET_PACKAGES,
@@ -32,7 +34,7 @@ AT_A_TIME = ["-n", "3", "--dist", "loadfile", "--no-loadscope-reorder"]
 
 
 def main() -> int:
-    """Runs ruff (lint and format), then pytest with this script's arguments; the worse exit status."""
+    """Runs ruff (lint and format), mypy, then pytest with this script's arguments; a failed one's exit status."""
     try:
         with ThreadPoolExecutor() as pool:  # apt-get and pip wait for the network, not for each other
             debian = pool.submit(install_debian, ["chromium", *WORDNET_PACKAGES])
@@ -51,6 +53,7 @@ def main() -> int:
     environment.pop("PYTHONDONTWRITEBYTECODE", None)
     lint = subprocess.call([python, "-m", "ruff", "check", "."], cwd=ROOT)
     lint |= subprocess.call([python, "-m", "ruff", "format", "--check", "--quiet", "."], cwd=ROOT)
+    lint |= check_types([])
     tests = subprocess.call([python, "-m", "pytest", *AT_A_TIME, *sys.argv[1:]], cwd=ROOT, env=environment)
     return tests or lint
 

@@ -244,3 +244,18 @@ def test_files_stay_readable() -> None:
         if (lines := len(path.read_text(encoding="utf-8").splitlines())) > 600
     }
     assert not long, f"split these: {long}"
+
+
+def test_what_is_run_by_hand_stands_beside_the_pack() -> None:
+    """demo_model, benchmarks and scripts use the engine; no user needs them, so the pack never imports them."""
+    by_hand = ("benchmarks", "demo_model", "scripts")
+    known = modules(*by_hand, "nodes", "tests", "training")
+    every = [arrow for name, path in known.items() for _, arrow in arrows(name, path, known)]
+    assert any(source.startswith(by_hand) and target.startswith("training.") for source, target, _ in every)
+    wrong = [
+        arrow
+        for arrow in every
+        if (arrow[0].startswith(by_hand) and arrow[1].split(".")[0] in ("nodes", "tests"))
+        or (arrow[0].startswith(("nodes", "training")) and arrow[1].split(".")[0] in (*by_hand, "tests"))
+    ]
+    assert not wrong, shown(wrong)

@@ -74,7 +74,8 @@ class Concept:
         lists = ("synonyms", "irrelevant", "preserve")
         if any(not isinstance(data.get(k, []), (list, tuple)) for k in lists):
             raise ConceptError("A concept's synonyms, irrelevant words and preservation prompts are lists of texts.")
-        concept = cls(**{k: tuple(v) if k in lists else v for k, v in data.items()})
+        values: dict[str, Any] = {k: tuple(v) if k in lists else v for k, v in data.items()}
+        concept = cls(**values)
         concept.validate()
         return concept
 

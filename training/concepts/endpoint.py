@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 from ..errors import ConceptError
 from ..files import read_json_or_none, write_json
-from .concept import TEMPLATES, Concept
+from .concept import TEMPLATES, Concept, Kind
 from .reading import phrases_of
 from .words import mentions
 
@@ -72,7 +72,7 @@ class EndpointWords:
 
 def endpoint_words(
     phrase: str,
-    kind: str = "entity",
+    kind: Kind = "entity",
     *,
     base_url: str,
     model: str,

@@ -270,7 +270,7 @@ def relation_form(phrase: str) -> str:
     known = relation_of(phrase)
     if known is not None:
         return known.form
-    phrase = re.sub(r"^to\s+(?=\w+)", "", phrase) if is_verb(phrase.split()[1:2] and phrase.split()[1]) else phrase
+    phrase = re.sub(r"^to\s+(?=\w+)", "", phrase) if is_verb("".join(phrase.split()[1:2])) else phrase
     known = relation_of(phrase)
     if known is not None:
         return known.form

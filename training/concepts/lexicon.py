@@ -125,13 +125,12 @@ def folded(text: str) -> str:
 
 @lru_cache(maxsize=1)
 def _entries() -> dict[str, Entry]:
-    data, found = _data(), {}
-    groups = [
-        (category, group, names)
-        for category in ("person", "brand", "character")
-        for group, names in data[category].items()
-    ]
-    groups += [(category, category, data[category]) for category in ("artist", "style", "place")]
+    data = _data()
+    found: dict[str, Entry] = {}
+    grouped: tuple[Category, ...] = ("person", "brand", "character")
+    plain: tuple[Category, ...] = ("artist", "style", "place")
+    groups = [(category, group, names) for category in grouped for group, names in data[category].items()]
+    groups += [(category, category, data[category]) for category in plain]
     groups.append(("artist", "artist", list(data["artist_short"])))
     groups.append(("safety", "safety", [entry["phrase"] for entry in data["safety"]]))
     for category, group, names in groups:
@@ -156,7 +155,8 @@ def names_beside(entry: Entry) -> list[str]:
         groups = data[entry.category]
         names = [*groups.get(entry.group, ()), *(n for g, ns in groups.items() if g != entry.group for n in ns)]
     elif entry.category == "safety":
-        names = list(safety_concept(entry.name).neighbours)
+        safety = safety_concept(entry.name)
+        names = list(safety.neighbours) if safety is not None else []
     else:
         names = list(data[entry.category])
     own = {folded(name) for name in spellings_of(entry.name)}

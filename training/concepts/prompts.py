@@ -116,7 +116,7 @@ def shuffle(prompt: str, phrases: Sequence[str], draw: random.Random, brought_in
     for phrase in sorted(phrases, key=len, reverse=True):
         for start, end in occurrences(prompt, phrase):
             if brought_in:
-                start = re.search(_BRINGS_IN, prompt[:start], flags=re.IGNORECASE).start()
+                start = len(re.sub(_BRINGS_IN, "", prompt[:start], flags=re.IGNORECASE))
             if all(end <= a or start >= b for a, b in ranges):
                 ranges.append((start, end))
     units: list[str] = []
@@ -144,7 +144,7 @@ def without(prompt: str, phrase: str) -> str:
     rest, at = "", 0
     for start, end in occurrences(prompt, phrase):
         rest += re.sub(_BRINGS_IN, "", prompt[at:start], flags=re.IGNORECASE)
-        at = end + len(re.match(r"(?:\s+style\b)?[\s,]*", prompt[end:], re.IGNORECASE)[0])
+        at = len(prompt) - len(re.sub(r"\A(?:\s+style\b)?[\s,]*", "", prompt[end:], flags=re.IGNORECASE))
     return (rest + prompt[at:]).strip(" ,")
 
 

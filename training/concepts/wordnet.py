@@ -343,8 +343,8 @@ def _objection(lemma: Any, chosen: Any, base: str, above: set[str]) -> str:
 
 def _spelled_alike(first: str, second: str, least: float = 0.7) -> bool:
     """Whether two words are spellings of one: "aeroplane" and "airplane", "watercolour" and "watercolor"."""
-    plain = [re.sub(r"[-_ ]", "", word) for word in (first, second)]
-    return difflib.SequenceMatcher(None, *plain).ratio() >= least
+    first, second = (re.sub(r"[-_ ]", "", word) for word in (first, second))
+    return difflib.SequenceMatcher(None, first, second).ratio() >= least
 
 
 @lru_cache(maxsize=20000)

@@ -143,7 +143,7 @@ class Synonyms:
 
 
 @lru_cache(maxsize=1)
-def _judged() -> dict[str, dict[str, frozenset[str]]]:
+def _judged() -> dict[str, dict[str, Collection[str]]]:
     """Words judged by hand (synonyms.json), by the folded phrase. right: synonyms that WordNet lacks or has as
     ambiguous; wrong: those that it has, also by its counts, and that a person would not accept, either way round."""
     data = json.loads((Path(__file__).parent / "synonyms.json").read_text(encoding="utf-8"))

@@ -278,7 +278,9 @@ def sheet(
     return canvas
 
 
-def shortened(draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont, width: int) -> str:
+def shortened(
+    draw: ImageDraw.ImageDraw, text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int
+) -> str:
     """The text in one line, cut with an ellipsis to fit `width` pixels."""
     text = " ".join(text.split())
     if draw.textlength(text, font) <= width:
@@ -292,8 +294,10 @@ def save_figure(figure: Figure, path: Path) -> list[Path]:
     """Write the contact sheet, the maps and the figure's data beside each other: `path` with .png, .npz and .json."""
     files = [path.with_name(path.name + end) for end in (".png", ".npz", ".json")]
     draw_figure(figure).save(files[0])
-    facts = {"blocks": figure.blocks, "times": figure.times, "mass": figure.mass()}
-    np.savez_compressed(files[1], maps=figure.maps, words=[word.text for word in figure.words], **facts)
+    words = [word.text for word in figure.words]
+    np.savez_compressed(
+        files[1], maps=figure.maps, words=words, blocks=figure.blocks, times=figure.times, mass=figure.mass()
+    )
     files[2].write_text(json.dumps(figure.to_dict()), encoding="utf-8")
     return files
 

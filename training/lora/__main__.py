@@ -16,6 +16,7 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from ..errors import ErasureError
 from . import files
@@ -76,7 +77,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs a command; returns the exit status."""
     args = parser().parse_args(arguments)
     began = time.monotonic()
-    out = files.numbered(args.out) if getattr(args, "number", False) else getattr(args, "out", None)
+    out: Any = files.numbered(args.out) if getattr(args, "number", False) else getattr(args, "out", None)
     try:
         if args.command == "merge":
             result = files.merge_files(

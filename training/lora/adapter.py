@@ -6,7 +6,7 @@ import re
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from peft import LoraConfig
@@ -61,10 +61,12 @@ def add_adapter(
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        _inject(
-            transformer,
-            LoraConfig(r=rank, lora_alpha=alpha, target_modules=target_modules(transformer, targets, blocks)),
+        config = LoraConfig(
+            r=rank,
+            lora_alpha=alpha,  # type: ignore[arg-type]  # PEFT says int and takes any number
+            target_modules=target_modules(transformer, targets, blocks),
         )
+        _inject(transformer, config)
     return adapter_parameters(transformer)
 
 
@@ -119,13 +121,15 @@ def _layers(transformer: torch.nn.Module) -> dict[str, LoraLayer]:
     }
 
 
+def _factors(layer: LoraLayer) -> tuple[torch.nn.Parameter, torch.nn.Parameter]:
+    """A [rank, in] and B [out, rank] of a layer."""
+    a, b = cast(torch.nn.Linear, layer.lora_A[ADAPTER]), cast(torch.nn.Linear, layer.lora_B[ADAPTER])
+    return cast(torch.nn.Parameter, a.weight), cast(torch.nn.Parameter, b.weight)
+
+
 def adapter_parameters(transformer: FluxTransformer2DModel) -> list[torch.nn.Parameter]:
     """A and B of every module, in the model's order."""
-    return [
-        p
-        for layer in _layers(transformer).values()
-        for p in (layer.lora_A[ADAPTER].weight, layer.lora_B[ADAPTER].weight)
-    ]
+    return [p for layer in _layers(transformer).values() for p in _factors(layer)]
 
 
 @contextmanager
@@ -150,13 +154,11 @@ def set_adapter_scale(transformer: FluxTransformer2DModel, scale: float) -> None
 def adapter_weights(transformer: FluxTransformer2DModel) -> LoraWeights:
     """A copy of the adapter (fp32, CPU)."""
 
-    def copy(linear: torch.nn.Module) -> torch.Tensor:
-        return linear.weight.detach().float().cpu().clone()
+    def copies(layer: LoraLayer) -> tuple[torch.Tensor, torch.Tensor]:
+        a, b = (factor.detach().float().cpu().clone() for factor in _factors(layer))
+        return a, b
 
-    return {
-        name: (copy(layer.lora_A[ADAPTER]), copy(layer.lora_B[ADAPTER]), float(layer.lora_alpha[ADAPTER]))
-        for name, layer in _layers(transformer).items()
-    }
+    return {name: (*copies(layer), float(layer.lora_alpha[ADAPTER])) for name, layer in _layers(transformer).items()}
 
 
 @torch.no_grad()
@@ -169,8 +171,7 @@ def set_adapter_weights(transformer: FluxTransformer2DModel, weights: LoraWeight
             "The LoRA has other modules than the adapter on the transformer: use the same targets and blocks."
         )
     for name, layer in layers.items():
-        a, b, _ = weights[name]
-        for parameter, value in ((layer.lora_A[ADAPTER].weight, a), (layer.lora_B[ADAPTER].weight, b)):
+        for parameter, value in zip(_factors(layer), weights[name][:2], strict=True):
             if parameter.shape != value.shape:
                 raise LoraError(f"The LoRA has another rank or width at {name}: use the rank it was trained with.")
             parameter.copy_(value)

@@ -171,6 +171,7 @@ def parse_key(key: str) -> LoraKey | None:
         return LoraKey(start + layer, True, role, False, "xlabs", False)
     if not block:
         outside = _OUTSIDE.fullmatch(stem)
+        assert outside is not None, "every name has a rest"
         prefix, rest = outside["prefix"], outside["rest"]
     spelt = rest.replace(".", "_").removeprefix("_")
     if end.startswith("_lora."):

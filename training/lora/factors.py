@@ -122,11 +122,13 @@ def _loha(w1_a: Tensor, w1_b: Tensor, w2_a: Tensor, w2_b: Tensor) -> Factors:
 
 
 def _lokr(layer: Mapping[str, Tensor]) -> Factors:
-    rank, pairs, whole = None, [], []
+    rank: int | None = None
+    pairs: list[tuple[Tensor, Tensor]] = []
+    whole: list[tuple[Tensor, Tensor, Tensor] | None] = []
     for name in ("lokr_w1", "lokr_w2"):
         if name in layer:
-            whole.append(_svd(_matrix(layer, name)))
-            u, s, v = whole[-1]
+            u, s, v = _svd(_matrix(layer, name))
+            whole.append((u, s, v))
             pairs.append((u * s.sqrt(), s.sqrt()[:, None] * v))
             continue
         outer, inner = _matrix(layer, f"{name}_a"), _matrix(layer, f"{name}_b")

@@ -215,7 +215,10 @@ def merge_files(
         weights = [1.0] * len(files)
     if len(weights) != len(files):
         raise ConfigError(f"There are {len(files)} LoRAs and {len(weights)} weights: give one weight for each.")
-    sources, origins, notes, bases = [], [], [], {}
+    sources: list[Source] = []
+    origins: list[dict[str, Any]] = []
+    notes: list[str] = []
+    bases: dict[str, str] = {}  # fingerprint → the first file that was trained on it
     for path, weight in zip(files, weights, strict=True):
         file = open_lora(path)
         sources.append(Source(path.stem, file.weights, float(weight), read_inputs(inputs_path(path))))

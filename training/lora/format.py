@@ -303,7 +303,7 @@ def _weights(
             f"{path.name}: {config.where} says rank {config.rank_of(odd[0])} where {odd[0]} has {odd[1]}, so it is of "
             "another LoRA and its alpha was not used."
         )
-    elif scaled:
+    elif config is not None and scaled:
         rule = ", divided by the rank's square root (rsLoRA)" if config.rslora else ""
         notes.append(f"{path.name}: alpha was read from {config.where}: {config.alpha:g} at rank {config.rank}{rule}.")
     return weights, notes, bool(scaled)
@@ -357,11 +357,12 @@ def _parts(module: str, native: bool, value: tuple[Tensor, Tensor, float]) -> Lo
     if not native:
         return {module: value}
     if module.endswith(f".{QKV_OF_LINEAR1}"):
-        stem = module.removesuffix("_qkv")
-        whole = diffusers_parts(stem, 7 * (len(b) // 3), len(b) // 3)
-        rows = {part: pieces for part, pieces in whole.items() if not part.endswith("proj_mlp")}
+        rows = diffusers_parts(module.removesuffix("_qkv"), 7 * (len(b) // 3), len(b) // 3)
     else:
         rows = diffusers_parts(module, len(b), a.shape[1])
+    assert rows is not None, "names that no FLUX.1 has were refused before"
+    if module.endswith(f".{QKV_OF_LINEAR1}"):
+        rows = {part: pieces for part, pieces in rows.items() if not part.endswith("proj_mlp")}
     parts: LoraWeights = {}
     for part, pieces in rows.items():
         own = torch.cat([b[piece] for piece in pieces])
@@ -384,7 +385,9 @@ def _check_widths(path: Path, weights: LoraWeights, keys: Mapping[str, LoraKey],
         raise _foreign(path, base)
     hidden: float | None = None
     for module, (a, b, _) in weights.items():
-        for size, multiple in zip((a.shape[1], b.shape[0]), linear_widths(module), strict=True):
+        widths = linear_widths(module)
+        assert widths is not None, "names that no FLUX.1 has were refused before"
+        for size, multiple in zip((a.shape[1], b.shape[0]), widths, strict=True):
             if multiple is None:
                 continue
             hidden = size / multiple if hidden is None else hidden

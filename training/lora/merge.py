@@ -266,23 +266,23 @@ class _Fusion:
 
     def __call__(self, module: str, stack: Stack) -> tuple[Tensor, Tensor]:
         site = input_site(module)
-        known = []
+        known: list[tuple[int, slice, ConceptInputs]] = []
         for index, own in stack.owners:
             inputs = self.sources[index].inputs
             if inputs is not None and site in inputs.concept:
-                known.append((index, own))
+                known.append((index, own, inputs))
             else:
                 self.plain[index] = self.plain.get(index, 0) + 1
         if not known:
             return stack.b, stack.a
-        phi, lower = self._solve(site, tuple(index for index, _ in known))
+        phi, lower = self._solve(site, {index: inputs for index, _, inputs in known})
         right, a, column = torch.zeros(len(stack.a), len(phi), dtype=phi.dtype), stack.a.clone(), 0
-        for index, own in known:
-            count = len(self.sources[index].inputs.concept[site])
+        for _, own, inputs in known:
+            count = len(inputs.concept[site])
             part = phi[column : column + count]
             right[own, column : column + count] = stack.a[own] @ part.T
             column += count
-        rows = torch.cat([torch.arange(own.start, own.stop) for _, own in known])
+        rows = torch.cat([torch.arange(own.start, own.stop) for _, own, _ in known])
         right = right[rows]
         if len(phi) < phi.shape[1]:  # right (Φ Φᵀ + ridge)⁻¹ Φ, the same by the push-through identity
             a[rows] = torch.cholesky_solve(right.T, lower).T @ phi
@@ -290,18 +290,21 @@ class _Fusion:
             a[rows] = torch.cholesky_solve(phi.T @ right.T, lower).T
         return stack.b, a
 
-    def _solve(self, site: str, indices: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        """(Φ [columns, inputs], the Cholesky factor of Φᵀ Φ + ridge or of Φ Φᵀ + ridge, whichever is smaller)."""
-        if self.solved is not None and self.solved[0] == (site, indices):
+    def _solve(self, site: str, inputs: dict[int, ConceptInputs]) -> tuple[Tensor, Tensor]:
+        """(Φ [columns, inputs], the Cholesky factor of Φᵀ Φ + ridge or of Φ Φᵀ + ridge, whichever is smaller).
+
+        inputs: by the source's index.
+        """
+        place = (site, tuple(inputs))
+        if self.solved is not None and self.solved[0] == place:
             return self.solved[1:]
-        inputs = [self.sources[index].inputs for index in indices]
-        share = max(1, KEEP_COLUMNS // len(indices))
-        keep = [each.keep[site][:share].double() * math.sqrt(self.preserve) for each in inputs]
-        phi = torch.cat([*(each.concept[site].double() for each in inputs), *keep])
+        share = max(1, KEEP_COLUMNS // len(inputs))
+        keep = [each.keep[site][:share].double() * math.sqrt(self.preserve) for each in inputs.values()]
+        phi = torch.cat([*(each.concept[site].double() for each in inputs.values()), *keep])
         gram = phi @ phi.T if len(phi) < phi.shape[1] else phi.T @ phi
         ridge = max(self.ridge * float(phi.square().mean(1).sum()), 1e-30)
         lower = torch.linalg.cholesky(gram + ridge * torch.eye(len(gram), dtype=gram.dtype))
-        self.solved = ((site, indices), phi, lower)
+        self.solved = (place, phi, lower)
         return phi, lower
 
     def notes(self) -> list[str]:

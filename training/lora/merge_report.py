@@ -46,10 +46,14 @@ class MergeReport:
         kept = (cross * (new_a @ a.T)).sum(0) @ member
         merged = float((square * (new_a @ new_a.T)).sum())
         site = input_site(module)
-        stored = {i: each.inputs.concept.get(site) for i, each in enumerate(self.sources) if each.inputs is not None}
-        known = [(index, own) for index, own in stack.owners if stored.get(index) is not None]
+        stored = {
+            index: each.inputs.concept[site]
+            for index, each in enumerate(self.sources)
+            if each.inputs is not None and site in each.inputs.concept
+        }
+        known = [(index, own) for index, own in stack.owners if index in stored]
         for index, _ in stack.owners:
-            if stored.get(index) is None:
+            if index not in stored:
                 self.own[0, index] += inner[index, index]
                 self.kept[0, index] += kept[index]
                 self.merged[0, index] += merged

@@ -12,6 +12,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeGuard
 
 KEY_ADAPTER = "lora_adapter_metadata"  # diffusers' name of the metadata entry
 CONFIG_FILE = "adapter_config.json"
@@ -72,7 +73,7 @@ def _object(text: str) -> dict:
     return value if isinstance(value, dict) else {}
 
 
-def _config(where: str, values: Mapping[str, object]) -> AdapterConfig | None:
+def _config(where: str, values: Mapping[str, Any]) -> AdapterConfig | None:
     """The settings, if they are numbers as PEFT writes them (LoHa's and LoKr's call lora_alpha alpha)."""
     rank, alpha = values.get("r"), values.get("lora_alpha", values.get("alpha"))
     patterns = [values.get(name) or {} for name in ("rank_pattern", "alpha_pattern")]
@@ -84,11 +85,11 @@ def _config(where: str, values: Mapping[str, object]) -> AdapterConfig | None:
     return AdapterConfig(where, int(rank), float(alpha), ranks, alphas, values.get("use_rslora") is True)
 
 
-def _is_number(value: object) -> bool:
+def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def _is_positive(value: object) -> bool:
+def _is_positive(value: object) -> TypeGuard[float]:
     return _is_number(value) and value >= 1
 
 

@@ -137,7 +137,8 @@ class AttentionCapture:
 
     def finish(self, transformer: FluxTransformer2DModel) -> None:
         """Take the columns over from the pass."""
-        columns = [self._recorder.found[index].columns for index in self.resolve(transformer)]
+        assert self._recorder is not None, "finish() follows start()"
+        columns = [self._recorder.found[index].recorded() for index in self.resolve(transformer)]
         self.columns = columns if self.tokens.ndim == 3 else [each.squeeze(2) for each in columns]
 
 
@@ -176,6 +177,11 @@ class BlockRecorder:
     tokens: Tensor
     text_length: int
     columns: Tensor | None = None
+
+    def recorded(self) -> Tensor:
+        """The columns of a run that is over."""
+        assert self.columns is not None, "the block has not run"
+        return self.columns
 
     def record(self, query: Tensor, key: Tensor, _value: Tensor, _out: Tensor) -> None:
         """Take what the recorder wants: query, key, value and output are [B, heads, text + image, d]."""
@@ -217,7 +223,7 @@ class RecordingProcessor:
 
     def __call__(
         self,
-        attn: torch.nn.Module,
+        attn: Any,  # diffusers' FluxAttention
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
@@ -232,8 +238,7 @@ class RecordingProcessor:
 
         query, key = attn.norm_q(heads(attn.to_q(hidden_states))), attn.norm_k(heads(attn.to_k(hidden_states)))
         value = heads(attn.to_v(hidden_states))
-        joint = encoder_hidden_states is not None  # double block: the text stream has projections of its own
-        if joint:
+        if encoder_hidden_states is not None:  # double block: the text stream has projections of its own
             text_query = attn.norm_added_q(heads(attn.add_q_proj(encoder_hidden_states)))
             text_key = attn.norm_added_k(heads(attn.add_k_proj(encoder_hidden_states)))
             query, key = torch.cat([text_query, query], dim=1), torch.cat([text_key, key], dim=1)
@@ -242,7 +247,7 @@ class RecordingProcessor:
             query = apply_rotary_emb(query, image_rotary_emb, sequence_dim=1)
             key = apply_rotary_emb(key, image_rotary_emb, sequence_dim=1)
         query, key, value = (x.transpose(1, 2) for x in (query, key, value))  # [B, heads, text + image, head_dim]
-        if joint and deleted is not None:
+        if encoder_hidden_states is not None and deleted is not None:
             # A[:, span] = 0 after the softmax is the same as values of zero there
             length = encoder_hidden_states.shape[1]
             kept = 1 - deleted.to(value)[:, None, :, None]
@@ -251,7 +256,7 @@ class RecordingProcessor:
         if recorder is not None:
             recorder.record(query, key, value, out)
         out = out.transpose(1, 2).flatten(2).to(query.dtype)
-        if not joint:
+        if encoder_hidden_states is None:
             return out
         text, image = out.split([encoder_hidden_states.shape[1], hidden_states.shape[1]], dim=1)
         return attn.to_out[1](attn.to_out[0](image)), attn.to_add_out(text)

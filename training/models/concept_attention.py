@@ -70,6 +70,7 @@ class ConceptCapture:
 
     def finish(self, transformer: FluxTransformer2DModel) -> None:
         """Take the maps over from the pass."""
+        assert self._recorder is not None, "finish() follows start()"
         self.shares = [self._recorder.found[index] for index in self._recorder.indices]
 
 

@@ -5,6 +5,8 @@ Imports bitsandbytes: only to be imported where that precision is asked for.
 
 from __future__ import annotations
 
+from typing import cast
+
 import bitsandbytes
 import torch
 import torch.nn.functional as F
@@ -29,9 +31,10 @@ class NF4Linear(bitsandbytes.nn.Linear4bit):
 
     def forward(self, x: Tensor) -> Tensor:
         """[…, in] → […, out], in the dtype that the weights had."""
+        weight = cast(bitsandbytes.nn.Params4bit, self.weight)
         # bitsandbytes' own forward pass hides the weight from autograd until the backward pass. There a checkpointed
         # block would find the weight of its first run, and where blocks are streamed that has been overwritten.
-        return F.linear(x, dequantize_4bit(self.weight.data, self.weight.quant_state), self.bias)
+        return F.linear(x, dequantize_4bit(weight.data, weight.quant_state), self.bias)
 
 
 def to_nf4(part: torch.nn.Module, place: torch.device) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, TypeVar, cast
 
 import torch
 from accelerate import cpu_offload
@@ -49,6 +50,8 @@ _FOUR_BIT = (r"\.attn\.", r"\.ff(_context)?\.", r"\.proj_")  # what NF4 holds: a
 _MODULATION = re.compile(r"\.norm\w*\.linear$")  # which fp8 holds beside it
 _ALIGNED = 64  # bytes: where PyTorch lets a tensor on the CPU start
 
+Part = TypeVar("Part", bound=torch.nn.Module)
+
 
 @contextmanager
 def _reading(what: str) -> Iterator[None]:
@@ -61,7 +64,7 @@ def _reading(what: str) -> Iterator[None]:
         raise SourceError(f"The {what} cannot be loaded, check that its files are whole ({first_line}).") from error
 
 
-def _place(module: torch.nn.Module, device: torch.device, dtype: torch.dtype) -> torch.nn.Module:
+def _place(module: Part, device: torch.device, dtype: torch.dtype) -> Part:
     if next(module.parameters()).dtype != dtype:  # older libraries ignore the dtype they are asked for
         module = module.to(dtype)
     module = module.to(device).eval().requires_grad_(False)
@@ -138,7 +141,7 @@ def _quantised(weight: Tensor, storage: str, place: torch.device) -> torch.nn.Li
     linear.weight = torch.nn.Parameter(weight, requires_grad=False)
     part = torch.nn.ModuleDict({"layer": linear})
     _to_int8(part) if storage == "int8" else _to_nf4(part, place)
-    return part["layer"]
+    return cast(torch.nn.Linear, part["layer"])
 
 
 def _block_linears(model: FluxTransformer2DModel) -> dict[str, torch.nn.Linear]:
@@ -238,7 +241,7 @@ def load_text_encoders(
     with _reading("text encoders"):
         if source.kind == "diffusers":
             folder = Path(source.folder)
-            options = {"dtype": dtype, "use_safetensors": True, "local_files_only": True}
+            options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "local_files_only": True}
             clip = CLIPTextModel.from_pretrained(folder / "text_encoder", **options)
             t5 = T5EncoderModel.from_pretrained(folder / "text_encoder_2", **options)
         else:

@@ -155,7 +155,8 @@ def generate(
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     seeds = [seeds] if isinstance(seeds, int) else list(seeds)
     count = max(len(prompts), len(seeds))
-    prompts, seeds = (values * count if len(values) == 1 else values for values in (prompts, seeds))
+    prompts = prompts * count if len(prompts) == 1 else prompts
+    seeds = seeds * count if len(seeds) == 1 else seeds
     if len(prompts) != len(seeds):
         raise ValueError(f"{len(prompts)} prompts and {len(seeds)} seeds do not pair up")
     variant = parts.variant

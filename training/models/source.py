@@ -308,7 +308,7 @@ def _validate_folder(folder: Path, given: bool) -> None:
 def _expected_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """Shapes that a diffusers Flux transformer with this config must have (every projection that a LoRA may touch)."""
     double, single, hidden, text, pooled, channels, guidance = geometry_of(config)
-    shapes = {
+    shapes: dict[str, tuple[int, ...]] = {
         "x_embedder.weight": (hidden, channels),
         "context_embedder.weight": (hidden, text),
         "proj_out.weight": (channels, hidden),

@@ -64,7 +64,7 @@ class BlockStream:
         self.held: list[int | None] = [None] * len(self.slots)  # the block that each slot holds
         self.copied: list[Any] = [None] * len(self.slots)  # on CUDA: the event of the copy into each slot
         self.side = torch.cuda.Stream(device) if self.cuda else None
-        if self.cuda:
+        if self.side is not None:
             for slot in self.slots:
                 slot.record_stream(self.side)  # a copy may be under way when the slots are freed
         self.next = 0  # the slot to be overwritten next
@@ -111,7 +111,7 @@ class BlockStream:
         self.next = (slot + 1) % len(self.slots)
         source = self.host[index]
         target = self.slots[slot][: source.nbytes]
-        if self.cuda:
+        if self.side is not None:
             # All work on blocks but the one about to run is queued by now: the copy waits for it, and for no more.
             self.side.wait_stream(torch.cuda.current_stream(self.device))
             with torch.cuda.stream(self.side):

@@ -44,8 +44,8 @@ class TextEmbeds:
 class TextEncoders:
     """CLIP-L and T5 with their tokenizers; sequence_length: T5 tokens per prompt, longer prompts are cut."""
 
-    clip: torch.nn.Module
-    t5: torch.nn.Module
+    clip: Any  # transformers' CLIPTextModel
+    t5: Any  # and T5EncoderModel
     tokenizer: Any
     tokenizer_2: Any
     sequence_length: int

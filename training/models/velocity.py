@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor
@@ -30,6 +30,31 @@ def position_ids(grid: tuple[int, int], device: torch.device) -> Tensor:
     return ids.reshape(-1, 3)
 
 
+@overload
+def velocity(
+    transformer: FluxTransformer2DModel,
+    latents: Tensor,
+    t: Tensor | float,
+    embeds: TextEmbeds,
+    guidance: float,
+    grid: tuple[int, int],
+    *,
+    capture: AttentionCapture | ConceptCapture | None = None,
+    deleted: Tensor | None = None,
+) -> Tensor: ...
+@overload
+def velocity(
+    transformer: FluxTransformer2DModel,
+    latents: Tensor,
+    t: Tensor | float,
+    embeds: TextEmbeds,
+    guidance: float,
+    grid: tuple[int, int],
+    *,
+    capture: AttentionCapture | ConceptCapture | None = None,
+    stop_after_block: int | None,
+    deleted: Tensor | None = None,
+) -> Tensor | None: ...
 def velocity(
     transformer: FluxTransformer2DModel,
     latents: Tensor,
@@ -56,7 +81,8 @@ def velocity(
     embeds = embeds.to(device=device, dtype=dtype).expand(batch)
     t = torch.as_tensor(t, dtype=torch.float32, device=device).expand(batch)
     install_processors(transformer)  # in every pass: on some CPUs diffusers' own differ from them in the last bits
-    out, extra = None, {}
+    out: Any = None
+    extra: dict[str, Any] = {}
     if capture is not None:
         extra |= capture.start(transformer, embeds.t5.shape[1])
     if deleted is not None:

@@ -6,8 +6,9 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
+from io import BufferedIOBase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from ..errors import SourceError
 
@@ -92,11 +93,11 @@ _FOREIGN = {
 }
 
 
-def torch_dtype(code: str) -> torch.dtype | None:
-    """torch's dtype for safetensors' name of one; None for those that no weight here has."""
+def torch_dtype(code: str) -> torch.dtype:
+    """torch's dtype for safetensors' name of one; KeyError for those that no weight here has."""
     import torch
 
-    return getattr(torch, _DTYPES[code]) if code in _DTYPES else None
+    return getattr(torch, _DTYPES[code])
 
 
 def read_header(path: str | Path) -> dict[str, tuple[int, ...]]:
@@ -169,12 +170,12 @@ class Stored:
             self, shape=(last - first, *self.shape[1:]), start=self.start + first * row, end=self.start + last * row
         )
 
-    def read(self, file: BinaryIO, memory: Tensor) -> Tensor:
+    def read(self, file: BufferedIOBase, memory: Tensor) -> Tensor:
         """The tensor, in `memory`, at least as many bytes of uint8: what is read must not take memory besides what it
         becomes, as a mapped file would, or pieces of all sizes that an allocator is slow to give back."""
         buffer = memory[: self.end - self.start]
         file.seek(self.start)
-        if file.readinto(buffer.numpy()) != len(buffer):
+        if file.readinto(buffer.numpy().data) != len(buffer):
             raise OSError("the file ends too early")
         return buffer.view(torch_dtype(self.dtype)).view(self.shape)
 
