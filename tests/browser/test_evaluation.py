@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from playwright.sync_api import expect
 
-from tests.loras import random_lora
+from tests.support.loras import random_lora
 from training.concepts import Concept
 from training.lora.format import make_metadata, write_lora
 

@@ -8,7 +8,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, expect
 
-from tests.reports import make_evaluation
+from tests.support.reports import make_evaluation
 from training.evaluation.report import write_report
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from scripts.host import Host
-from tests.loras import random_lora
+from tests.support.loras import random_lora
 from training.lora.format import write_lora
 
 from .conftest import Frontend

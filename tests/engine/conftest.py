@@ -9,7 +9,7 @@ import psutil
 import pytest
 import torch
 
-from tests.flux_models import tiny_folder
+from tests.support.flux_models import tiny_folder
 from training.jobs import JobRepository, Scheduler
 from training.models.source import FluxSource
 

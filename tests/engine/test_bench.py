@@ -11,7 +11,7 @@ import pytest
 
 from scripts import bench
 from scripts.measures import gate, summaries, workplace
-from tests.flux_models import tiny_folder
+from tests.support.flux_models import tiny_folder
 
 SETTINGS = [
     "--set",

@@ -11,7 +11,7 @@ from diffusers import FluxTransformer2DModel
 from torch._dynamo.testing import CompileCounterWithBackend
 
 from tests.engine.test_small_memory import CONCEPT, CONFIG, losses, train
-from tests.flux_models import TINY_GRID, TINY_TEXT, tiny_inputs
+from tests.support.flux_models import TINY_GRID, TINY_TEXT, tiny_inputs
 from training.checkpoint import bank_request_digest, request_digest
 from training.errors import ConfigError
 from training.lora.adapter import adapter_disabled, add_adapter

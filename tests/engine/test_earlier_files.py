@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.job_parts import ended
+from tests.support.job_parts import ended
 from training.evaluation.report import write_report
 from training.evaluation.result import read_evaluation
 from training.jobs import JobRepository

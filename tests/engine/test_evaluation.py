@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.flux_models import demo_parts, fp32_source
+from tests.support.flux_models import demo_parts, fp32_source
 from training.concepts import Concept
 from training.evaluation import load_classifier, measure_deletion, measure_erasure
 from training.models.loading import load_transformer

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tests.flux_models import fp32_source, tiny_folder
-from tests.judge_models import make_clip, make_vit
+from tests.support.flux_models import fp32_source, tiny_folder
+from tests.support.judge_models import make_clip, make_vit
 from training.concepts import Concept
 from training.errors import ConfigError, ErasureError
 from training.evaluation import EvaluationSpec, Subject

@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from scripts.environment import ROOT
-from tests.flux_models import fp32_source, tiny_folder
+from tests.support.flux_models import fp32_source, tiny_folder
 from training import cli
 from training.concepts import Concept
 from training.errors import ConfigError

@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers.models.embeddings import apply_rotary_emb
 
-from tests.flux_models import TINY_GRID, TINY_TEXT, tiny_inputs, tiny_transformer
+from tests.support.flux_models import TINY_GRID, TINY_TEXT, tiny_inputs, tiny_transformer
 from training.errors import ConfigError
 from training.lora.adapter import add_adapter
 from training.models.attention import AttentionCapture, spans_to_mask

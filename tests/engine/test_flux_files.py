@@ -17,7 +17,7 @@ from diffusers.loaders.single_file_utils import convert_flux_transformer_checkpo
 from torch import Tensor
 from transformers import CLIPTextModel, T5EncoderModel
 
-from tests import flux_files as made
+from tests.support import flux_files as made
 from training.errors import SourceError
 from training.lora.adapter import adapter_weights, add_adapter
 from training.lora.format import write_lora
@@ -318,7 +318,7 @@ def test_an_all_in_one_checkpoint(files: dict[str, str], tmp_path: Path) -> None
 
 
 def test_a_sharded_folder(demo_folder: Path, tmp_path: Path) -> None:
-    from tests.flux_models import tiny_folder
+    from tests.support.flux_models import tiny_folder
 
     folder = tiny_folder(demo_folder, tmp_path / "flux")
     whole = FluxSource("diffusers", str(folder), precision="fp32")

@@ -9,7 +9,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, FluxPipeline
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
-from tests.flux_models import demo_parts, fp32_source, pipeline, pipeline_images, psnr
+from tests.support.flux_models import demo_parts, fp32_source, pipeline, pipeline_images, psnr
 from training.models.loading import load_transformer
 from training.models.sampling import decode, encode, generate, initial_noise, pack, sample, sigmas, to_pil, unpack
 from training.models.variants import FLUX_DEV, FLUX_EMOJI, FLUX_SCHNELL, variant_of

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.flux_files import whole_flux
+from tests.support.flux_files import whole_flux
 from training.errors import SourceError
 from training.models.source import FluxSource, grid_of, parameter_count
 from training.models.variants import FLUX_DEV, variant_of

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.flux_models import TINY_GRID, TINY_TEXT, demo_parts, tiny_inputs, tiny_transformer
+from tests.support.flux_models import TINY_GRID, TINY_TEXT, demo_parts, tiny_inputs, tiny_transformer
 from training.errors import ConfigError
 from training.inspection.capture import encode_concepts, record_concepts, record_pass
 from training.models.attention import attend, attention_columns, install_processors, text_columns

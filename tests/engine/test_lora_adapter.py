@@ -12,7 +12,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import training.lora.format as lora_format
-from tests.flux_models import TINY_GRID, tiny_inputs, tiny_transformer
+from tests.support.flux_models import TINY_GRID, tiny_inputs, tiny_transformer
 from training.errors import ConfigError, LoraError
 from training.lora.adapter import (
     adapter_disabled,

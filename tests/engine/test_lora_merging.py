@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file
 
 import training.concept_inputs as collecting
-from tests.flux_models import TINY_GRID, demo_parts, fp32_source, pipeline, pipeline_images, psnr, tiny_inputs
-from tests.flux_models import tiny_transformer as tiny
-from tests.loras import dense, random_lora, relative_error, weighted
+from tests.support.flux_models import TINY_GRID, demo_parts, fp32_source, pipeline, pipeline_images, psnr, tiny_inputs
+from tests.support.flux_models import tiny_transformer as tiny
+from tests.support.loras import dense, random_lora, relative_error, weighted
 from training.concepts import Concept
 from training.flow import Flow
 from training.lora.__main__ import main

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import AutoTokenizer
 
-from tests.flux_models import tiny_transformer
+from tests.support.flux_models import tiny_transformer
 from training.bank import digest, read_tensors, record, used_steps, write_tensors
 from training.concepts import Concept
 from training.errors import CheckpointError, ConceptError

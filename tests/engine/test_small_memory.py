@@ -11,7 +11,7 @@ import pytest
 import torch
 from diffusers import FluxTransformer2DModel
 
-from tests.flux_models import fp32_source
+from tests.support.flux_models import fp32_source
 from training import trainer
 from training.checkpoint import latest_checkpoint
 from training.concepts import Concept

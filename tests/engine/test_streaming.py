@@ -12,7 +12,7 @@ from diffusers import FluxTransformer2DModel
 from torch import Tensor
 
 from tests.engine.test_small_memory import assert_same, assert_same_samples, inner_tensors, losses, train
-from tests.flux_models import TINY_GRID, TINY_TEXT, tiny_inputs, tiny_transformer
+from tests.support.flux_models import TINY_GRID, TINY_TEXT, tiny_inputs, tiny_transformer
 from training import trainer
 from training.errors import ConfigError
 from training.lora.adapter import adapter_disabled, adapter_weights, add_adapter, set_adapter_weights

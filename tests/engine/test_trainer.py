@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.flux_models import tiny_folder
+from tests.support.flux_models import tiny_folder
 from training import checkpoint as checkpoints
 from training import trainer
 from training.bank import read_tensors, write_tensors

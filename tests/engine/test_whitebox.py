@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from scripts.environment import ROOT
-from tests.flux_models import demo_parts, fp32_source
+from tests.support.flux_models import demo_parts, fp32_source
 from training.concepts import Concept
 from training.errors import ConfigError, ErasureError
 from training.evaluation import Case, Content, EvaluationSpec, Subject, load_classifier

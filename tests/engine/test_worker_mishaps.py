@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.job_parts import ended
+from tests.support.job_parts import ended
 from training.concepts import Concept
 from training.errors import JobError
 from training.jobs import JobFolder, worker_command

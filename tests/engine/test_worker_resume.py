@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from scripts import soak
-from tests.job_parts import ended
+from tests.support.job_parts import ended
 
 STEPS = 8
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from scripts.host import Host, HostError
-from tests.chat_server import GOOD, KEY, chat_server
+from tests.support.chat_server import GOOD, KEY, chat_server
 from training.concepts import make_concept, presets
 from training.concepts.endpoint import API_HOST, API_KEY
 from training.settings import SETTINGS, ErasureConfig

@@ -14,8 +14,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from scripts.host import Host, HostError
-from tests import flux_files
-from tests.flux_models import fp32_source
+from tests.support import flux_files
+from tests.support.flux_models import fp32_source
 from training.lora.adapter import adapter_weights, add_adapter
 from training.lora.format import KEY_BASE, read_lora, write_lora
 from training.models.loading import load_transformer

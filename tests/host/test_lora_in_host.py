@@ -12,7 +12,7 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from scripts.host import SHIM_FOLDER
-from tests.loras import diffusers_dialects, native_dialects, native_lora, random_lora, relative_error
+from tests.support.loras import diffusers_dialects, native_dialects, native_lora, random_lora, relative_error
 from training.lora.files import convert, merge_files
 from training.lora.format import open_lora
 

@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import load_file
 
 from scripts.host import SHIM_FOLDER
-from tests.lora_layouts import DEPTH, HIDDEN, LATENT, NATIVE, OUT, POOLED, READ, SINGLE, TEXT, unstacked
-from tests.lora_refusals import REFUSED
-from tests.loras import relative_error
+from tests.support.lora_layouts import DEPTH, HIDDEN, LATENT, NATIVE, OUT, POOLED, READ, SINGLE, TEXT, unstacked
+from tests.support.lora_refusals import REFUSED
+from tests.support.loras import relative_error
 
 CONFIG = {
     "image_model": "flux",

@@ -12,7 +12,7 @@ import pytest
 from safetensors.torch import load_file
 
 from scripts.host import Host
-from tests.loras import dense, random_lora, relative_error, weighted
+from tests.support.loras import dense, random_lora, relative_error, weighted
 from training.lora.format import make_metadata, read_lora, write_lora
 
 from .graphs import Graph, node, painted, picture, psnr, refusal

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from scripts.host import SHIM_FOLDER
-from tests.flux_models import demo_parts, fp32_source, pipeline, pipeline_images, psnr
+from tests.support.flux_models import demo_parts, fp32_source, pipeline, pipeline_images, psnr
 from training.lora.adapter import adapter_weights, add_adapter, load_adapter
 from training.lora.format import KEY_BASE, read_lora, write_lora
 from training.models.loading import load_transformer

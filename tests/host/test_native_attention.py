@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from scripts.host import SHIM_FOLDER
-from tests.flux_models import demo_parts
+from tests.support.flux_models import demo_parts
 from training.inspection.capture import encode_concepts, noised, record_concepts, record_pass
 from training.models.sampling import initial_noise, pack
 

@@ -14,7 +14,7 @@ from diffusers import FluxTransformer2DModel
 from safetensors.torch import load_file
 
 from scripts.host import SHIM_FOLDER
-from tests import flux_files as made
+from tests.support import flux_files as made
 
 LAYER = "double_blocks.0.img_attn.qkv"
 SCALE = 2.0**-7

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 from scripts.host import Host
-from tests.loras import dotted, random_lora
+from tests.support.loras import dotted, random_lora
 from training.lora.files import convert
 from training.lora.format import LoraWeights, write_lora
 

@@ -16,7 +16,7 @@ from scripts.environment import ROOT
 from scripts.measures import bars, table, workplace
 from scripts.measures.rows import Rows, command, key_of
 from scripts.measures.workplace import Workplace, seeds_of
-from tests.bench_rows import row
+from tests.support.bench_rows import row
 from training.errors import ErasureError
 from training.evaluation import PictureFolder
 from training.evaluation.pictures import picture_name

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from scripts.measures import bars, page, summaries
-from tests.bench_rows import ROWS, result, row, share
+from tests.support.bench_rows import ROWS, result, row, share
 from training.evaluation.intervals import wilson
 
 

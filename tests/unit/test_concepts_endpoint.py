@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.chat_server import GOOD, KEY, Endpoint, chat_server
+from tests.support.chat_server import GOOD, KEY, Endpoint, chat_server
 from training.concepts import endpoint_words, make_concept
 from training.concepts.endpoint import API_HOST, API_KEY
 from training.errors import ConceptError

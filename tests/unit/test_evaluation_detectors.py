@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from tests.judge_models import make_clip, make_vit
+from tests.support.judge_models import make_clip, make_vit
 from training.errors import ErasureError, SourceError
 from training.evaluation import load_classifier
 from training.evaluation.judges.base import Detection, Finding, Judge, count

@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from tests.judge_models import make_clip
+from tests.support.judge_models import make_clip
 from training.errors import ConfigError, ErasureError, SourceError
 from training.evaluation.fidelity import (
     INCEPTION_FEATURES,

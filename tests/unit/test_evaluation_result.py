@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.reports import make_evaluation
+from tests.support.reports import make_evaluation
 from training.errors import ErasureError
 from training.evaluation.judges.base import Verdict
 from training.evaluation.result import VERSION, read_evaluation, upgraded

@@ -10,7 +10,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from tests.loras import HIDDEN, NATIVE, dense, in_native_layout, native_lora, random_lora
+from tests.support.loras import HIDDEN, NATIVE, dense, in_native_layout, native_lora, random_lora
 from training.errors import ConfigError, ErasureError, LoraError
 from training.lora import bake as baking
 from training.lora.bake import KEY_BAKED, bake
@@ -24,7 +24,7 @@ STRENGTHS = [1.0, -0.5]
 @pytest.fixture
 def loras(tmp_path: Path) -> list[Path]:
     """Two LoRAs of all kinds of layers, one of them in kohya's dialect."""
-    from tests.loras import kohya
+    from tests.support.loras import kohya
 
     paths = [tmp_path / "a.safetensors", tmp_path / "b.safetensors"]
     save_file(kohya(LORA), paths[0])

@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import save, save_file
 
-from tests.loras import (
+from tests.support.loras import (
     HIDDEN,
     NATIVE,
     diffusers_dialects,

@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.lora_layouts import DEPTH, HIDDEN, LATENT, NATIVE, OUT, POOLED, READ, SINGLE, TEXT, Layout, unstacked
-from tests.lora_refusals import REFUSED
-from tests.loras import dense, relative_error
+from tests.support.lora_layouts import DEPTH, HIDDEN, LATENT, NATIVE, OUT, POOLED, READ, SINGLE, TEXT, Layout, unstacked
+from tests.support.lora_refusals import REFUSED
+from tests.support.loras import dense, relative_error
 from training.errors import LoraError
 from training.lora.bake import bake
 from training.lora.files import convert, describe, merge_files

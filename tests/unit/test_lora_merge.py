@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from tests.loras import HIDDEN, dense, random_lora, relative_error, weighted
+from tests.support.loras import HIDDEN, dense, random_lora, relative_error, weighted
 from training.errors import ConfigError, LoraError
 from training.lora.files import KEY_MERGE, convert, describe, merge_files, numbered
 from training.lora.format import KEY_BASE, KEY_CONCEPT, KEY_METHOD, read_lora, write_lora

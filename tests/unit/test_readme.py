@@ -9,7 +9,7 @@ import pytest
 
 from scripts.environment import ROOT
 from scripts.measures.readme import BLOCKS, filled
-from tests.bench_rows import ROWS, result, row
+from tests.support.bench_rows import ROWS, result, row
 
 BLOCK = "before\n<!-- erasure: made by bench.py page -->\nold\n<!-- end -->\nafter\n"
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.reports import make_evaluation, noise_picture
+from tests.support.reports import make_evaluation, noise_picture
 from training.errors import ErasureError
 from training.evaluation.report import ROWS, write_report
 

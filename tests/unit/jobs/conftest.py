@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.job_parts import command, counting_request
+from tests.support.job_parts import command, counting_request
 from training.jobs import JobQueue, JobRepository, Scheduler
 from training.request import ErasureRequest
 

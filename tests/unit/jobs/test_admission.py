@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from tests.job_parts import in_state, wait_for
+from tests.support.job_parts import in_state, wait_for
 from training.jobs import JobQueue
 from training.jobs.admission import Admission
 from training.memory import estimate_memory, memory_plans

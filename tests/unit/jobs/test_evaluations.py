@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.job_parts import counting_request
-from tests.loras import random_lora
+from tests.support.job_parts import counting_request
+from tests.support.loras import random_lora
 from training.concepts import Concept
 from training.errors import ConfigError, ErasureError, JobError
 from training.evaluation import EvaluationSpec, Subject

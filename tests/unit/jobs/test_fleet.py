@@ -7,7 +7,7 @@ import json
 import psutil
 import pytest
 
-from tests.job_parts import at_step, command, in_state, steps_taken, wait_for
+from tests.support.job_parts import at_step, command, in_state, steps_taken, wait_for
 from training.errors import ConfigError
 from training.jobs import JobQueue, fleet
 

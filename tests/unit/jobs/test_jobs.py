@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import psutil
 import pytest
 
-from tests.job_parts import at_step, command, in_state, steps_taken, wait_for
+from tests.support.job_parts import at_step, command, in_state, steps_taken, wait_for
 from training.errors import ConfigError, JobError, JobNotFound, JobOfOtherVersion, JobUnreadable
 from training.jobs import JobFolder, JobQueue, JobRepository, Scheduler
 from training.jobs import folder as folder_module

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from tests.job_parts import at_step, command, in_state, steps_taken, wait_for
+from tests.support.job_parts import at_step, command, in_state, steps_taken, wait_for
 from training.errors import ConfigError, JobError, JobNotFound, JobOfOtherVersion
 from training.jobs import JobQueue, JobRepository, Scheduler
 

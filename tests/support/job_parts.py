@@ -14,7 +14,7 @@ from training.models.source import demo_source
 from training.request import ErasureRequest
 from training.settings import ErasureConfig
 
-TINY_WORKER = Path(__file__).parent / "unit" / "jobs" / "tiny_worker.py"
+TINY_WORKER = Path(__file__).parents[1] / "unit" / "jobs" / "tiny_worker.py"
 
 
 def command(job: Path) -> list[str]:
