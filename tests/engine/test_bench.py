@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from scripts import bench
-from scripts.measures import gate, summaries, workplace
+from benchmarks import __main__ as bench
+from benchmarks import summaries, workplace
+from benchmarks.experiments import gate
 from tests.support.flux_models import tiny_folder
 
 SETTINGS = [

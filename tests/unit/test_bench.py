@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from scripts import bench
+from benchmarks import __main__ as bench
+from benchmarks import bars, workplace
+from benchmarks.experiments import variants as table
+from benchmarks.rows import Rows, command, key_of
+from benchmarks.workplace import Workplace, seeds_of
 from scripts.environment import ROOT
-from scripts.measures import bars, table, workplace
-from scripts.measures.rows import Rows, command, key_of
-from scripts.measures.workplace import Workplace, seeds_of
 from tests.support.bench_rows import row
 from training.errors import ErasureError
 from training.evaluation import PictureFolder
@@ -46,7 +47,7 @@ def test_a_row_takes_the_place_of_the_older_one_in_its_slot(tmp_path: Path):
 
 def test_processes_that_write_at_once_lose_nothing(tmp_path: Path):
     code = (
-        "import sys; from pathlib import Path; from scripts.measures.rows import Rows\n"
+        "import sys; from pathlib import Path; from benchmarks.rows import Rows\n"
         "rows = Rows(Path(sys.argv[1]) / 'x.json', Path(sys.argv[1]) / 'locks')\n"
         "for n in range(15): rows.put(f'{sys.argv[2]}{n}', {'who': sys.argv[2], 'n': n}, {})"
     )
@@ -58,7 +59,7 @@ def test_processes_that_write_at_once_lose_nothing(tmp_path: Path):
 
 def test_what_one_process_works_on_no_other_does_until_it_has_ended(tmp_path: Path):
     code = (
-        "import sys; from pathlib import Path; from scripts.measures.rows import Rows\n"
+        "import sys; from pathlib import Path; from benchmarks.rows import Rows\n"
         "rows = Rows(Path(sys.argv[1]) / 'x.json', Path(sys.argv[1]) / 'locks')\n"
         "with rows.claim('car 0') as mine, rows.claim('car 1') as other:\n"
         "    print(mine, other, flush=True); sys.stdin.read()"

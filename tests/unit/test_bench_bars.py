@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import random
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from scripts.measures import bars, page, summaries
+from benchmarks import bars, page, summaries
 from tests.support.bench_rows import ROWS, result, row, share
 from training.evaluation.intervals import wilson
 
@@ -427,46 +426,6 @@ def test_a_training_at_full_size_is_judged_on_a_gpu_only():
     assert told["Full size: the memory estimate is within 10 % of the peak, never under it, everywhere"] is False
     on_cpu = {text: met for text, met, _ in bars.bars({"train": summaries.train_summary(full_size_rows("cpu"))})}
     assert {met for text, met in on_cpu.items() if text.startswith("Full size")} == {None}
-
-
-def test_intervals_hold_what_other_seeds_give():
-    """Shares drawn from a known one: Wilson's intervals hold it in about 95 % of the cases, too narrow ones do not."""
-    draw = random.Random(0)
-
-    def row(seed: int, narrow: float) -> dict:
-        suites = {}
-        for suite, truth in (("concept", 0.9), ("attack prefix", 0.5), ("synonyms", 0.7)):
-            hits = sum(draw.random() < truth for _ in range(20))
-            low, high = wilson(hits, 20)
-            share = hits / 20
-            interval = [share - narrow * (share - low), share + narrow * (high - share)]
-            suites[suite] = {"deletion": {"hits": hits, "images": 20, "share": share, "interval": interval}}
-        return {"concept": "car", "seed": seed, "suites": suites, "seconds": 1.5}
-
-    found = summaries.seeds_summary([row(seed, 1) for seed in range(200)])["car"]
-    assert found["seeds"] == 200 and found["cases"] == 600 and found["seconds"] == 300
-    assert 0.93 <= found["held"] <= 0.985 and found["worst"] >= 0.9 and 0.78 < found["single"] < found["held"]
-    narrow = summaries.seeds_summary([row(seed, 0.5) for seed in range(200)])["car"]
-    assert narrow["held"] < 0.8
-    sure = {"hits": 6, "images": 6, "share": 1.0, "interval": [0.61, 1.0]}
-    same = [{"concept": "a", "seed": n, "suites": {"concept": {"base": sure}}, "seconds": 1} for n in range(3)]
-    assert summaries.coverage(summaries.figures_of(same)) == {
-        "held": 1.0,
-        "cases": 3,
-        "worst": 1.0,
-        "single": 1.0,
-        "pairs": 6,
-        "varying": None,
-        "varying_cases": 0,
-    }
-    # intervals that hold nothing that varies are not saved by figures that never do
-    useless = [row(seed, 0) for seed in range(40)]
-    for seed, each in enumerate(useless):
-        each["same"], each["suites"]["a"] = seed == 0, {"base": sure}
-    found = summaries.seeds_summary(useless)["car"]
-    assert found["held"] > found["varying"] + 0.2 and found["cases"] == found["varying_cases"] + 40
-    judged = bars.bars({"seeds": {"car": found}})
-    assert bar(judged, "Evaluations: equal")[0] is True and bar(judged, "Evaluations: 95 %")[0] is False
 
 
 def defended() -> list[dict]:

@@ -30,12 +30,13 @@ from .summaries import (
     gate_summary,
     merging_summary,
     precision_summary,
-    seeds_summary,
     strength_summary,
     train_summary,
 )
 from .text import markdown, percent
 from .workplace import behaviour
+
+RESULTS = ROOT / "benchmarks" / "results"
 
 
 def _cell(share: Summary | None, worst: bool = False) -> str:
@@ -432,28 +433,6 @@ def _defences_page(summary: Summary) -> list[str]:
     return [*lines, f"Minutes of one core: {spent}; together {sum(seconds.values()) / 60:.0f}.{wall}", ""]
 
 
-def _seeds_page(summary: Summary) -> list[str]:
-    lines = [
-        [
-            concept,
-            str(found["seeds"]),
-            f"{percent(found['held'])} of {found['cases']}",
-            f"{percent(found['varying'])} of {found['varying_cases']}" if found["varying_cases"] else "–",
-            percent(found["worst"]),
-            percent(found["single"]),
-            f"{found['seconds']:.0f}",
-        ]
-        for concept, found in summary.items()
-    ]
-    return [
-        "Evaluations that differ in their seed alone. Held: 95 % intervals that hold the share of all the other seeds'",
-        "pictures; varying: the same over figures that are not 0 or 100 % with every seed; single: that hold the share",
-        "of one other seed, which has an error of its own (about 83 % would be right).",
-        "",
-        *markdown(["concept", "seeds", "held", "varying", "least of a figure", "single", "s"], lines),
-    ]
-
-
 def _gate_page(summary: Summary) -> list[str]:
     if not summary:
         return []
@@ -489,7 +468,6 @@ SECTIONS: dict[str, tuple[str, Callable[[list[Row]], Summary], Callable[[Summary
     "attention": ("Looking inside", attention_summary, _attention_page),
     "merging": ("Many concepts in one LoRA", merging_summary, _merging_page),
     "gate": ("Only when the prompt is about it", gate_summary, _gate_page),
-    "seeds": ("Evaluations with other seeds", seeds_summary, _seeds_page),
 }
 
 INTRO = """# Benchmarks
@@ -505,8 +483,8 @@ higher. Drift: mean distance of untouched prompts' images in the classifier's fe
 """.splitlines()
 
 
-def page_of(results: dict[str, dict[str, Any]]) -> str:
-    """The page, from the result files' contents by name."""
+def page_of(results: dict[str, dict[str, Any]], settled: str = "") -> str:
+    """The page, from the result files' contents by name; `settled`: its end, of experiments that are no more."""
     summaries = {name: SECTIONS[name][1](result["rows"]) for name, result in results.items()}
     signs = {True: "met", False: "missed", None: "not measured"}
     lines = [*INTRO, "", "## Bars", ""]
@@ -521,7 +499,7 @@ def page_of(results: dict[str, dict[str, Any]]) -> str:
                 "**Missing: `python scripts/bench.py train` has not been run on a GPU yet.**",
                 "",
             ]
-    return "\n".join(lines).rstrip() + "\n"
+    return "\n".join([*lines, settled]).rstrip() + "\n"
 
 
 def _made(result: dict[str, Any]) -> list[str]:
@@ -555,9 +533,11 @@ def page(args: argparse.Namespace) -> None:
     """Writes README.md beside the result files; the project's own results fill the tables of its README too."""
     folder: Path = args.out
     results = {name: result for name in SECTIONS if (result := read_result(folder / f"{name}.json"))}
-    text = page_of(results)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "README.md").write_text(text, encoding="utf-8")
-    if folder.resolve() == ROOT / "benchmarks":
+    own = folder.resolve() == RESULTS
+    path = (RESULTS.parent if own else folder) / "README.md"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    settled = (RESULTS.parent / "settled.md").read_text(encoding="utf-8") if own else ""
+    path.write_text(page_of(results, settled), encoding="utf-8")
+    if own:
         refresh(ROOT / "README.md", results)
-    print(f"· written to {folder / 'README.md'}", flush=True)
+    print(f"· written to {path}", flush=True)

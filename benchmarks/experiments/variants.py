@@ -13,11 +13,11 @@ from typing import Any
 
 from scripts.environment import say
 
-from . import bars
+from .. import bars
+from ..page import conclude
+from ..summaries import EARLY, UNNAMED
+from ..workplace import Workplace, course, seeds_of
 from .attention import faded
-from .page import conclude
-from .summaries import EARLY, UNNAMED
-from .workplace import Workplace, course, seeds_of
 
 # Settings of each method beside the pack's defaults; None: attention deletion, which trains nothing.
 METHODS: dict[str, dict[str, Any] | None] = {

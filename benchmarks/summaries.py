@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import statistics
 from collections.abc import Sequence
 from typing import Any
@@ -337,74 +336,6 @@ def gate_summary(rows: list[Row]) -> Summary:
             "unrelated": round(let["unrelated"] / max(1, counted["unrelated"]), 4),
         }
     return found
-
-
-# (suite, subject) → of each seed hits, images, share, interval
-Figures = dict[tuple[str, str], list[dict[str, Any]]]
-
-
-def figures_of(rows: list[Row]) -> Figures:
-    """The figures of one concept's rows, by suite and subject, in the rows' order."""
-    found: Figures = {}
-    for row in rows:
-        for suite, results in row["suites"].items():
-            for subject, result in results.items():
-                found.setdefault((suite, subject), []).append(result)
-    return found
-
-
-def coverage(figures: Figures) -> Summary:
-    """How often intervals hold, over all figures and seeds.
-
-    held: the interval of one seed holds the share of all the other seeds' pictures together, which stands for the true
-    share: an interval at 95 % should do that in 95 % of the cases. single: it holds the share of one other seed alone,
-    which has an error of its own, so that less is right (about 83 % where both have as many pictures). varying: as
-    held, over the figures that differ between seeds: those that are 0 or 1 with every seed are held by any interval.
-    """
-    held = cases = single = pairs = varying = varied = 0
-    worst = 1.0
-    for results in figures.values():
-        if len(results) < 2:
-            continue
-        hits, images = (sum(result[name] for result in results) for name in ("hits", "images"))
-        inside = [
-            low <= (hits - result["hits"]) / (images - result["images"]) <= high
-            for result in results
-            for low, high in [result["interval"]]
-        ]
-        others = [
-            first["interval"][0] <= second["share"] <= first["interval"][1]
-            for first, second in itertools.permutations(results, 2)
-        ]
-        if 0 < hits < images:
-            varying, varied = varying + sum(inside), varied + len(inside)
-        held, cases, single, pairs = held + sum(inside), cases + len(inside), single + sum(others), pairs + len(others)
-        worst = min(worst, sum(inside) / len(inside))
-    return {
-        "held": round(held / max(1, cases), 4),
-        "cases": cases,
-        "worst": round(worst, 4),
-        "single": round(single / max(1, pairs), 4),
-        "pairs": pairs,
-        "varying": round(varying / varied, 4) if varied else None,
-        "varying_cases": varied,
-    }
-
-
-def seeds_summary(rows: list[Row]) -> Summary:
-    """{concept: `coverage` with "seeds", "seconds" and "same": whether the same seed again gave the same result}."""
-    by_concept: dict[str, list[Row]] = {}
-    for row in rows:
-        by_concept.setdefault(row["concept"], []).append(row)
-    return {
-        concept: {
-            **coverage(figures_of(group)),
-            "seeds": len(group),
-            "seconds": round(sum(r["seconds"] for r in group), 1),
-            "same": next((r["same"] for r in group if "same" in r), None),
-        }
-        for concept, group in by_concept.items()
-    }
 
 
 def fair_strengths(curves: list[Row]) -> dict[str, Summary]:

@@ -13,12 +13,12 @@ from typing import Any
 
 from scripts.environment import CACHE, say
 
-from .bars import COMPILED
+from ..bars import COMPILED
+from ..page import conclude
+from ..rows import Rows, key_of, machine
+from ..workplace import behaviour
 from .cost import count_flops
-from .page import conclude
-from .rows import Rows, key_of, machine
-from .table import RSC
-from .workplace import behaviour
+from .variants import RSC
 
 # Geometry under diffusers' names, and what of a variant of Flux it is.
 MODELS: dict[str, dict[str, Any]] = {

@@ -42,7 +42,6 @@ def bars(results: dict[str, Summary]) -> list[Bar]:
         *_defended(results.get("defences") or {}),
         *_merges(results.get("merging") or {}),
         *_gates(results.get("gate") or {}),
-        *_seeds(results.get("seeds") or {}),
     ]
 
 
@@ -404,19 +403,3 @@ def _gates(gate: Summary) -> list[Bar]:
         f"{kind} {percent(now['recall'][kind])}" for kind in now["recall"]
     )
     return [(text, counted >= 500, told)]
-
-
-def _seeds(seeds: Summary) -> list[Bar]:
-    texts = (
-        "Evaluations: equal seeds give equal JSON",
-        "Evaluations: 95 % intervals hold what 40 other seeds give in ≥ 95 % of the cases",
-    )
-    if not seeds:
-        return [(text, None, "") for text in texts]
-    same = [found["same"] for found in seeds.values()]
-    worst = min(seeds.values(), key=lambda found: found["held"])
-    told = f"{percent(worst['held'])} of {worst['cases']}"
-    if worst["varying_cases"]:
-        told += f"; of figures that are not always 0 or 100 % {percent(worst['varying'])} of {worst['varying_cases']}"
-    enough = all(found["seeds"] >= 40 for found in seeds.values())
-    return [(texts[0], None if None in same else all(same), ""), (texts[1], enough and worst["held"] >= 0.95, told)]
