@@ -11,16 +11,16 @@ from typing import Any
 
 from scripts.environment import ROOT
 
-from .bars import COMPILED, NAMES, bars
+from .bars import SIGNS, bars
 from .readme import refresh
 from .rows import Row, Rows, read_result
 from .summaries import (
+    COMPILED,
     EARLY,
     KINDS,
-    SHARES,
+    NAMES,
     SPARED,
     UNNAMED,
-    Summary,
     ablation_summary,
     attention_summary,
     cost_summary,
@@ -33,7 +33,7 @@ from .summaries import (
     strength_summary,
     train_summary,
 )
-from .text import markdown, percent
+from .table import SHARES, Summary, markdown, percent
 from .workplace import behaviour
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -486,9 +486,8 @@ higher. Drift: mean distance of untouched prompts' images in the classifier's fe
 def page_of(results: dict[str, dict[str, Any]], settled: str = "") -> str:
     """The page, from the result files' contents by name; `settled`: its end, of experiments that are no more."""
     summaries = {name: SECTIONS[name][1](result["rows"]) for name, result in results.items()}
-    signs = {True: "met", False: "missed", None: "not measured"}
     lines = [*INTRO, "", "## Bars", ""]
-    lines += markdown(["bar", "", "numbers"], [[text, signs[met], numbers] for text, met, numbers in bars(summaries)])
+    lines += markdown(["bar", "", "numbers"], [[text, SIGNS[met], numbers] for text, met, numbers in bars(summaries)])
     for name, (title, _, section) in SECTIONS.items():
         if name in results:
             lines += [f"## {title}", "", *_made(results[name]), *section(summaries[name])]

@@ -12,14 +12,12 @@ from .rows import Row
 from .summaries import (
     KINDS,
     UNNAMED,
-    Summary,
-    attacks_in,
     cost_summary,
     defences_summary,
     erasure_summary,
     merging_summary,
 )
-from .text import markdown, percent
+from .table import Summary, attacks_in, markdown, percent
 
 OURS = "eraseanything"
 TITLES = {

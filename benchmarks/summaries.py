@@ -1,4 +1,4 @@
-"""Summaries of result rows: means, spreads, ratios."""
+"""What the rows of each experiment come to: one nested dictionary each, which tables and bars are read from."""
 
 from __future__ import annotations
 
@@ -6,141 +6,82 @@ import statistics
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+from scipy import stats
+
 from .rows import Row
+from .table import Summary, differences, grouped, percent, rounded, summarised
 
 UNNAMED = "none, the style not named"  # what an erased style falls to that is neither shown nor pushed away
 KINDS = {"entity": "nouns", "abstraction": "styles", "relationship": "relations"}
-SHARES = ("acc_e", "acc_g", "acc_ir", "acc_ir_seen")
-ATTENTION = "attention"  # of the erased noun, what is left of it on its own object
 AUTHORS = "authors' schedule"
 DELETION = "attention_deletion"
 EVERY = "every kind"  # of concept
 EARLY = "200 steps"  # variants whose names begin so are compared with it
 SPARED = 0.02  # of Acc_ir, which a method may lose where methods are compared at equal preservation
-Summary = dict[str, Any]
-
-
-def mean_and_spread(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and standard deviation of a sample (0 for a single value)."""
-    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else 0.0
+LEFT = 0.15  # of a concept, above which a variant's worst one is named
+TOGETHER = 5  # rows behind a correlation over concepts together
+ENOUGH = 3  # concepts and seeds behind a difference that is judged
+COMPILED = "compiled"  # of the ways of a full-size training; with weights in bf16 alone
+NAMES = {"acc_e": "Acc_e", "acc_g": "Acc_g", "acc_ir": "Acc_ir", "acc_ir_seen": "Acc_ir, seen"}
 
 
 def spearman(first: Sequence[float], second: Sequence[float]) -> float | None:
-    """Spearman's rank correlation with mean ranks for ties, -1..1; None where one of them does not vary."""
-
-    def ranks(values: Sequence[float]) -> list[float]:
-        return [sum(v < value for v in values) + (sum(v == value for v in values) + 1) / 2 for value in values]
-
-    a, b = ranks(first), ranks(second)
-    if len(set(a)) < 2 or len(set(b)) < 2:
+    """Spearman's rank correlation, -1..1; None where one of them does not vary."""
+    if len(set(first)) < 2 or len(set(second)) < 2:
         return None
-    return round(statistics.correlation(a, b), 4)
-
-
-def shares_of(row: Row) -> dict[str, dict[str, float]]:
-    """All shares of a row that have images: accuracies, attacks, attention left, parts (as "part: …")."""
-    found = {name: row[name] for name in SHARES} | row["attacks"]
-    found |= {ATTENTION: row[ATTENTION]} if ATTENTION in row else {}
-    found |= {f"part: {name}": share for name, share in row["parts"].items()}
-    return {name: share for name, share in found.items() if share["images"]}
-
-
-def _table(rows: list[Row]) -> Summary:
-    """One variant's rows: for each share means before and after, the spread after over rows, the worst concept."""
-    shares: Summary = {}
-    every = [shares_of(row) for row in rows]
-    for name in dict.fromkeys(name for shares_ in every for name in shares_):
-        held = [(row["concept"], share[name]) for row, share in zip(rows, every, strict=True) if name in share]
-        after, spread = mean_and_spread([share["after"] for _, share in held])
-        concepts: dict[str, list[float]] = {}
-        for concept, share in held:
-            concepts.setdefault(concept, []).append(share["after"])
-        means = {concept: statistics.mean(values) for concept, values in concepts.items()}
-        keep = name.startswith(("acc_ir", "part"))
-        worst = (min if keep else max)(means, key=means.__getitem__)
-        shares[name] = {
-            "before": round(statistics.mean(share["before"] for _, share in held), 4),
-            "after": round(after, 4),
-            "spread": round(spread, 4),
-            "worst": {"concept": worst, "after": round(means[worst], 4)},
-            "rows": len(held),
-        }
-    drifts = [row["drift"] for row in rows if row["drift"]]
-    result: Summary = {"rows": len(rows), "shares": shares}
-    if drifts:
-        result["drift"] = {n: round(statistics.mean(d[n] for d in drifts), 4) for n in ("perceptual", "psnr")}
-    for name in ("seconds", "cpu_seconds", "bank_seconds", "measure_cpu_seconds"):
-        if times := [row[name] for row in rows if name in row]:
-            result[name] = {"mean": round(statistics.mean(times), 1), "max": max(times)}
-    return result
+    return round(float(stats.spearmanr(first, second).statistic), 4)
 
 
 def erasure_summary(rows: list[Row]) -> Summary:
-    """method → kind → `_table`."""
-    found: Summary = {}
-    for row in rows:
-        found.setdefault(row["method"], {}).setdefault(KINDS[row["kind"]], []).append(row)
-    return {method: {kind: _table(part) for kind, part in kinds.items()} for method, kinds in found.items()}
-
-
-def attacked(table: Summary) -> float:
-    """Acc_g and the attacks as one number, their mean: what bar 2 compares."""
-    names = [*attacks_in(table), *(["acc_g"] if "acc_g" in table["shares"] else [])]
-    return statistics.mean(table["shares"][name]["after"] for name in names)
-
-
-def attacks_in(table: Summary) -> list[str]:
-    return [name for name in table["shares"] if name not in (*SHARES, ATTENTION) and not name.startswith("part")]
-
-
-def _compared(row: Row) -> dict[str, float]:
-    """What variants are compared by: all shares after erasing, and the drift of untouched prompts."""
-    found = {name: share["after"] for name, share in shares_of(row).items()}
-    return found | ({"drift": row["drift"]["perceptual"]} if row["drift"] else {})
+    """method → kind → `table.summarised`."""
+    return {
+        method: {KINDS[kind]: summarised(part) for kind, part in grouped(of_method, "kind").items()}
+        for method, of_method in grouped(rows, "method").items()
+    }
 
 
 def ablation_summary(rows: list[Row]) -> Summary:
-    """Kind, and EVERY for all together → variant → `_table` with "difference": mean and standard error to the defaults,
-    or to EARLY where a name begins so, on the same concepts and seeds."""
-    kinds = {EVERY: rows}
-    for row in rows:
-        kinds.setdefault(KINDS[row["kind"]], []).append(row)
+    """Kind, and EVERY for all together → variant → `table.summarised` with "difference" to the defaults, or to EARLY
+    where a name begins so, and what is "worse" and "better" by it."""
+    kinds = {EVERY: rows} | {KINDS[kind]: part for kind, part in grouped(rows, "kind").items()}
     return {kind: _variants(part) for kind, part in kinds.items()}
 
 
 def _variants(rows: list[Row]) -> Summary:
-    found: dict[str, list[Row]] = {"defaults": [], EARLY: []}  # what the others are compared with comes first
-    for row in rows:
-        found.setdefault(row["variant"], []).append(row)
-    references = {
-        name: {(row["concept"], row["seed"]): _compared(row) for row in found[name]} for name in ("defaults", EARLY)
-    }
+    found = {"defaults": [], EARLY: []} | grouped(rows, "variant")  # what the others are compared with comes first
     summary = {}
     for variant, part in found.items():
-        if not part:
-            continue
-        reference = references[EARLY if variant.startswith(f"{EARLY} ") else "defaults"]
-        table = summary[variant] = _table(part)
-        table["difference"] = {}
-        for name in dict.fromkeys(name for row in part for name in _compared(row)):
-            pairs = [
-                (_compared(row)[name], reference[row["concept"], row["seed"]][name])
-                for row in part
-                if name in _compared(row) and name in reference.get((row["concept"], row["seed"]), {})
-            ]
-            if pairs:
-                mean, spread = mean_and_spread([a - b for a, b in pairs])
-                error = spread / len(pairs) ** 0.5
-                table["difference"][name] = {"mean": round(mean, 4), "error": round(error, 4), "pairs": len(pairs)}
+        if part:
+            reference = found[EARLY if variant.startswith(f"{EARLY} ") else "defaults"]
+            table = summary[variant] = summarised(part) | {"difference": differences(part, reference)}
+            table |= _judged(table)
     return summary
 
 
+def _judged(table: Summary) -> Summary:
+    """ "worse" and "better": how many measures are so by more than two standard errors, and which; "left": the concept
+    that is left above LEFT, which the mean over concepts hides. Nothing where there are too few pairs."""
+    enough = {name: d for name, d in table["difference"].items() if d["pairs"] >= ENOUGH}
+    if not enough:
+        return {}
+    found: Summary = {}
+    for side, sign in (("worse", 1), ("better", -1)):
+        beyond = [
+            f"{NAMES.get(name, name)} {100 * d['mean']:+.1f} ± {100 * d['error']:.1f} points"
+            for name, d in enough.items()
+            if not name.startswith("part")
+            and sign * (-d["mean"] if name.startswith("acc_ir") else d["mean"]) > max(2 * d["error"], 1e-9)
+        ]
+        found[side] = {"count": len(beyond), "text": ", ".join(beyond) or f"nothing {side} by two standard errors"}
+    worst = table["shares"]["acc_e"]["worst"] if "acc_e" in table["shares"] else {"after": 0.0}
+    found["left"] = f"; {worst['concept']} is left in {percent(worst['after'])}" if worst["after"] > LEFT else ""
+    return found
+
+
 def precision_summary(rows: list[Row]) -> Summary:
-    """precision → `_table`."""
-    found: dict[str, list[Row]] = {}
-    for row in rows:
-        found.setdefault(row["precision"], []).append(row)
-    return {precision: _table(part) for precision, part in found.items()}
+    """precision → `table.summarised`."""
+    return {precision: summarised(part) for precision, part in grouped(rows, "precision").items()}
 
 
 def cost_summary(rows: list[Row]) -> Summary:
@@ -161,8 +102,8 @@ def cost_summary(rows: list[Row]) -> Summary:
                     "time_to_the_end": round(theirs / (ours + row["bank_seconds"][name]), 2),
                     "time_range": [round(min(ratios), 2), round(max(ratios), 2)],
                 }
-    for schedule in dict.fromkeys(row["schedule"] for row in rows if row["what"] == "training"):
-        summary["trainings"][schedule] = _table([r for r in rows if r.get("schedule") == schedule])
+    trained = [row for row in rows if row["what"] == "training"]
+    summary["trainings"] = {name: summarised(part) for name, part in grouped(trained, "schedule").items()}
     return summary
 
 
@@ -210,6 +151,45 @@ def train_summary(rows: list[Row]) -> Summary:
     return found
 
 
+def full_size(train: Summary) -> Summary:
+    """The figures of Flux.1-dev's shape on a GPU that bars ask for, from `train_summary`; rows of small shapes and of
+    CPUs do not count. One that was not measured is missing."""
+    rows = [
+        row
+        for name, one in train.items()
+        if name.startswith("flux-dev-random") and not name.endswith("cpu")
+        for row in one["rows"]
+        if "pair_seconds" in row
+    ]
+    plain = [row for row in rows if (row["precision"], row["mode"]) == ("bf16", "plain")]
+    shares = {
+        side: [r["share_of_peak"] for r in rows if r["resolution"] == side and r["mode"] != "streamed"]
+        for side in (512, 1024)
+    }
+    peaks = {
+        mode: [r["peak_bytes"] / 1024**3 for r in rows if (r["resolution"], r["mode"]) == (512, mode)]
+        for mode in ("checkpointed", "streamed")
+    }
+    less = {name: [row[name] for row in plain if name in row] for name in ("times_less_flops", "times_less_time")}
+    over = [row["estimate_over_peak"] for row in rows]
+    found: Summary = {f"share of peak, {side}": max(values) for side, values in shares.items() if values}
+    found |= {f"gigabytes, {mode}": min(values) for mode, values in peaks.items() if values}
+    found |= {name: min(values) for name, values in less.items() if values}
+    if over:
+        found |= {"least_estimate": min(over), "largest_estimate": max(over), "combinations": len(over)}
+    return found
+
+
+def long_training(endurance: Sequence[Summary]) -> Summary:
+    """Trainings of 1,000 pairs at full size on a GPU, from `endurance_summary`: whether all held; nothing where there
+    are none."""
+    there = [r for r in endurance if r["model"] == "flux-dev-random" and r["device"] != "cpu" and r["pairs"] >= 1000]
+    facts = ("finite", "taken_by_the_host", "taken_by_diffusers")
+    held = all(row["steps"] == row["pairs"] and all(row[fact] for fact in facts) for row in there)
+    text = ", ".join(f"{row['precision']}: {row['steps']} pairs" for row in there)
+    return {"held": held, "text": text} if there else {}
+
+
 def endurance_summary(rows: list[Row]) -> list[Summary]:
     """What each training was and whether it held, without what the rows were made by."""
     names = (
@@ -235,24 +215,19 @@ def strength_summary(rows: list[Row]) -> Summary:
     if not rows:
         return {}
     strengths = rows[0]["strengths"]
-
-    def over(part: list[Row], name: str) -> list[tuple[float, float]]:
-        return [mean_and_spread(values) for values in zip(*(row[name] for row in part), strict=True)]
-
-    means: Summary = {
-        name: {
-            "mean": [round(mean, 4) for mean, _ in over(rows, name)],
-            "spread": [round(spread, 4) for _, spread in over(rows, name)],
-        }
-        for name in ("rates", "acc_ir")
-    }
+    means: Summary = {}
+    for name in ("rates", "acc_ir"):
+        values = np.array([row[name] for row in rows])
+        spread = values.std(axis=0, ddof=1) if len(rows) > 1 else np.zeros(len(strengths))
+        means[name] = {"mean": [rounded(m) for m in values.mean(axis=0)], "spread": [rounded(s) for s in spread]}
     concepts: dict[str, Summary] = {}
-    for concept in dict.fromkeys(row["concept"] for row in rows):
-        part = [row for row in rows if row["concept"] == concept]
-        rates = [round(mean, 4) for mean, _ in over(part, "rates")]
+    for concept, part in grouped(rows, "concept").items():
+        rates = [rounded(mean) for mean in np.mean([row["rates"] for row in part], axis=0)]
         concepts[concept] = {"seeds": len(part), "rates": rates, "spearman": spearman(strengths, rates)}
-    found = [each["spearman"] for each in concepts.values()]
-    return {
+    varying = {name: one for name, one in concepts.items() if one["spearman"] is not None}
+    worst = max(varying, key=lambda name: varying[name]["spearman"], default="")
+    correlation = spearman(strengths, means["rates"]["mean"])
+    found = {
         "strengths": strengths,
         "rows": len(rows),
         **means,
@@ -261,14 +236,17 @@ def strength_summary(rows: list[Row]) -> Summary:
             for row in rows
         },
         "concepts": concepts,
-        "mean_spearman": spearman(strengths, means["rates"]["mean"]),
-        "worst_spearman": None if None in found else max(found),
+        "mean_spearman": correlation,
+        "worst_spearman": varying[worst]["spearman"] if len(varying) == len(concepts) else None,
+        "worst": {"concept": worst, "seeds": varying[worst]["seeds"]} if worst else {"concept": "none", "seeds": 0},
+        "least_acc_ir": min(means["acc_ir"]["mean"]),
         "same_at_zero": all(row["same_at_zero"] for row in rows),
     }
+    return found | ({"together": correlation} if len(rows) >= TOGETHER else {})
 
 
 def attention_summary(rows: list[Row]) -> Summary:
-    """The rows by what they measure: scenes → table, concept → what erasing changes, and the cost."""
+    """The rows by what they measure: scenes → table and `_heatmaps`, concept → what erasing changes, and the cost."""
     bare = ("key", "what", "date", "machine")
     found: Summary = {"scenes": {}, "erased": {}, "cost": None}
     for row in rows:
@@ -277,8 +255,22 @@ def attention_summary(rows: list[Row]) -> Summary:
             found["cost"] = facts
         else:
             name = row["kind"] if row["what"] == "scenes" else f"{row['concept']}, seed {row['seed']}"
+            facts |= _heatmaps(row) if row["what"] == "scenes" else {}
             found[row["what"]][name] = facts
     return found
+
+
+def _heatmaps(row: Row) -> Summary:
+    """The maps that Inspect Image shows by default, "raw" and in "output" space, a perfect map, and "own" and
+    "output_own": the most that a weighting of all maps reaches, with the share of it that is reached ("of_own")."""
+    table, shown = row["table"], f"best, t {row['t']}"
+    found: Summary = {"raw": table[shown], "output": table[f"output space, {shown}"], "ceiling": table["ceiling"]}
+    for name, space in (("raw", ""), ("output", "output space, ")):
+        weighted = [measures for key, measures in table.items() if key.startswith(f"{space}weighted, t ")]
+        if weighted:
+            own = found[f"{name}_own"] = {m: max(measures[m] for measures in weighted) for m in weighted[0]}
+            found[f"{name}_of_own"] = {m: found[name][m] / own[m] if own[m] else 1.0 for m in own}
+    return {"judged": found}
 
 
 def merging_summary(rows: list[Row]) -> Summary:
@@ -335,7 +327,7 @@ def gate_summary(rows: list[Row]) -> Summary:
             "recall": {kind: round(let[kind] / max(1, counted[kind]), 4) for kind in kinds if kind != "unrelated"},
             "unrelated": round(let["unrelated"] / max(1, counted["unrelated"]), 4),
         }
-    return found
+    return found | {"now": found["thresholds"][found["default"]], "counted": sum(counted.values())}
 
 
 def fair_strengths(curves: list[Row]) -> dict[str, Summary]:
@@ -411,6 +403,11 @@ def defences_summary(rows: list[Row]) -> Summary:
         else:
             before, after = (one["kept"]["share"] or 0 for one in (methods["base"], table))
             table["held"] = after >= before - SPARED
+    for table in methods.values():  # one that never preserves alike counts as if it erased nothing
+        low, high = table["erased"]["interval"]
+        table["alike"] = {"share": table["erased"]["share"], "low": low, "high": high}
+        if not table["held"]:
+            table["alike"] = dict.fromkeys(table["alike"], 1.0)
     ranked = sorted(
         (name for name in methods if name != "base"),
         key=lambda name: (not methods[name]["held"], methods[name]["erased"]["share"]),
@@ -425,5 +422,6 @@ def defences_summary(rows: list[Row]) -> Summary:
         "fair": fair,
         "concepts": len({row["concept"] for row in whole}),
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
+        "hours": sum(round(value, 1) for value in seconds.values()) / 3600,  # of one core
         "runs": [{name: row[name] for name in ("seconds", "workers")} for row in rows if row["what"] == "run"],
     }
