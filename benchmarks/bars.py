@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .summaries import full_size, long_training
+from .full_size import full_size, long_training
 from .table import Summary
 
 if sys.version_info >= (3, 11):

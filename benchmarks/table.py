@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from statistics import mean
 from typing import Any
 
@@ -23,12 +23,17 @@ def percent(share: float) -> str:
     return f"{100 * share:.1f} %"
 
 
-def markdown(head: Sequence[str], lines: Iterable[Sequence[str]]) -> list[str]:
-    """A table's lines, with an empty line after it."""
-    frame = pd.DataFrame([list(line) for line in lines], columns=list(head))
+def markdown(lines: Sequence[dict[str, str]], columns: Sequence[str] | None = None) -> list[str]:
+    """A table's lines, with an empty line after it; a cell that a line does not have is a dash.
+
+    Args:
+        lines: cells by the heading of their column.
+        columns: the headings in order, where not every line has them in that order.
+    """
+    frame = pd.DataFrame(list(lines), columns=columns).fillna("–")
     text = frame.to_markdown(index=False, tablefmt="github", disable_numparse=True, stralign=None)
-    head_line, rule, *rest = text.splitlines()
-    return [head_line, re.sub("-+", " --- ", rule), *rest, ""]  # tabulate's rule is as wide as the widest cell
+    head, rule, *rest = text.splitlines()
+    return [head, re.sub("-+", " --- ", rule), *rest, ""]  # tabulate's rule is as wide as the widest cell
 
 
 def shares_of(row: Row) -> dict[str, dict[str, float]]:

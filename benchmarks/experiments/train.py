@@ -13,9 +13,9 @@ from typing import Any
 
 from scripts.environment import CACHE, say
 
+from ..full_size import COMPILED
 from ..page import conclude
 from ..rows import Rows, key_of, machine
-from ..summaries import COMPILED
 from ..workplace import behaviour
 from .cost import count_flops
 from .variants import RSC

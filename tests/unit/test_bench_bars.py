@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import bars, page, summaries, table
+from benchmarks import bars, full_size, page, sections, summaries, table
 from benchmarks.rows import read_result
 from tests.support.bench_rows import ROWS, result, row, share
 from training.evaluation.intervals import wilson
@@ -143,7 +143,7 @@ def test_variants_are_compared_by_attention_and_drift_too():
     assert bar(found, "2. The term attn") == (True, "without it: attention +20.0 ± 0.0 points (met)")
     assert table.attacks_in(every["defaults"]) == table.attacks_in(table.summarised(rows[:1]))
     assert "attention" not in table.attacks_in(every["defaults"])
-    lines = page._ablation_page(summary)
+    lines = sections.ablation(summary)
     (line,) = [line for line in lines if line.startswith("| without attn")]
     assert "| +20.0 ± 0.0 |" in line and line.endswith("| -1.0 ± 1.0 | 3 |")
 
@@ -152,7 +152,7 @@ def test_a_variant_that_loses_what_stands_beside_the_concept_shows_it():
     def beside(variant: str, kept: float) -> dict:
         return {**ablated(variant, "car", 0.0), "parts": {"beside it": {"before": 0.9, "after": kept, "images": 12}}}
 
-    head, _, *body = page._variants_table(summaries._variants([beside("defaults", 1.0), beside("targets all", 0.4)]))
+    head, _, *body = sections.variants(summaries._variants([beside("defaults", 1.0), beside("targets all", 0.4)]))
     column = head.split("|").index(" beside it ")
     assert [line.split("|")[column] for line in body if line] == [" 100.0 ± 0.0 ", " -60.0 ± 0.0 "]
 
@@ -173,7 +173,7 @@ def test_a_term_is_judged_by_concepts_of_every_kind_and_each_kind_has_a_table():
     rows += [of("abstraction", variant, "twemoji", left) for variant, left in (("defaults", 0.1), ("without esd", 0.4))]
     found = bars.bars({"ablation": summaries.ablation_summary(rows)})
     assert bar(found, "2. The term esd")[1].startswith("without it: Acc_e +22.5 ± 7.5 points")
-    table = page._ablation_page(summary)
+    table = sections.ablation(summary)
     titles = [line.split(",")[0] for line in table if line.startswith("###")]
     assert titles == ["### Nouns", "### Styles", "### Relations"]
     assert [line for line in table if line.startswith("| without esd")][1].startswith("| without esd | +30.0 ± 0.0 |")
@@ -197,12 +197,12 @@ def test_a_long_training_is_judged_at_full_size_on_a_gpu_only():
     cpu = {**row, "model": "flux-tiny-random", "device": "cpu", "identical": False}
 
     def judged(*rows: dict) -> bars.Bar:
-        return bar(bars.bars({"endurance": summaries.endurance_summary(list(rows))}), "1,000 pairs at full size")
+        return bar(bars.bars({"endurance": full_size.endurance_summary(list(rows))}), "1,000 pairs at full size")
 
     assert judged(row, cpu) == (True, "nf4: 1000 pairs") and judged(cpu) == (None, "")
     assert judged({**row, "taken_by_the_host": False})[0] is False and judged({**row, "steps": 900})[0] is False
     assert judged({**row, "pairs": 10, "steps": 10}) == (None, "")
-    text = "\n".join(page._endurance_page(summaries.endurance_summary([cpu])))
+    text = "\n".join(sections.endurance(full_size.endurance_summary([cpu])))
     assert "| 1000 | 500 | 900 | **no** | yes | yes | yes |" in text and "**Missing: 1,000 pairs" in text
 
 
@@ -221,7 +221,7 @@ def test_every_precision_is_judged_by_itself():
     assert bar(found, "Trained on bf16") == (True, "Acc_e 5.0 %, Acc_g 5.0 %, Acc_ir 96.0 % → 95.0 %")
     assert bar(found, "Trained on fp8")[0] is False and bar(found, "Trained on nf4")[0] is False
     assert bar(found, "Trained on int8") == (None, "")
-    text = "\n".join(page._precision_page(summary))
+    text = "\n".join(sections.precision(summary))
     assert "| fp8 | 5.5 ± 7.8 (owl 11.0) |" in text and text.count("| base |") == 1
 
 
@@ -339,7 +339,7 @@ def test_a_gate_has_precision_and_recall():
 
 def test_heatmaps_are_judged_at_the_defaults():
     def measures(pointing: float, iou: float) -> dict:
-        return dict.fromkeys(page.LOCALISED, 0.1) | {"pointing": pointing, "iou_best": iou}
+        return dict.fromkeys(sections.LOCALISED, 0.1) | {"pointing": pointing, "iou_best": iou}
 
     table = {"best, t 0.1": measures(0.91, 0.5), "output space, best, t 0.1": measures(0.3, 0.6)}
     table |= {"ceiling": measures(1, 0.8), "area": measures(0.1, 0.1)}
@@ -425,7 +425,7 @@ def full_size_rows(device: str = "NVIDIA H200") -> list[dict]:
 
 
 def test_a_training_at_full_size_is_judged_on_a_gpu_only():
-    summary = summaries.train_summary(full_size_rows())
+    summary = full_size.train_summary(full_size_rows())
     plain, streamed, failed = summary["flux-dev-random, NVIDIA H200"]["rows"]
     assert plain["pair_seconds"] == 0.25 and plain["share_of_peak"] == streamed["share_of_peak"] == round(37 / 60, 4)
     assert plain["bank_seconds"] == 100 and plain["times_less_time"] == 24
@@ -434,13 +434,13 @@ def test_a_training_at_full_size_is_judged_on_a_gpu_only():
     assert failed == {"precision": "nf4", "mode": "plain", "resolution": 512, "out_of_memory": True}
     judged = {text: met for text, met, _ in bars.bars({"train": summary}) if text.startswith("Full size")}
     assert list(judged.values()) == [True, None, None, True, False, True, True]
-    text = "\n".join(page._train_page(summary))
+    text = "\n".join(sections.train(summary))
     assert "Missing: bf16 streamed 512²." in text and "out of memory" in text and "everything" not in text
     beyond = full_size_rows()
     beyond[0]["peak_bytes"] = {"bank": 27 * GB, "train": 40 * GB}  # under its estimate in one phase
-    told = {text: met for text, met, _ in bars.bars({"train": summaries.train_summary(beyond)})}
+    told = {text: met for text, met, _ in bars.bars({"train": full_size.train_summary(beyond)})}
     assert told["Full size: the memory estimate is within 10 % of the peak, never under it, everywhere"] is False
-    on_cpu = {text: met for text, met, _ in bars.bars({"train": summaries.train_summary(full_size_rows("cpu"))})}
+    on_cpu = {text: met for text, met, _ in bars.bars({"train": full_size.train_summary(full_size_rows("cpu"))})}
     assert {met for text, met in on_cpu.items() if text.startswith("Full size")} == {None}
 
 
@@ -531,7 +531,7 @@ def test_defences_are_ranked_by_erasure_where_they_preserve_alike():
         {**each, "white_box": [{**e, "control": e["after"]} for e in each.get("white_box", [])]} for each in defended()
     ]
     assert bar(bars.bars({"defences": summaries.defences_summary(rows)}), "White box: P4D")[0] is False
-    text = "\n".join(page._defences_page(summary))
+    text = "\n".join(sections.defences(summary))
     assert "| 1 | eraseanything | 0.5 | 10.0 (" in text and "| 4 | gem | 0.25 |" in text and "**lost more**" in text
     assert "| eraseanything | 100.0, 98.0 | – | 50.0, 97.0 | 0.0, 70.0 |" in text
     assert "| eraseanything | 10.0 (2.8 to 30.1) | 80.0 (58.4 to 91.9), control 70.0 (48.1 to 85.5) |" in text
