@@ -19,9 +19,10 @@ from .experiments.defences import BUDGET, defences
 from .experiments.gate import gate
 from .experiments.merging import BEYOND, MERGED, WAYS, merging
 from .experiments.strength import strength
-from .experiments.train import MODELS, MODES, train
+from .experiments.train import MODES, train
 from .experiments.variants import METHODS, PRECISIONS, VARIANTS, ablation, erasure, precision
 from .page import RESULTS, page
+from .random_flux import MODELS
 from .workplace import NOUNS, RELATIONS, STYLES
 
 DRAWN = ("ablation", "attention")  # commands that look at the attention in scenes made of emoji

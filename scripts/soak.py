@@ -303,7 +303,7 @@ def random_source(shape: str, device: Any) -> Path:
     import torch
     from diffusers import FluxTransformer2DModel
 
-    from benchmarks.experiments.train import MODELS, random_weights
+    from benchmarks.random_flux import MODELS, random_weights
     from training.models.source import demo_model_folder, read_json
 
     demo, folder = demo_model_folder(), CACHE / "bench" / "endurance" / shape / "model"
@@ -354,8 +354,8 @@ def soak_long(args: argparse.Namespace) -> Report:
     """A long training of a random model, killed and resumed, against one left alone; its file's keys."""
     import torch
 
-    from benchmarks.experiments.train import MODELS
     from benchmarks.page import conclude
+    from benchmarks.random_flux import MODELS
     from benchmarks.rows import Rows, key_of, machine
     from scripts.lora_keys import fits_diffusers, fits_host
     from training import BEHAVIOUR
