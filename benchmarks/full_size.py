@@ -33,16 +33,16 @@ def train_summary(rows: list[Row]) -> Summary:
             pair, step = (statistics.median(row[f"{what}_seconds"]) for what in ("pair", "step"))
             useful = row["step_flops"] - row["replayed_flops"]
             peaks, estimated = row["peak_bytes"], row["estimated_bytes"]
-            told = None not in peaks.values()
+            known = None not in peaks.values()
             entry = {
                 **slot,
                 "pair_seconds": round(pair, 4),
                 "step_seconds": round(step, 4),
                 "share_of_peak": round(useful / step / row["peak_flops"], 4),
                 "bank_seconds": round(row["bank_seconds_per_pass"] * row["bank_passes"], 1),
-                "peak_bytes": max(peaks.values()) if told else None,
+                "peak_bytes": max(peaks.values()) if known else None,
                 "estimated_bytes": max(estimated.values()),
-                "estimate_over_peak": round(min(estimated[p] / peaks[p] for p in peaks), 3) if told else None,
+                "estimate_over_peak": round(min(estimated[p] / peaks[p] for p in peaks), 3) if known else None,
             }
             if authors := theirs.get(row["resolution"]):
                 flops = AUTHORS_PASSES * authors["forward_flops"] + AUTHORS_STEPS * useful

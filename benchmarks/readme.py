@@ -90,11 +90,11 @@ def _erasure(rows: list[Row]) -> list[str]:
     for concept, found in concepts.items():
         worst = {n: statistics.mean(row["attacks"][n]["after"] for row in found) for n in found[0]["attacks"]}
         name = max(worst, key=worst.__getitem__, default="")
-        told = "–" if not name else percent(worst[name]) + (f" ({ASKED[name]})" if worst[name] else "")
+        hardest = "–" if not name else percent(worst[name]) + (f" ({ASKED[name]})" if worst[name] else "")
         cells = {"erased": concept}
         cells |= {NAMES[share]: _arrow([row[share] for row in found]) for share in ("acc_e", "acc_g", "acc_ir")}
         seconds = statistics.mean(row["seconds"] for row in found)
-        body.append(cells | {"worst attack": told, "training": f"{seconds:.0f} s"})
+        body.append(cells | {"worst attack": hardest, "training": f"{seconds:.0f} s"})
     lines = markdown(body)
     table = erasure_summary(rows)[OURS]["nouns"]
     spread = [
@@ -103,11 +103,11 @@ def _erasure(rows: list[Row]) -> list[str]:
         if name in table["shares"]
     ]
     counts = sorted({len(found) for found in concepts.values()})
-    told = " to ".join(dict.fromkeys(str(count) for count in (counts[0], counts[-1])))
+    seeds = " to ".join(dict.fromkeys(str(count) for count in (counts[0], counts[-1])))
     alone = [f"{row['concept']} {percent(row['acc_e']['after'])}" for row in rows if row["method"] == UNNAMED]
     return [
         *lines,
-        f"Means over training seeds ({told} each). How often the base paints a style where the prompt names none:",
+        f"Means over training seeds ({seeds} each). How often the base paints a style where the prompt names none:",
         f"{', '.join(alone) or 'not measured'}. Over all nouns and seeds, asked for in other ways:",
         "",
         *markdown(spread),

@@ -40,7 +40,7 @@ def erasure(summary: Summary) -> list[str]:
         tables = {method: kinds[kind] for method, kinds in summary.items() if kind in kinds}
         if not tables:
             continue
-        # which nouns a seed's prompts hold differs, and so does the base's share: it is told for the most seeds
+        # which nouns a seed's prompts hold differs, and so does the base's share: it is that of the most seeds
         tables = dict(sorted(tables.items(), key=lambda item: -item[1]["rows"]))
         before: dict[str, str] = {}
         for table in tables.values():
@@ -214,9 +214,12 @@ def strength(summary: Summary) -> list[str]:
         return {"strength": name, **dict(zip(heads, cells, strict=True)), "Spearman": f"{correlation}"}
 
     body = []
-    for name, text, told in (("rates", "concept seen, %", summary["mean_spearman"]), ("acc_ir", "Acc_ir, %", "")):
+    for name, text, correlation in (
+        ("rates", "concept seen, %", summary["mean_spearman"]),
+        ("acc_ir", "Acc_ir, %", ""),
+    ):
         cells = zip(summary[name]["mean"], summary[name]["spread"], strict=True)
-        body.append(line(text, [f"{100 * mean:.0f} ± {100 * far:.0f}" for mean, far in cells], told))
+        body.append(line(text, [f"{100 * mean:.0f} ± {100 * far:.0f}" for mean, far in cells], correlation))
     curves = [
         (f"{concept}, mean of {one['seeds']} seeds, %", one["rates"], one["spearman"])
         for concept, one in summary["concepts"].items()
@@ -224,8 +227,8 @@ def strength(summary: Summary) -> list[str]:
     ]
     curves += [(f"{name}, %", rates, correlation) for name, (rates, correlation) in sorted(summary["each"].items())]
     body += [line(name, [f"{100 * rate:.1f}" for rate in rates], correlation) for name, rates, correlation in curves]
-    told = "Equal rates, at the ends where all or none are left, share a rank, which keeps a correlation from −1."
-    return [told, "", *markdown(body)]
+    note = "Equal rates, at the ends where all or none are left, share a rank, which keeps a correlation from −1."
+    return [note, "", *markdown(body)]
 
 
 def attention(summary: Summary) -> list[str]:
@@ -291,11 +294,11 @@ def merging(summary: Summary) -> list[str]:
             body.append(cells)
         title = NAMES[share]
         if "single" in summary:
-            told = [
+            alone = [
                 f"{name} {100 * one[share]['after']:.1f} (base {100 * one[share]['before']:.1f})"
                 for name, one in summary["single"].items()
             ]
-            title += f", %; with each concept's own LoRA: {', '.join(told)}"
+            title += f", %; with each concept's own LoRA: {', '.join(alone)}"
         lines += [f"### {title}", "", *markdown(body, columns)]
     body = [{"N": way, **{str(n): str(row["rank"]) for n, row in table.items()}} for way, table in ways.items()]
     lines += ["### Highest rank of a layer", "", *markdown(body, columns)]

@@ -30,7 +30,9 @@ def markdown(lines: Sequence[dict[str, str]], columns: Sequence[str] | None = No
         lines: cells by the heading of their column.
         columns: the headings in order, where not every line has them in that order.
     """
-    frame = pd.DataFrame(list(lines), columns=columns).fillna("–")
+    if not lines:
+        return []
+    frame = pd.DataFrame(list(lines), columns=columns, dtype=object).fillna("–")
     text = frame.to_markdown(index=False, tablefmt="github", disable_numparse=True, stralign=None)
     head, rule, *rest = text.splitlines()
     return [head, re.sub("-+", " --- ", rule), *rest, ""]  # tabulate's rule is as wide as the widest cell

@@ -354,8 +354,8 @@ def train(args: argparse.Namespace) -> None:
         shown = "out of memory" if "out_of_memory" in row else f"{statistics.median(row['pair_seconds']):.3f} s a pair"
         say(f"{name}: {shown} ({time.monotonic() - began:.0f} s to measure)")
 
-    wanted = list(combinations(args))
-    for number, one in enumerate(wanted):
+    asked = list(combinations(args))
+    for number, one in enumerate(asked):
         if (package := PACKAGES.get(one.precision)) and not importlib.util.find_spec(package):
             left.append(f"{one} (needs the package {package})")
             continue
@@ -365,7 +365,7 @@ def train(args: argparse.Namespace) -> None:
             str(one),
             lambda one=one, ring=ring: bench.measure(one, ready(one.precision, ring)),
         )
-        following = wanted[number + 1] if number + 1 < len(wanted) else None
+        following = asked[number + 1] if number + 1 < len(asked) else None
         if one.precision == "bf16" and not ring and (following is None or following.mode == "streamed"):
             for side in (int(side) for side in args.resolution.split(",")):
                 attempt(

@@ -94,11 +94,11 @@ def resolved(overrides: dict[str, Any], double: int) -> dict[str, Any]:
 
 def chosen(names: str, known: dict[str, Any]) -> list[str]:
     """Names out of a comma-separated list, all of `known` where it is empty; SystemExit for one that is not known."""
-    wanted = [name.strip() for name in names.split(",") if name.strip()] or list(known)
-    unknown = [name for name in wanted if name not in known]
+    asked = [name.strip() for name in names.split(",") if name.strip()] or list(known)
+    unknown = [name for name in asked if name not in known]
     if unknown:
         raise SystemExit(f"Unknown: {', '.join(unknown)}. Choose from: {', '.join(known)}.")
-    return wanted
+    return asked
 
 
 def _fill(

@@ -23,6 +23,14 @@ def test_spearman(second: list[float], expected: float | None):
     assert summaries.spearman([0, 1, 2, 3], second) == expected
 
 
+def test_a_table_has_a_dash_where_a_line_has_no_cell():
+    lines = [{"": "base", "a": "1.0"}, {"": "long name", "b": "2"}]
+    expected = ["|  | a | b |", "| --- | --- | --- |", "| base | 1.0 | – |", "| long name | – | 2 |", ""]
+    assert table.markdown(lines) == expected
+    assert table.markdown(lines[:1], ["", "b"]) == ["|  | b |", "| --- | --- |", "| base | – |", ""]
+    assert table.markdown([]) == []
+
+
 def test_the_summary_has_means_spread_and_the_worst_concept():
     nouns = summaries.erasure_summary(ROWS)["eraseanything"]["nouns"]
     acc_e = nouns["shares"]["acc_e"]
