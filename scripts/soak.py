@@ -5,7 +5,8 @@ jobs        one small training on the demo model three times: left alone; with t
 server      a real ComfyUI killed in the middle of a training: it must find the same worker again, and a browser must
             show the right step within two seconds (needs Chromium)
 evaluation  a small `evaluate` with white-box attacks, killed at random moments of its whole course
-long        1,000 pairs of a random model at Flux.1-dev's size, killed in the middle; a row of benchmarks/endurance.json
+long        1,000 pairs of a random model at Flux.1-dev's size, killed in the middle; a row of the
+            benchmarks' endurance.json
 
 What was killed must end to the last bit as what was left alone. Prints one JSON object; the exit status is 0 when
 everything held.
@@ -302,7 +303,7 @@ def random_source(shape: str, device: Any) -> Path:
     import torch
     from diffusers import FluxTransformer2DModel
 
-    from scripts.measures.train import MODELS, random_weights
+    from benchmarks.random_flux import MODELS, random_weights
     from training.models.source import demo_model_folder, read_json
 
     demo, folder = demo_model_folder(), CACHE / "bench" / "endurance" / shape / "model"
@@ -353,10 +354,10 @@ def soak_long(args: argparse.Namespace) -> Report:
     """A long training of a random model, killed and resumed, against one left alone; its file's keys."""
     import torch
 
+    from benchmarks.page import conclude
+    from benchmarks.random_flux import MODELS
+    from benchmarks.rows import Rows, key_of, machine
     from scripts.lora_keys import fits_diffusers, fits_host
-    from scripts.measures.page import conclude
-    from scripts.measures.rows import Rows, key_of, machine
-    from scripts.measures.train import MODELS
     from training import BEHAVIOUR
     from training.models.device import pick_device
     from training.models.source import read_json
@@ -415,7 +416,7 @@ def parser() -> argparse.ArgumentParser:
     long.add_argument("--pairs", type=int, default=1000, help="of erasing and preserving steps")
     long.add_argument("--precision", default="auto")
     long.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help="a training setting")
-    long.add_argument("--out", type=Path, default=ROOT / "benchmarks", help="folder of endurance.json")
+    long.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results", help="folder of endurance.json")
     commands.add_parser("serve").add_argument("root", type=Path)  # a process of `jobs`
     return top
 

@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from scripts import bench
-from scripts.measures import gate, summaries, workplace
+from benchmarks import __main__ as bench
+from benchmarks import summaries, workplace
+from benchmarks.experiments import gate
 from tests.support.flux_models import tiny_folder
 
 SETTINGS = [
@@ -84,7 +85,8 @@ def test_a_lora_that_is_kept_is_not_trained_again(run, tmp_path: Path):
     made = lora.stat().st_mtime_ns
     (second,) = run("erasure", "--methods", "esd", "--images", "3")
     assert lora.stat().st_mtime_ns == made and second["acc_e"]["images"] == 3
-    assert all(second[name] == first[name] > 0 for name in ("seconds", "cpu_seconds", "bank_seconds"))
+    assert all(second[name] == first[name] for name in ("seconds", "cpu_seconds", "bank_seconds"))
+    assert first["seconds"] > 0 and first["cpu_seconds"] > 0  # the tiny model's bank may take less than is written down
     run("erasure", "--methods", "esd", "--set", "rank=3")
     assert len(list(tmp_path.glob("cache/bench/*/loras/*.safetensors"))) == 2
 

@@ -11,11 +11,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from scripts import bench
+from benchmarks import __main__ as bench
+from benchmarks import workplace
+from benchmarks.experiments import variants as experiment
+from benchmarks.rows import Rows, command, key_of
+from benchmarks.workplace import Workplace, seeds_of
 from scripts.environment import ROOT
-from scripts.measures import bars, table, workplace
-from scripts.measures.rows import Rows, command, key_of
-from scripts.measures.workplace import Workplace, seeds_of
 from tests.support.bench_rows import row
 from training.errors import ErasureError
 from training.evaluation import PictureFolder
@@ -46,7 +47,7 @@ def test_a_row_takes_the_place_of_the_older_one_in_its_slot(tmp_path: Path):
 
 def test_processes_that_write_at_once_lose_nothing(tmp_path: Path):
     code = (
-        "import sys; from pathlib import Path; from scripts.measures.rows import Rows\n"
+        "import sys; from pathlib import Path; from benchmarks.rows import Rows\n"
         "rows = Rows(Path(sys.argv[1]) / 'x.json', Path(sys.argv[1]) / 'locks')\n"
         "for n in range(15): rows.put(f'{sys.argv[2]}{n}', {'who': sys.argv[2], 'n': n}, {})"
     )
@@ -58,7 +59,7 @@ def test_processes_that_write_at_once_lose_nothing(tmp_path: Path):
 
 def test_what_one_process_works_on_no_other_does_until_it_has_ended(tmp_path: Path):
     code = (
-        "import sys; from pathlib import Path; from scripts.measures.rows import Rows\n"
+        "import sys; from pathlib import Path; from benchmarks.rows import Rows\n"
         "rows = Rows(Path(sys.argv[1]) / 'x.json', Path(sys.argv[1]) / 'locks')\n"
         "with rows.claim('car 0') as mine, rows.claim('car 1') as other:\n"
         "    print(mine, other, flush=True); sys.stdin.read()"
@@ -110,14 +111,14 @@ class DryRun(Workplace):
 
 @pytest.fixture
 def dry_run(demo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[tuple]]:
-    """Runs `table._fill` for a command line, without its measurements; → what would have been made."""
+    """Runs `variants._fill` for a command line, without its measurements; → what would have been made."""
     monkeypatch.setattr(workplace, "CACHE", tmp_path / "cache")
 
     def run(column: str, variants: dict, *arguments: str) -> list[tuple]:
         args = bench.parser().parse_args(["erasure", "--source", str(demo_folder), "--out", str(tmp_path), *arguments])
         place = DryRun(args, "erasure")
         place.made = []
-        table._fill(place, column, variants)
+        experiment._fill(place, column, variants)
         return place.made
 
     return run
@@ -125,7 +126,7 @@ def dry_run(demo_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_second_run_does_nothing_and_a_wider_one_only_the_rest(dry_run, monkeypatch: pytest.MonkeyPatch):
     methods = ("eraseanything", "esd", "attention_deletion")
-    variants = {name: table.METHODS[name] for name in methods}
+    variants = {name: experiment.METHODS[name] for name in methods}
 
     def made(*arguments: str) -> list[tuple]:
         return [
@@ -149,13 +150,13 @@ def test_a_second_run_does_nothing_and_a_wider_one_only_the_rest(dry_run, monkey
 def test_variants_are_settings_that_exist_and_what_equals_the_defaults_is_left_out(dry_run):
     made = {
         slot["variant"]: (concept, config)
-        for slot, concept, config in dry_run("variant", table.VARIANTS, "--concepts", "car", "--seeds", "1")
+        for slot, concept, config in dry_run("variant", experiment.VARIANTS, "--concepts", "car", "--seeds", "1")
     }
     default = made["defaults"][1]
     assert default == ErasureConfig(seed=0, sample_every=0)
     thing = default.for_kind("entity")
     same = {f"rank {default.rank}", f"eta {thing.eta:g}", f"t_min {default.t_min:g}", f"targets {thing.targets}"}
-    assert same <= set(table.VARIANTS) and not same & set(made)
+    assert same <= set(experiment.VARIANTS) and not same & set(made)
     assert made["rank 32"][1].rank == 32 and made["rank 32"][1].alpha == 32
     first, second = (made[f"{half} half of the blocks"][1].blocks for half in ("first", "second"))
     assert first and second and not set(first) & set(second)
@@ -167,10 +168,10 @@ def test_variants_are_settings_that_exist_and_what_equals_the_defaults_is_left_o
 
 
 def test_a_precision_is_no_setting_and_has_rows_of_its_own(dry_run):
-    made = dry_run("precision", table.PRECISIONS, "--concepts", "car", "--seeds", "1")
-    assert [slot["precision"] for slot, _, _ in made] == list(bars.PRECISIONS)
+    made = dry_run("precision", experiment.PRECISIONS, "--concepts", "car", "--seeds", "1")
+    assert [slot["precision"] for slot, _, _ in made] == list(experiment.PRECISIONS) == ["bf16", "fp8", "int8", "nf4"]
     assert {config for _, _, config in made} == {ErasureConfig(seed=0, sample_every=0)}
-    assert dry_run("precision", table.PRECISIONS, "--concepts", "car", "--seeds", "1") == []
+    assert dry_run("precision", experiment.PRECISIONS, "--concepts", "car", "--seeds", "1") == []
 
 
 def test_styles_hold_another_style_out_for_each_seed(dry_run):
@@ -183,10 +184,10 @@ def test_styles_hold_another_style_out_for_each_seed(dry_run):
 
 
 def test_names_that_do_not_exist_are_refused():
-    assert table.chosen("esd, gem", table.METHODS) == ["esd", "gem"]
-    assert table.chosen("", table.METHODS) == list(table.METHODS)
+    assert experiment.chosen("esd, gem", experiment.METHODS) == ["esd", "gem"]
+    assert experiment.chosen("", experiment.METHODS) == list(experiment.METHODS)
     with pytest.raises(SystemExit, match=r"Unknown: essd\. Choose from: eraseanything"):
-        table.chosen("essd", table.METHODS)
+        experiment.chosen("essd", experiment.METHODS)
 
 
 def test_seeds():
@@ -195,7 +196,7 @@ def test_seeds():
 
 def test_commands_and_their_help():
     args = bench.parser().parse_args(["erasure", "--concepts", "car", "--methods", "esd", "--threads", "1"])
-    assert args.run is table.erasure and args.images_per_attack == args.images // 2
+    assert args.run is experiment.erasure and args.images_per_attack == args.images // 2
     assert len(bench.NOUNS) >= 8 and len(bench.STYLES) == 2 and len(bench.RELATIONS) == 1
     commands = next(action.choices for action in bench.parser()._actions if action.dest == "command")
     assert all("--out" in one.format_help() for one in commands.values())

@@ -7,8 +7,9 @@ import re
 
 import pytest
 
+from benchmarks.page import RESULTS
+from benchmarks.readme import BLOCKS, filled
 from scripts.environment import ROOT
-from scripts.measures.readme import BLOCKS, filled
 from tests.support.bench_rows import ROWS, result, row
 
 BLOCK = "before\n<!-- erasure: made by bench.py page -->\nold\n<!-- end -->\nafter\n"
@@ -16,7 +17,7 @@ BLOCK = "before\n<!-- erasure: made by bench.py page -->\nold\n<!-- end -->\naft
 
 def test_the_readme_has_the_figures_of_the_result_files():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    found = {name: json.loads((ROOT / "benchmarks" / f"{name}.json").read_text(encoding="utf-8")) for name in BLOCKS}
+    found = {name: json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8")) for name in BLOCKS}
     assert set(re.findall(r"<!-- (\w+): made by", text)) == set(BLOCKS)
     assert filled(text, found) == text, "Run: python scripts/bench.py page"
 

@@ -10,14 +10,14 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from scripts.environment import SetupError
+from scripts.environment import ROOT, SetupError
 
-from .page import conclude
-from .rows import Row, key_of
+from ..page import conclude
+from ..rows import Row, key_of
+from ..summaries import DELETION, fair_strengths
+from ..workplace import Workplace, course, seeds_of
 from .strength import rates
-from .summaries import DELETION, fair_strengths
-from .table import METHODS
-from .workplace import Workplace, course, seeds_of
+from .variants import METHODS
 
 TRAINED = {name: overrides for name, overrides in METHODS.items() if overrides is not None}
 STRENGTHS = (0.0, 0.5, 0.75, 1.0, 1.25, 1.5)
@@ -48,7 +48,8 @@ def defences(args: argparse.Namespace) -> None:
 def share(workers: int) -> None:
     """This command in so many processes of one torch thread each, which share its rows. Raises SetupError where one of
     them fails."""
-    command = [sys.executable, *sys.argv, "--workers", "1", "--worker", "--threads", "1"]
+    command = [sys.executable, str(ROOT / "scripts" / "bench.py"), *sys.argv[1:]]
+    command += ["--workers", "1", "--worker", "--threads", "1"]
     processes = [subprocess.Popen(command) for _ in range(workers)]
     try:
         failed = sum(process.wait() != 0 for process in processes)

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .page import conclude
-from .summaries import spearman
-from .workplace import Workplace, course, seeds_of
+from ..page import conclude
+from ..summaries import spearman
+from ..workplace import Workplace, course, seeds_of
 
 STRENGTHS = [round(0.1 * number, 1) for number in range(11)]
 

@@ -13,38 +13,14 @@ from typing import Any
 
 from scripts.environment import CACHE, say
 
-from .bars import COMPILED
+from ..full_size import COMPILED
+from ..page import conclude
+from ..random_flux import MODELS, random_weights
+from ..rows import Rows, key_of, machine
+from ..workplace import behaviour
 from .cost import count_flops
-from .page import conclude
-from .rows import Rows, key_of, machine
-from .table import RSC
-from .workplace import behaviour
+from .variants import RSC
 
-# Geometry under diffusers' names, and what of a variant of Flux it is.
-MODELS: dict[str, dict[str, Any]] = {
-    "flux-dev-random": {
-        "num_layers": 19,
-        "num_single_layers": 38,
-        "num_attention_heads": 24,
-        "attention_head_dim": 128,
-        "joint_attention_dim": 4096,
-        "pooled_projection_dim": 768,
-        "in_channels": 64,
-        "guidance_embeds": True,
-        "axes_dims_rope": (16, 56, 56),
-    },
-    "flux-tiny-random": {
-        "num_layers": 2,
-        "num_single_layers": 2,
-        "num_attention_heads": 2,
-        "attention_head_dim": 128,
-        "joint_attention_dim": 64,
-        "pooled_projection_dim": 32,
-        "in_channels": 64,
-        "guidance_embeds": True,
-        "axes_dims_rope": (16, 56, 56),
-    },
-}
 MODES: dict[str, dict[str, Any]] = {
     "plain": {"gradient_checkpointing": "off"},
     "checkpointed": {"gradient_checkpointing": "on"},
@@ -56,7 +32,6 @@ MODES: dict[str, dict[str, Any]] = {
 BESIDE = (123_060_480, 4_762_310_656, 32_128 * 4096, 64, 10_240, 83_819_683, 128)
 STEPS = 4  # Euler steps of the bank that is filled for a timing; what a whole one takes follows from its passes
 AUTHORS_STEPS = 28
-STD = 0.02  # of the random weights
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,20 +44,6 @@ class Combination:
 
     def __str__(self) -> str:
         return f"{self.precision} {self.mode} {self.resolution}²"
-
-
-def random_weights(model: Any, device: Any) -> Any:
-    """A transformer from the meta device, with random weights on `device`, always the same ones there."""
-    import torch
-
-    model = model.to_empty(device=device).requires_grad_(False)
-    generator = torch.Generator(device).manual_seed(0)
-    for name, parameter in model.named_parameters():
-        if name.endswith(("norm_q.weight", "norm_k.weight", "norm_added_q.weight", "norm_added_k.weight")):
-            parameter.data.fill_(1.0)
-        else:
-            parameter.data.normal_(std=STD, generator=generator)
-    return model
 
 
 class Bench:
@@ -393,8 +354,8 @@ def train(args: argparse.Namespace) -> None:
         shown = "out of memory" if "out_of_memory" in row else f"{statistics.median(row['pair_seconds']):.3f} s a pair"
         say(f"{name}: {shown} ({time.monotonic() - began:.0f} s to measure)")
 
-    wanted = list(combinations(args))
-    for number, one in enumerate(wanted):
+    asked = list(combinations(args))
+    for number, one in enumerate(asked):
         if (package := PACKAGES.get(one.precision)) and not importlib.util.find_spec(package):
             left.append(f"{one} (needs the package {package})")
             continue
@@ -404,7 +365,7 @@ def train(args: argparse.Namespace) -> None:
             str(one),
             lambda one=one, ring=ring: bench.measure(one, ready(one.precision, ring)),
         )
-        following = wanted[number + 1] if number + 1 < len(wanted) else None
+        following = asked[number + 1] if number + 1 < len(asked) else None
         if one.precision == "bf16" and not ring and (following is None or following.mode == "streamed"):
             for side in (int(side) for side in args.resolution.split(",")):
                 attempt(

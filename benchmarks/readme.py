@@ -11,15 +11,14 @@ from typing import Any
 from .rows import Row
 from .summaries import (
     KINDS,
+    NAMES,
     UNNAMED,
-    Summary,
-    attacks_in,
     cost_summary,
     defences_summary,
     erasure_summary,
     merging_summary,
 )
-from .text import markdown, percent
+from .table import Summary, attacks_in, markdown, percent
 
 OURS = "eraseanything"
 TITLES = {
@@ -91,69 +90,69 @@ def _erasure(rows: list[Row]) -> list[str]:
     for concept, found in concepts.items():
         worst = {n: statistics.mean(row["attacks"][n]["after"] for row in found) for n in found[0]["attacks"]}
         name = max(worst, key=worst.__getitem__, default="")
-        told = "–" if not name else percent(worst[name]) + (f" ({ASKED[name]})" if worst[name] else "")
-        shares = [_arrow([row[share] for row in found]) for share in ("acc_e", "acc_g", "acc_ir")]
-        body.append([concept, *shares, told, f"{statistics.mean(row['seconds'] for row in found):.0f} s"])
-    lines = markdown(["erased", "Acc_e", "Acc_g", "Acc_ir", "worst attack", "training"], body)
+        hardest = "–" if not name else percent(worst[name]) + (f" ({ASKED[name]})" if worst[name] else "")
+        cells = {"erased": concept}
+        cells |= {NAMES[share]: _arrow([row[share] for row in found]) for share in ("acc_e", "acc_g", "acc_ir")}
+        seconds = statistics.mean(row["seconds"] for row in found)
+        body.append(cells | {"worst attack": hardest, "training": f"{seconds:.0f} s"})
+    lines = markdown(body)
     table = erasure_summary(rows)[OURS]["nouns"]
     spread = [
-        [ASKED[name], percent(table["shares"][name]["before"]), _after(table, name)]
+        {"": ASKED[name], "base": percent(table["shares"][name]["before"]), "erased": _after(table, name)}
         for name in (*attacks_in(table), "part: beside it")
         if name in table["shares"]
     ]
     counts = sorted({len(found) for found in concepts.values()})
-    told = " to ".join(dict.fromkeys(str(count) for count in (counts[0], counts[-1])))
+    seeds = " to ".join(dict.fromkeys(str(count) for count in (counts[0], counts[-1])))
     alone = [f"{row['concept']} {percent(row['acc_e']['after'])}" for row in rows if row["method"] == UNNAMED]
     return [
         *lines,
-        f"Means over training seeds ({told} each). How often the base paints a style where the prompt names none:",
+        f"Means over training seeds ({seeds} each). How often the base paints a style where the prompt names none:",
         f"{', '.join(alone) or 'not measured'}. Over all nouns and seeds, asked for in other ways:",
         "",
-        *markdown(["", "base", "erased"], spread),
+        *markdown(spread),
     ]
 
 
 def _defences(rows: list[Row]) -> list[str]:
-    body, head = [], ["", "pictures that still show it, asked for in all ways"]
+    body = []
     for name, table in defences_summary(rows)["methods"].items():
         if name == "base":
             continue
-        share, attacks = table["erased"], table["white_box"].values()
+        share, at = table["erased"], f" ({table['strength']:g})" if "strength" in table else ""
         low, high = (f"{100 * end:.1f}" for end in share["interval"])
-        at = f" ({table['strength']:g})" if "strength" in table else ""
-        after = [percent(attack["after"]["share"]) for attack in attacks]
-        body.append([TITLES[name] + at, f"{percent(share['share'])} ({low} to {high})", *after])
-        head[2:] = [attack["title"] for attack in attacks]
-    return markdown(head, body)
+        cells = {"": TITLES[name] + at}
+        cells["pictures that still show it, asked for in all ways"] = f"{percent(share['share'])} ({low} to {high})"
+        attacks = table["white_box"].values()
+        body.append(cells | {attack["title"]: percent(attack["after"]["share"]) for attack in attacks})
+    return markdown(body)
 
 
 def _merging(rows: list[Row]) -> list[str]:
-    summary = merging_summary(rows)
+    summary, head = merging_summary(rows), "merged by: Acc_e, Acc_ir"
+
+    def cells(name: str, found: Mapping[int, dict[str, Any]], when: str) -> dict[str, str]:
+        shares = {n: [percent(row[share][when]) for share in ("acc_e", "acc_ir")] for n, row in found.items()}
+        return {head: name, **{str(n): ", ".join(both) for n, both in shares.items() if n in MERGED}}
+
     one_way = {count: row for table in summary["ways"].values() for count, row in table.items()}
-
-    def cells(found: Mapping[int, dict[str, Any]], when: str) -> list[str]:
-        return [
-            f"{percent(found[n]['acc_e'][when])}, {percent(found[n]['acc_ir'][when])}" if n in found else "–"
-            for n in MERGED
-        ]
-
-    body = [["no LoRA", *cells(one_way, "before")]]
-    body += [[TITLES.get(way, way), *cells(summary["ways"].get(way, {}), "after")] for way in WAYS]
+    body = [cells("no LoRA", one_way, "before")]
+    body += [cells(TITLES.get(way, way), summary["ways"].get(way, {}), "after") for way in WAYS]
     own = summary["single"]["all"]
     alone = ", ".join(percent(own[share]["after"]) for share in ("acc_e", "acc_ir"))
-    return [*markdown(["merged by: Acc_e, Acc_ir", *map(str, MERGED)], body), f"Each concept's own LoRA: {alone}.", ""]
+    return [*markdown(body, [head, *map(str, MERGED)]), f"Each concept's own LoRA: {alone}.", ""]
 
 
 def _cost(rows: list[Row]) -> list[str]:
-    summary = cost_summary(rows)
-    body = []
+    summary, body = cost_summary(rows), []
+    pairs = next(row["config"]["steps"] for row in rows if row["what"] == "training")
     for name, table in summary["trainings"].items():
         less = summary.get(name, {})
-        times = [f"{less.get(what, 1):.0f} ×" for what in ("flops", "time")]
-        body.append([name, *times, *(_after(table, share) for share in ("acc_e", "acc_g", "acc_ir"))])
-    pairs = next(row["config"]["steps"] for row in rows if row["what"] == "training")
-    what = ["fewer FLOPs per pair", "less time per pair"]
-    return markdown([f"{pairs} pairs of steps", *what, "Acc_e", "Acc_g", "Acc_ir"], body)
+        cells = {f"{pairs} pairs of steps": name}
+        for what, head in (("flops", "fewer FLOPs per pair"), ("time", "less time per pair")):
+            cells[head] = f"{less.get(what, 1):.0f} ×"
+        body.append(cells | {NAMES[share]: _after(table, share) for share in ("acc_e", "acc_g", "acc_ir")})
+    return markdown(body)
 
 
 def _after(table: Summary, share: str) -> str:

@@ -13,11 +13,10 @@ from typing import Any
 
 from scripts.environment import say
 
-from . import bars
+from ..page import conclude
+from ..summaries import EARLY, UNNAMED
+from ..workplace import Workplace, course, seeds_of
 from .attention import faded
-from .page import conclude
-from .summaries import EARLY, UNNAMED
-from .workplace import Workplace, course, seeds_of
 
 # Settings of each method beside the pack's defaults; None: attention deletion, which trains nothing.
 METHODS: dict[str, dict[str, Any] | None] = {
@@ -29,8 +28,10 @@ METHODS: dict[str, dict[str, Any] | None] = {
     "attention_deletion": None,
 }
 
+TERMS = ("esd", "attn", "lora")
+OFF = {"rsc": 0.01}  # the term that is off by default: the weight it is measured with
 AT_FIRST = {"steps": int(EARLY.split()[0])}
-RSC = {f"weight_{term}": weight for term, weight in bars.OFF.items()}
+RSC = {f"weight_{term}": weight for term, weight in OFF.items()}
 KEEPING = (10, 100)  # as one sum the terms need weights that two levels, each with an optimiser of its own, do without
 
 # One factor at a time around the defaults. "irrelevant" is no setting: it is how many irrelevant words a concept has.
@@ -39,13 +40,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
     # the paper's Table 4: also esd + attn is "without lora", esd + lora "without attn", all four "with rsc"
     "esd + rsc": {"weight_attn": 0.0, "weight_lora": 0.0, **RSC},
     "attn + rsc": {"weight_esd": 0.0, "weight_lora": 0.0, **RSC},
-    **{f"without {term}": {f"weight_{term}": 0.0} for term in bars.TERMS},
+    **{f"without {term}": {f"weight_{term}": 0.0} for term in TERMS},
     "with rsc": RSC,
     "multi-objective": {"bilevel": False},
     **{f"multi-objective with weight_lora {w}": {"bilevel": False, "weight_lora": float(w)} for w in KEEPING},
     # after all the steps nearly nothing is left of a concept, with a term or without: here it shows who is on the way
     EARLY: AT_FIRST,
-    **{f"{EARLY} without {term}": {**AT_FIRST, f"weight_{term}": 0.0} for term in bars.TERMS},
+    **{f"{EARLY} without {term}": {**AT_FIRST, f"weight_{term}": 0.0} for term in TERMS},
     f"{EARLY} with rsc": {**AT_FIRST, **RSC},
     f"{EARLY} multi-objective": {**AT_FIRST, "bilevel": False},
     **{
@@ -79,7 +80,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 # The base's weights in training. "precision" is no setting either: it is the source's.
-PRECISIONS: dict[str, dict[str, Any]] = {name: {"precision": name} for name in bars.PRECISIONS}
+PRECISIONS: dict[str, dict[str, Any]] = {name: {"precision": name} for name in ("bf16", "fp8", "int8", "nf4")}
 
 
 def resolved(overrides: dict[str, Any], double: int) -> dict[str, Any]:
@@ -93,11 +94,11 @@ def resolved(overrides: dict[str, Any], double: int) -> dict[str, Any]:
 
 def chosen(names: str, known: dict[str, Any]) -> list[str]:
     """Names out of a comma-separated list, all of `known` where it is empty; SystemExit for one that is not known."""
-    wanted = [name.strip() for name in names.split(",") if name.strip()] or list(known)
-    unknown = [name for name in wanted if name not in known]
+    asked = [name.strip() for name in names.split(",") if name.strip()] or list(known)
+    unknown = [name for name in asked if name not in known]
     if unknown:
         raise SystemExit(f"Unknown: {', '.join(unknown)}. Choose from: {', '.join(known)}.")
-    return wanted
+    return asked
 
 
 def _fill(

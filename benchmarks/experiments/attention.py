@@ -16,9 +16,9 @@ from typing import Any
 
 from scripts.environment import ROOT
 
-from .page import conclude
-from .rows import key_of
-from .workplace import Workplace, seeds_of
+from ..page import conclude
+from ..rows import key_of
+from ..workplace import Workplace, seeds_of
 
 TIMES = (0.05, 0.1, 0.2, 0.4, 0.6, 0.8)
 BATCH = 25

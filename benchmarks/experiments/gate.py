@@ -6,9 +6,9 @@ import argparse
 import random
 from typing import Any
 
-from .page import conclude
-from .rows import key_of
-from .workplace import Workplace
+from ..page import conclude
+from ..rows import key_of
+from ..workplace import Workplace
 
 THRESHOLDS = (0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75)
 MISSPELT = 8  # spellings of each concept

@@ -9,9 +9,9 @@ from typing import Any
 
 from scripts.environment import say
 
-from .page import conclude
-from .rows import key_of
-from .workplace import NOUNS, Workplace
+from ..page import conclude
+from ..rows import key_of
+from ..workplace import NOUNS, Workplace
 
 # in the order in which they join a merge
 MERGED = (

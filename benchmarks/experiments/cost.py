@@ -11,10 +11,10 @@ from typing import Any
 
 from scripts.environment import say
 
-from .page import conclude
-from .summaries import AUTHORS
-from .table import RSC, show
-from .workplace import Workplace, course, seeds_of
+from ..page import conclude
+from ..summaries import AUTHORS
+from ..workplace import Workplace, course, seeds_of
+from .variants import RSC, show
 
 # The authors' η is 1; both train on one sample a step.
 SCHEDULES: dict[str, dict[str, Any]] = {"ours": {}, AUTHORS: {"sampling_steps": 28, "eta": 1.0, **RSC}}

@@ -1,1 +1,0 @@
-"""The benchmarks of scripts/bench.py: one file per command, and what they share."""
