@@ -112,7 +112,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
         facts = json.loads(metadata["facts"])
         modules = dict.fromkeys(key.split("/")[1] for key in tensors if key.startswith("lora/"))
         lora = {m: (tensors[f"lora/{m}/A"], tensors[f"lora/{m}/B"], float(tensors[f"lora/{m}/alpha"])) for m in modules}
-        optimizers = {level: [{} for _ in range(count)] for level, count in facts["optimizers"].items()}
+        optimizers: dict[str, list[dict[str, Tensor]]] = {
+            level: [{} for _ in range(count)] for level, count in facts["optimizers"].items()
+        }
         for key, value in tensors.items():
             if key.startswith("optimizer/"):
                 _, level, index, name = key.split("/")

@@ -105,7 +105,7 @@ def collect_inputs(
     """
     vocabulary = vocabulary_of(text.tokenizer_2)
     concept = concept.fitted(vocabulary)
-    wanted = erase_prompts(
+    erased = erase_prompts(
         concept.names(),
         concept.template,
         concept.kind,
@@ -117,12 +117,12 @@ def collect_inputs(
     )
     length = text.sequence_length
     rows = []
-    for prompt in wanted:
+    for prompt in erased:
         span = span_mask(token_spans(text.tokenizer_2, prompt.text, prompt.phrase, length), length).float()
         rows.append((1 - SPAN_SHARE) / length + SPAN_SHARE * span / span.sum() if span.any() else span + 1 / length)
-    kept = ["", *concept.preserve][: PROMPTS["keep"]]
-    prompts = {"concept": [prompt.text for prompt in wanted], "keep": kept}
-    tokens = {"concept": torch.stack(rows), "keep": torch.full((len(kept), length), 1 / length)}
+    preserved = ["", *concept.preserve][: PROMPTS["keep"]]
+    prompts = {"concept": [prompt.text for prompt in erased], "keep": preserved}
+    tokens = {"concept": torch.stack(rows), "keep": torch.full((len(preserved), length), 1 / length)}
     factors: dict[str, dict[str, Tensor]] = {}
     for kind, texts in prompts.items():
         seeds = [SEED + i for i in range(len(texts))]
@@ -187,7 +187,9 @@ def write_missing(
     not say its concept, or was trained on another model; those before it are written.
     """
     missing = [Path(path) for path in loras if overwrite or not inputs_path(path).is_file()]
-    text = load_text_encoders(source, pick_device(device)) if missing else None
+    if not missing:
+        return []
+    text = load_text_encoders(source, pick_device(device))
     written = []
     for number, path in enumerate(missing, 1):
         write_inputs(inputs_path(path), inputs_of_lora(source, text, *read_lora(path), device))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 
@@ -26,7 +27,7 @@ def make_optimizers(
     On CUDA as one fused kernel: a LoRA is many small tensors, and starting kernels one by one for each takes longer
     than what they do.
     """
-    options = {"fused": True} if parameters[0].is_cuda else {"foreach": False}
+    options: dict[str, Any] = {"fused": True} if parameters[0].is_cuda else {"foreach": False}
     return {
         level.name: torch.optim.AdamW(parameters, lr=level.learning_rate, weight_decay=config.weight_decay, **options)
         for level in method.levels()
@@ -63,7 +64,8 @@ def update_level(
     """One level's part of `update`."""
     terms = method.losses(level, flow, generator)
     optimizer.zero_grad(set_to_none=True)
-    total = sum(term.weight * term.value for term in terms)
+    first, *others = (term.weight * term.value for term in terms)
+    total = sum(others, start=first)
     if not total.requires_grad:
         raise ConfigError(f"No {level} loss depends on the LoRA: choose other targets, blocks or loss weights.")
     total.backward()

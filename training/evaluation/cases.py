@@ -123,10 +123,17 @@ class Case:
 class Vocabulary(Protocol):
     """Names that a judge tells apart. synonyms: noun → other words for it that the model was trained on."""
 
-    nouns: Sequence[str]
-    styles: Sequence[str]
-    relations: Sequence[str]
-    synonyms: dict[str, list[str]]
+    @property
+    def nouns(self) -> Sequence[str]: ...
+
+    @property
+    def styles(self) -> Sequence[str]: ...
+
+    @property
+    def relations(self) -> Sequence[str]: ...
+
+    @property
+    def synonyms(self) -> dict[str, list[str]]: ...
 
 
 def keys_of(cases: Iterable[Case]) -> list[Key]:

@@ -118,4 +118,4 @@ class Job:
             found = kind.cheaper(kind.read(self.request), self.folder.path, self.state.phase)
         except ErasureError:  # the model is gone
             return None
-        return found and found.change
+        return found.change if found else None

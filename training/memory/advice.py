@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 from ..models.device import pick_device
 from ..models.source import QUANTISED
@@ -62,7 +63,7 @@ def cheaper(request: ErasureRequest, phase: str = "train") -> tuple[ErasureReque
 def _savings(request: ErasureRequest, phase: str) -> Iterator[tuple[ErasureRequest, str]]:
     config = request.config
 
-    def with_settings(**changes: int | str) -> ErasureRequest:
+    def with_settings(**changes: Any) -> ErasureRequest:
         return replace(request, config=replace(config, **changes))
 
     def saves(other: ErasureRequest) -> bool:

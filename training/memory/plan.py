@@ -122,8 +122,8 @@ def choose(plans: list[MemoryPlan], free: int | None) -> MemoryPlan:
     if free is None:
         return plans[0]
     own = free_memory("cpu")
-    fitting = (plan for plan in plans if plan.need <= free and plan.waiting <= own)
-    return next(fitting, min(plans, key=lambda plan: (plan.need, plan.waiting)))
+    fitting = [plan for plan in plans if plan.need <= free and (own is None or plan.waiting <= own)]
+    return fitting[0] if fitting else min(plans, key=lambda plan: (plan.need, plan.waiting))
 
 
 def plan_memory(request: ErasureRequest, folder: Path, free: int | None = None) -> PlanChoice:

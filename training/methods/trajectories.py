@@ -56,7 +56,7 @@ class TrajectoryMethod:
         self.eta = torch.zeros(0)  # [rows]: η, how far past its target each prompt is sent
         self.preserve: list[int] = []
         self.bank: dict[str, Tensor] = {}
-        self.embeds: TextEmbeds | None = None
+        self.embeds: TextEmbeds  # `use` sets it
 
     def target(self, prompt: ErasePrompt) -> str:
         """The prompt whose velocity an erase prompt is sent to; see `erase_to`. A thing beside it is to stay."""
