@@ -53,11 +53,11 @@ def choose_blocks(text: str, double: int, single: int, kind: str = SOFTMAX) -> t
         "single": range(double, double + single),
         "all": range(double + single),
     }
-    wanted = text.strip().lower()
-    if wanted in named:
-        return tuple(named[wanted])
+    choice = text.strip().lower()
+    if choice in named:
+        return tuple(named[choice])
     chosen: set[int] = set()
-    for item in wanted.replace(" ", "").split(","):
+    for item in choice.replace(" ", "").split(","):
         first, _, last = item.partition("-")
         try:
             low, high = (_block(part, double, single) for part in (first, last or first))

@@ -90,17 +90,17 @@ def read_prompt(tokenizer: Tokenizer, segments: str | Sequence[str], length: int
         ids += encoded["input_ids"]
         characters += [_trimmed(prompt, base + a, base + b) for a, b in encoded["offset_mapping"]]
         base += len(segment)
-    kept = max(length - 1, 0)
+    limit = max(length - 1, 0)
     words = [
-        Word(word.text, word.start, word.end, tuple(n for n in word.tokens if n < kept))
+        Word(word.text, word.start, word.end, tuple(n for n in word.tokens if n < limit))
         for word in _words(prompt, characters)
-        if not word.tokens or word.tokens[0] < kept
+        if not word.tokens or word.tokens[0] < limit
     ]
-    while len(ids) > kept and words and not words[-1].tokens:  # dropped characters beyond the limit
+    while len(ids) > limit and words and not words[-1].tokens:  # dropped characters beyond the limit
         words.pop()
-    cut = prompt[words[-1].end if words else 0 :].strip() if len(ids) > kept else ""
-    pieces = tokenizer.convert_ids_to_tokens(ids[:kept])
-    return PromptWords(prompt, tuple(ids[:kept]), tuple(pieces), tuple(characters[:kept]), tuple(words), length, cut)
+    cut = prompt[words[-1].end if words else 0 :].strip() if len(ids) > limit else ""
+    pieces = tokenizer.convert_ids_to_tokens(ids[:limit])
+    return PromptWords(prompt, tuple(ids[:limit]), tuple(pieces), tuple(characters[:limit]), tuple(words), length, cut)
 
 
 def _trimmed(prompt: str, start: int, end: int) -> Range:
