@@ -95,7 +95,7 @@ class Flow:
         capture: AttentionCapture | None = None,
         stop_after_block: int | None = None,
     ) -> Tensor | None:
-        """v_θ with the adapter on; as `velocity` (with gradients where they are enabled)."""
+        """v_θ, with the adapter on, and with gradients where they are enabled; see `velocity` for the arguments."""
         with self.computing():
             return velocity(
                 self.transformer,
@@ -124,7 +124,7 @@ class Flow:
     ) -> Tensor | None: ...
     @torch.no_grad()
     def teacher(self, *args: Any, **kwargs: Any) -> Tensor | None:
-        """v_o: the frozen base, the same network with the adapter off, without gradients."""
+        """v_o: the frozen base, which is the same network with the adapter off, without gradients."""
         with adapter_disabled(self.transformer):
             return self.student(*args, **kwargs)
 

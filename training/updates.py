@@ -24,8 +24,8 @@ def make_optimizers(
 ) -> dict[str, torch.optim.Optimizer]:
     """AdamW over the adapter for each of the method's levels, by the level's name.
 
-    On CUDA as one fused kernel: a LoRA is many small tensors, and starting kernels one by one for each takes longer
-    than what they do.
+    On CUDA it runs as one fused kernel: a LoRA is many small tensors, and to start a kernel for each of them takes
+    longer than its work.
     """
     options: dict[str, Any] = {"fused": True} if parameters[0].is_cuda else {"foreach": False}
     return {
@@ -42,9 +42,19 @@ def update(
     parameters: list[torch.nn.Parameter],
     step: int,
 ) -> dict[str, float]:
-    """Step `step` (from 0): one update of the adapter per level. → the loss terms, unweighted, by name.
+    """Updates the adapter once for each level of the method.
 
-    Raises TrainingDiverged, and ConfigError where a loss does not depend on the adapter.
+    Args:
+        optimizers: By level, see `make_optimizers`.
+        parameters: The adapter's.
+        step: The number of this step, from 0.
+
+    Returns:
+        The loss terms, unweighted, by name.
+
+    Raises:
+        TrainingDiverged: Where a loss is no longer a number.
+        ConfigError: Where a level's loss does not depend on the adapter.
     """
     losses: dict[str, float] = {}
     for level in method.levels():

@@ -16,9 +16,11 @@ Range = tuple[int, int]  # half-open
 
 @dataclass(frozen=True)
 class Word:
-    """One word or run of punctuation: its text, its characters [start, end) in the prompt, its token positions.
+    """One word, or run of punctuation, of a prompt.
 
-    A word has no tokens where the tokenizer drops all of its characters (some control characters).
+    Attributes:
+        start, end: Its characters in the prompt, [start, end).
+        tokens: Positions of its tokens; none where the tokenizer drops all of its characters (some control characters).
     """
 
     text: str
@@ -31,9 +33,13 @@ class Word:
 class PromptWords:
     """A prompt as the text encoder reads it.
 
-    ids, pieces and characters hold one entry for every token of the prompt, without end token and padding; the end
-    token is at position len(ids), padding fills the rest of `length` positions. cut: what lies beyond the limit and is
-    not read. Between the words of `words` (and before `cut`) the prompt has nothing but white space.
+    Between the words of `words` (and before `cut`) the prompt has nothing but white space.
+
+    Attributes:
+        ids, pieces, characters: One entry for every token of the prompt, without end token and padding. The end token
+            is at position len(ids), padding fills the rest.
+        length: Positions in all.
+        cut: The text beyond the limit, which the encoder does not read.
     """
 
     prompt: str
