@@ -8,7 +8,7 @@
     python -m training.cli evaluate --source FOLDER --lora FILE --lora FILE --deletion --out DIR --report
     python -m training.cli report DIR --out report.html
 
---estimate trains nothing: it shows what each way to train needs of memory, and which would be taken. Under `accelerate
+--estimate trains nothing: it shows how much memory each plan needs, and which plan would be chosen. Under `accelerate
 launch` the GPUs of one machine share each batch, whose sizes must be multiples of their number; the first one prints.
 
 The last line printed is one JSON object: `lora`; `acc_e`, `acc_g`, `acc_ir` (shares of images, 0..1, in which the
@@ -436,7 +436,7 @@ def measure_trained(request: ErasureRequest, lora: Path, args: argparse.Namespac
 
 
 def show_memory(request: ErasureRequest) -> dict[str, Any]:
-    """Writes what each way to train needs of memory to stderr, → `memory.overview`. Raises SourceError."""
+    """Writes how much memory each plan needs to stderr; returns `memory.overview`. Raises SourceError."""
     found = overview(request)
     for plan in found["ways"]:
         sign = "→" if plan["taken"] else " " if plan["fits"] else "✗"

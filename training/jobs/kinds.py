@@ -61,7 +61,7 @@ class JobKind(Protocol[R]):
         """Steps until it is done; 0 where nobody knows yet."""
 
     def need(self, request: R) -> list[MemoryPlan]:
-        """Every way to run it with the bytes that must be free on its device, the fastest first; at least one."""
+        """Every plan for it, with the bytes that must be free on its device, the fastest first; at least one."""
 
     def chosen(self, plans: list[MemoryPlan], folder: Path) -> MemoryPlan:
         """The plan that the job in `folder` runs by; the fastest before it has begun."""

@@ -34,8 +34,8 @@ def _chosen_by_memory(choice: PlanChoice) -> str:
         return f"Training in {plan}, which needs least: it {needs}, and may run out."
     faster = plans[: plans.index(plan)]
     if not faster:
-        return f"Training in {plan}, the fastest way: it {needs}."
-    return f"Training in {plan}, the fastest way that fits: it {needs}, {faster[-1]} {faster[-1].need / GB:.1f} GB."
+        return f"Training in {plan}, the fastest plan: it {needs}."
+    return f"Training in {plan}, the fastest plan that fits: it {needs}, {faster[-1]} {faster[-1].need / GB:.1f} GB."
 
 
 def _streaming(plan: MemoryPlan) -> str:

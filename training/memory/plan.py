@@ -25,7 +25,7 @@ RING = 2  # blocks on the device in plans that stream them
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """One way to train a request.
+    """A plan for training a request.
 
     Attributes:
         request: with nothing left open.
