@@ -362,7 +362,7 @@ def base_of(model: comfy.model_patcher.ModelPatcher) -> str | None:
 
 
 def warning_of(model: comfy.model_patcher.ModelPatcher, lora: PlacedLora) -> str:
-    """A sentence if a LoRA was trained on another base than the MODEL; empty if not, or if that cannot be told."""
+    """A sentence if a LoRA was trained on another base than the MODEL; empty if not, or where its base is unknown."""
     expected, found = lora.file.metadata.get(KEY_BASE), base_of(model)
     if expected is None or found is None or expected == found:
         return ""

@@ -37,7 +37,7 @@ def picture_name(prompt: str, seed: int) -> str:
 
 
 class PictureFolder(MutableMapping[Key, Tensor]):
-    """(prompt, seed) → RGB uint8 [3, H, W], kept as PNG files under `picture_name`s."""
+    """(prompt, seed) → RGB uint8 [3, H, W], stored as PNG files under `picture_name`s."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -34,7 +34,7 @@ class EvaluationKind:
         return EvaluationRequest.from_dict(data)
 
     def steps(self, request: EvaluationRequest) -> int:
-        return 0  # told by its first event
+        return 0  # its first event says it
 
     def need(self, request: EvaluationRequest) -> list[MemoryPlan]:
         # Encoders, transformer and decoder are there at the same time; a batch is rendered as samples are.

@@ -1,6 +1,6 @@
 """The jobs of one user folder: create, read, list, stop, resume, clone, delete.
 
-A change is on disk before it is told.
+A change is on disk before anybody is notified of it.
 """
 
 from __future__ import annotations

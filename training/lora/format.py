@@ -245,7 +245,7 @@ def _foreign(path: Path, base: str) -> LoraError:
 def _left_out(
     path: Path, names: Sequence[str], keys: Mapping[str, LoraKey], layers: dict[tuple[str, bool], dict[str, Tensor]]
 ) -> list[str]:
-    """Sentences about what is left out; takes it out of `layers`. What is zero changes nothing and is not told."""
+    """Removes from `layers` what is left out; returns sentences about it, none about tensors that are all zero."""
     notes = []
     text = [name for name in names if is_text_encoder(name)]
     if text:

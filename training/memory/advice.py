@@ -28,7 +28,7 @@ def explain(choice: PlanChoice) -> str:
 def _chosen_by_memory(choice: PlanChoice) -> str:
     plan, plans, free = choice.plan, choice.plans, choice.free
     if free is None:
-        return f"Training in {plan}: how much memory is free cannot be told here."
+        return f"Training in {plan}: how much memory is free is not known here."
     needs = f"needs about {plan.need / GB:.1f} of {free / GB:.1f} GB that are free"
     if plan.need > free:
         return f"Training in {plan}, which needs least: it {needs}, and may run out."

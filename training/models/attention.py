@@ -216,7 +216,7 @@ def _recorded_as(index: int) -> Any:
 
 
 class RecordingProcessor:
-    """Flux's attention, told to the recorder of the pass if there is one (queries, keys after RMS norm and RoPE).
+    """Flux's attention; the recorder of the pass, if there is one, gets queries and keys after RMS norm and RoPE.
 
     deleted: see `attention_deletion`.
     """
