@@ -154,8 +154,8 @@ def _note_read(path: str) -> None:
 def linked_stamp() -> str:
     """Changes when any file changes that a node has read.
 
-    It stands for the file of a connected name: of connected inputs the host tells `fingerprint_inputs` nothing, and
-    what it was told would not change when the file alone does.
+    It stands for the file of a connected name. The host gives `fingerprint_inputs` no value of connected inputs, and
+    that value would not change when only the file does.
     """
     for path in list(_files_read):
         _note_read(path)

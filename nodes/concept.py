@@ -224,8 +224,8 @@ def output(
         answer = endpoint.ask(" | ".join([phrase, *(synonyms or ())]), kind)
         known = [w for w in answer.irrelevant if vocabulary is None or vocabulary(w)]
         if synonyms is None:
-            kept = [w for w in answer.synonyms if vocabulary is None or vocabulary(w)]
-            synonyms = [w for w in kept if not any(same(w, other) for other in irrelevant or ())]
+            usable = [w for w in answer.synonyms if vocabulary is None or vocabulary(w)]
+            synonyms = [w for w in usable if not any(same(w, other) for other in irrelevant or ())]
         if irrelevant is None:
             irrelevant = known or None  # where the model knows none of them, WordNet must do
     concept = make_concept(phrase, kind, template, synonyms, irrelevant, word_seed, vocabulary=vocabulary, sense=sense)

@@ -20,20 +20,26 @@ from .native import PlacedLora
 
 @dataclass(frozen=True)
 class Gate:
-    """Lets prompts through whose `relevance` to one of `keys` reaches `threshold`; told(similarity) hears of it."""
+    """Lets prompts through whose `relevance` to one of `keys` reaches `threshold`.
+
+    Args:
+        keys: [n, D] for each LoRA's names, see `concept_keys`.
+        threshold: in 0..1.
+        on_similarity: Called with the largest similarity of a batch.
+    """
 
     keys: tuple[Tensor, ...]
     threshold: float
-    told: Callable[[float], None] = lambda similarity: None
+    on_similarity: Callable[[float], None] = lambda similarity: None
 
     def open(self, context: Tensor) -> Tensor:
         """Text embeddings [B, L, D] → [B] bool."""
         found = relevance(context, self.keys)
-        self.told(float(found.max()))
+        self.on_similarity(float(found.max()))
         return found >= self.threshold
 
 
-def make_gate(lora: PlacedLora, clip: Any, threshold: float, told: Callable[[float], None]) -> Gate:
+def make_gate(lora: PlacedLora, clip: Any, threshold: float, on_similarity: Callable[[float], None]) -> Gate:
     """The gate of one LoRA, for the names in its metadata as this CLIP's T5 reads them. LoraError, ConfigError."""
     if not 0 < threshold <= 1:
         raise ConfigError(f"The threshold {threshold} is outside 0 to 1: {THRESHOLD} is a good one.")
@@ -47,7 +53,7 @@ def make_gate(lora: PlacedLora, clip: Any, threshold: float, told: Callable[[flo
         return clip.encode_from_tokens(clip.tokenize(text), return_pooled=True)[0][0]
 
     keys = concept_keys(names, encode, lambda text, name: read_clip_prompt(clip, text).phrase(name).tokens)
-    return Gate(keys, threshold, told)
+    return Gate(keys, threshold, on_similarity)
 
 
 class ConditionalLora:

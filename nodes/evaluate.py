@@ -287,7 +287,7 @@ class EvaluateErasure(ChoosesLora):
         chosen = {SYNONYMS: synonyms, ATTACKED: attacks, PRESERVED: preserved, PRESETS: presets}
         spec = EvaluationSpec(
             flux,
-            concept or _concept_of(flux, [subject.lora for subject in subjects]),
+            concept or _concept_of(flux, [subject.lora for subject in subjects if subject.lora]),
             (*([Subject()] if deletion else []), *subjects),
             images=images,
             images_per_other=images_per_other,
@@ -311,11 +311,11 @@ class EvaluateErasure(ChoosesLora):
         return io.NodeOutput(job.id, ui={"job": [job.id], "text": [f"{job.name}: {job.state.state}"]})
 
     @classmethod
-    def fingerprint_inputs(cls, **inputs: object) -> str:
+    def fingerprint_inputs(cls, lora: str | None = "", lora_name: str | None = "", **inputs: object) -> str:
         """Changes when an evaluation is lost or a file that it reads has changed."""
         files = [*str(inputs.get("prompts") or "").split(",")]
-        lora = super().fingerprint_inputs(**inputs)
-        return " ".join([service.unfinished(), *map(_prompts_stamp, files), lora])
+        stamp = super().fingerprint_inputs(lora, lora_name)
+        return " ".join([service.unfinished(), *map(_prompts_stamp, files), stamp])
 
 
 def _prompts_stamp(name: str) -> str:

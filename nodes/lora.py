@@ -141,20 +141,20 @@ class ApplyErasureLora(ChoosesLora):
         _check_strength(strength)
         sigmas = sigma_range(model, start, end)
         loras = [(place_lora(model, path), weight * strength) for path, weight in stack]
-        text = _told(cls.hidden.unique_id, model, [lora for lora, _ in loras])
+        text = _report_notes(cls.hidden.unique_id, model, [lora for lora, _ in loras])
         always = (start, end, only_when_asked) == (0.0, 1.0, False)
         for lora, amount in loras:
             if always:
                 model = apply_lora(model, lora, amount)
                 continue
-            told = _teller(cls.hidden.unique_id, Path(lora.name).stem, threshold)
-            gate = make_gate(lora, clip, threshold, told) if only_when_asked else None
+            show = _similarity_display(cls.hidden.unique_id, Path(lora.name).stem, threshold)
+            gate = make_gate(lora, clip, threshold, show) if only_when_asked else None
             if amount:
                 model = ConditionalLora(lora, amount, sigmas, gate).put_on(model)
         return io.NodeOutput(model, ui={"text": [text]} if text else None)
 
 
-def _told(node: str | None, model: object, loras: Sequence[PlacedLora]) -> str:
+def _report_notes(node: str | None, model: object, loras: Sequence[PlacedLora]) -> str:
     """Says on the node and in the log what was left out or read otherwise of LoRAs, and which were made for another
     base than the MODEL; returns the sentences, one a line."""
     sentences = [sentence for lora in loras for sentence in (*lora.file.notes, warning_of(model, lora)) if sentence]
@@ -165,17 +165,17 @@ def _told(node: str | None, model: object, loras: Sequence[PlacedLora]) -> str:
     return "\n".join(sentences)
 
 
-def _teller(node: str | None, name: str, threshold: float) -> Callable[[float], None]:
+def _similarity_display(node: str | None, name: str, threshold: float) -> Callable[[float], None]:
     """Shows on the node how near the prompt that is being sampled comes to a concept."""
     last: list[str] = []
 
-    def told(similarity: float) -> None:
+    def show(similarity: float) -> None:
         text = f"{name}: {similarity:.2f}, {'on' if similarity >= threshold else 'off'} ({threshold:g})"
         if last != [text]:  # not at every step
             last[:] = [text]
             show_text(node, text)
 
-    return told
+    return show
 
 
 def _rendered_inputs(prompts: str) -> list[io.Input]:
@@ -303,7 +303,7 @@ def _rendered(
         raise ConfigError("There is no prompt to render: write at least one line.")
     native = load_native(flux)
     lora = place_lora(native.model, path)
-    text = _told(cls.hidden.unique_id, native.model, [lora])
+    text = _report_notes(cls.hidden.unique_id, native.model, [lora])
     models = [apply_lora(native.model, lora, strength) for strength in columns.values()]
     steps = steps or native.variant.default_steps
     progress = comfy.utils.ProgressBar(len(models) * len(lines) * steps)

@@ -201,8 +201,10 @@ def report_text(report: dict) -> str:
         f"{report['parameters']:,} parameters, relative error {report['relative_error']:.2g}",
     ]
     for source in report["sources"]:
-        told = ", ".join(f"{name.replace('_', ' ')} {value:.3g}" for name, value in source.items() if _is_share(value))
-        lines.append(f"{source['concept'] or source['name']}: {told}")
+        shares = ", ".join(
+            f"{name.replace('_', ' ')} {value:.3g}" for name, value in source.items() if _is_share(value)
+        )
+        lines.append(f"{source['concept'] or source['name']}: {shares}")
     return "\n".join([*lines, *report["notes"]])
 
 

@@ -362,11 +362,11 @@ def base_of(model: comfy.model_patcher.ModelPatcher) -> str | None:
 
 
 def warning_of(model: comfy.model_patcher.ModelPatcher, lora: PlacedLora) -> str:
-    """A sentence if a LoRA was trained on another base than the MODEL; empty if not, or if that cannot be told."""
-    wanted, found = lora.file.metadata.get(KEY_BASE), base_of(model)
-    if wanted is None or found is None or wanted == found:
+    """A sentence if a LoRA was trained on another base than the MODEL; empty if not, or where its base is unknown."""
+    expected, found = lora.file.metadata.get(KEY_BASE), base_of(model)
+    if expected is None or found is None or expected == found:
         return ""
     return (
-        f"{lora.name} was trained on another Flux ({wanted}, this one is {found}), where it may erase less or "
+        f"{lora.name} was trained on another Flux ({expected}, this one is {found}), where it may erase less or "
         "change more: choose that one, or compare before you rely on it."
     )

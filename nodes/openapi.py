@@ -1,6 +1,6 @@
 """The routes as an OpenAPI 3.1 document, for clients that are written or tested by machine.
 
-It says what may be sent; what each route does is told in docs/routes.md.
+It says what may be sent; docs/routes.md says what each route does.
 """
 
 from __future__ import annotations

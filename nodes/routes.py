@@ -187,7 +187,7 @@ def register() -> None:
 
 
 def answers(handler: Handler) -> Handler:
-    """The handler with its errors told as JSON, one sentence each."""
+    """The handler, with its errors answered as JSON, one sentence each."""
 
     async def wrapped(request: web.Request) -> web.StreamResponse:
         try:

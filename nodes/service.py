@@ -1,4 +1,4 @@
-"""The background jobs of this host: where they are kept, how they are started, whom they tell."""
+"""The background jobs of this host: where they are stored, how they start, who is notified of their events."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def queue() -> JobQueue:
 
 
 def words_folder() -> Path:
-    """Where answers of chat endpoints about words are kept: beside the jobs."""
+    """The folder for answers of chat endpoints about words, beside the jobs."""
     return repository().root.parent / "words"
 
 
@@ -127,7 +127,7 @@ def unfinished() -> str:
 
 
 def description(job: Job, samples: bool = True) -> dict[str, Any]:
-    """A job as clients are told of it, its LoRA as the host's lists name it."""
+    """A job's description for clients, with its LoRA under the name in the host's lists."""
     data = job.to_dict(samples)
     return {**data, "lora": lora_name(job.lora)} if data["lora"] else data
 

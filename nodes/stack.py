@@ -95,7 +95,7 @@ class LoraStack(ChoosesLora):
         name = lora_name or lora
         if on and name != NONE:
             stack = (*stack, Row(resolve_lora(name), checked_weight(weight)))
-        return _told(stack)
+        return _described(stack)
 
 
 class LoraFolder(io.ComfyNode):
@@ -124,7 +124,7 @@ class LoraFolder(io.ComfyNode):
                 f"There is no LoRA in the folder {folder or 'loras'!r}: choose another, or put some into it."
             )
         rows = (Row(resolve_lora(name), checked_weight(weight)) for name in names)
-        return _told((*stack, *rows))
+        return _described((*stack, *rows))
 
     @classmethod
     def fingerprint_inputs(cls, folder: str | None = None, **_: object) -> str:
@@ -135,8 +135,8 @@ class LoraFolder(io.ComfyNode):
 
 def _inside(folder: str) -> list[str]:
     """Names of the LoRAs that lie in a folder below models/loras itself, sorted."""
-    wanted = [part for part in folder.replace("\\", "/").split("/") if part not in ("", ".")]
-    return sorted(name for name in list_files("loras") if Path(name).parts[:-1] == tuple(wanted))
+    subfolder = [part for part in folder.replace("\\", "/").split("/") if part not in ("", ".")]
+    return sorted(name for name in list_files("loras") if Path(name).parts[:-1] == tuple(subfolder))
 
 
 class LoraSet(io.ComfyNode):
@@ -171,7 +171,7 @@ class LoraSet(io.ComfyNode):
     def execute(cls, saved: str, weight: float, stack: Stack = ()) -> io.NodeOutput:
         factor = checked_weight(weight)
         rows = [] if saved == NONE else read_set(saved)
-        return _told((*stack, *(Row(row.path, row.weight * factor) for row in rows)))
+        return _described((*stack, *(Row(row.path, row.weight * factor) for row in rows)))
 
     @classmethod
     def fingerprint_inputs(cls, saved: str | None = None, **_: object) -> str:
@@ -275,7 +275,7 @@ def checked_weight(weight: float) -> float:
     return weight
 
 
-def _told(stack: Stack) -> io.NodeOutput:
+def _described(stack: Stack) -> io.NodeOutput:
     lines = []
     for row in stack:
         known = describe(row.path)

@@ -202,7 +202,7 @@ def finished(job_id: str, what: str, node: str) -> Job:
 
     Raises JobError when it fails, is cancelled, interrupted or deleted; the host's own exception on Interrupt.
     """
-    bar, told = None, None
+    bar, shown = None, None
     while True:
         job = service.repository().get(job_id)
         state = job.state
@@ -214,8 +214,8 @@ def finished(job_id: str, what: str, node: str) -> Job:
             raise JobError(f'The {what} of "{job.name}" did not end well. {state.message}')
         comfy.model_management.throw_exception_if_processing_interrupted()
         bar = bar or comfy.utils.ProgressBar(max(state.total, 1))
-        if (state.step, state.phase) != told:
-            told = (state.step, state.phase)
+        if (state.step, state.phase) != shown:
+            shown = (state.step, state.phase)
             bar.update_absolute(state.step, max(state.total, 1), _preview(job))
         time.sleep(POLL_SECONDS)
 

@@ -118,7 +118,7 @@ def read_bank(
 
     Args:
         expected: the `digest` of the bank that a checkpoint was trained on; None where there is no checkpoint.
-        notice: is told, in one sentence, why a file that is there cannot be used.
+        notice: called with one sentence that says why an existing file cannot be used.
 
     Raises:
         CheckpointError: there is a checkpoint, and its prompts were others.

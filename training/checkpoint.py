@@ -1,4 +1,4 @@
-"""Checkpoints: everything a training needs to go on as if it had not been interrupted, one safetensors file each."""
+"""Checkpoints: all that a training needs in order to continue as if it had not stopped, one safetensors file each."""
 
 from __future__ import annotations
 
@@ -22,11 +22,14 @@ from .settings import names_affecting
 
 @dataclass
 class Checkpoint:
-    """State after `step` steps.
+    """The state of a training after `step` steps.
 
-    lora: the adapter. optimizers: per level, AdamW's state dict of each parameter. generator: state of the training's
-    random generator. facts: base fingerprint, request and bank digests, seconds so far, threads. bank: its tensors that
-    differ from the bank's file.
+    Attributes:
+        lora: The adapter's weights.
+        optimizers: For each level, AdamW's state of each parameter.
+        generator: The state of the training's random generator.
+        facts: The base's fingerprint, the digests of request and bank, the seconds so far, the number of threads.
+        bank: Those tensors of the bank that differ from the bank's file.
     """
 
     step: int
@@ -38,13 +41,15 @@ class Checkpoint:
 
 
 def request_digest(request: ErasureRequest) -> str:
-    """A hash of what decides a training's course: concept and settings (not names, folders, how often to save and how
-    memory is saved)."""
+    """A hash of what decides the LoRA: the concept and the settings that affect it.
+
+    Names, folders, and settings of saving and memory are left out: a training may be resumed with others.
+    """
     return _digest(request, names_affecting("bank", "weights"))
 
 
 def bank_request_digest(request: ErasureRequest) -> str:
-    """A hash of what decides a training's bank: trainings on the same base that share it can share the bank's file."""
+    """A hash of what decides the bank: trainings on one base with the same hash can use the same bank file."""
     return _digest(request, names_affecting("bank"))
 
 
@@ -64,23 +69,27 @@ def _steps(folder: Path) -> list[int]:
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer) -> list[dict[str, Tensor]]:
-    """State of each parameter in the optimiser's order; empty before its first update."""
+    """The state of each parameter, in the order of the optimiser's parameters; empty before the first update."""
     state = optimizer.state_dict()["state"]
     count = len(optimizer.state_dict()["param_groups"][0]["params"])
     return [{k: v.detach().cpu().clone() for k, v in state.get(i, {}).items()} for i in range(count)]
 
 
 def load_optimizer_state(optimizer: torch.optim.Optimizer, states: list[dict[str, Tensor]]) -> None:
-    """The inverse of `optimizer_state` on an optimiser over the same parameters."""
+    """Restores what `optimizer_state` returned, on an optimiser over the same parameters."""
     whole = optimizer.state_dict()
     whole["state"] = {i: state for i, state in enumerate(states) if state}
     optimizer.load_state_dict(whole)
 
 
 def write_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int = 2) -> Path:
-    """Writes the checkpoint atomically, then removes all but the newest `keep`. Raises CheckpointError.
+    """Writes a checkpoint atomically, then removes all but the newest `keep` in the folder.
 
-    A checkpoint with a number that is not finite is refused, so that the last good one stays.
+    Returns:
+        The file's path.
+
+    Raises:
+        CheckpointError: Where it cannot be written, or where a weight is not finite: the last good checkpoint stays.
     """
     tensors: dict[str, Tensor] = {"generator": checkpoint.generator}
     for module, (a, b, alpha) in checkpoint.lora.items():
@@ -104,7 +113,11 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int = 2) -> Pat
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """A checkpoint file. Raises CheckpointError, also where single bits of it have changed since it was written."""
+    """Reads a checkpoint file.
+
+    Raises:
+        CheckpointError: Where it is no checkpoint, or where any bit of it has changed since it was written.
+    """
     tensors, metadata = read_tensors(path)
     if metadata.get("digest") != digest(tensors):
         raise CheckpointError(f"{path.name} is damaged: delete it and start again.")
@@ -112,7 +125,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
         facts = json.loads(metadata["facts"])
         modules = dict.fromkeys(key.split("/")[1] for key in tensors if key.startswith("lora/"))
         lora = {m: (tensors[f"lora/{m}/A"], tensors[f"lora/{m}/B"], float(tensors[f"lora/{m}/alpha"])) for m in modules}
-        optimizers = {level: [{} for _ in range(count)] for level, count in facts["optimizers"].items()}
+        optimizers: dict[str, list[dict[str, Tensor]]] = {
+            level: [{} for _ in range(count)] for level, count in facts["optimizers"].items()
+        }
         for key, value in tensors.items():
             if key.startswith("optimizer/"):
                 _, level, index, name = key.split("/")
@@ -124,9 +139,13 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def latest_checkpoint(folder: Path, skipped: Callable[[str], None] = lambda sentence: None) -> Checkpoint | None:
-    """The newest checkpoint that can be read; None where there is none. Raises CheckpointError if none can.
+    """The newest checkpoint in a folder that can be read; None where the folder has none.
 
-    skipped: is told, in one sentence, of newer ones that cannot be read.
+    Args:
+        skipped: Called with one sentence where newer checkpoints cannot be read.
+
+    Raises:
+        CheckpointError: Where there are checkpoints and none of them can be read.
     """
     problem: CheckpointError | None = None
     damaged: list[str] = []
@@ -145,14 +164,23 @@ def latest_checkpoint(folder: Path, skipped: Callable[[str], None] = lambda sent
     return None
 
 
-BATCHES = ("batch_erase", "batch_preserve")  # may change on the way: bank, adapter and optimisers don't depend on them
+# These may change during a training: the bank and the shapes of adapter and optimisers do not depend on them.
+BATCHES = ("batch_erase", "batch_preserve")
 
 
 def carry_over(source: Path, target: Path, old: ErasureRequest, new: ErasureRequest) -> int:
-    """Puts bank and newest checkpoint of a training's folder into another one, for a request with other batch sizes.
+    """Copies a training's bank and newest checkpoint into another folder, for a request with other batch sizes.
 
-    Returns the step from which that goes on; 0 where the requests differ in more, or where there is nothing to take.
-    Raises CheckpointError.
+    Args:
+        source, target: The folders of the two trainings.
+        old, new: Their requests.
+
+    Returns:
+        The step from which the new training continues; 0 where the requests differ in more than their batch sizes, or
+        where nothing can be copied.
+
+    Raises:
+        CheckpointError: Where the copies cannot be written.
     """
     alike = replace(new.config, **{name: getattr(old.config, name) for name in BATCHES})
     if request_digest(replace(new, config=alike)) != request_digest(old) or new.source != old.source:
@@ -171,7 +199,12 @@ def carry_over(source: Path, target: Path, old: ErasureRequest, new: ErasureRequ
 
 
 def require_same(checkpoint: Checkpoint, base: str, request: str) -> None:
-    """Raises CheckpointError where a checkpoint was made from another model, or for another concept or settings."""
+    """Raises CheckpointError where a checkpoint is of another base model, or of another concept or other settings.
+
+    Args:
+        base: The base's fingerprint.
+        request: The request's digest, see `request_digest`.
+    """
     if checkpoint.facts.get("base") != base:
         raise CheckpointError(
             "The checkpoints here were made with another base model: resume with that model, or train in a new folder."

@@ -8,7 +8,7 @@
     python -m training.cli evaluate --source FOLDER --lora FILE --lora FILE --deletion --out DIR --report
     python -m training.cli report DIR --out report.html
 
---estimate trains nothing: it shows what each way to train needs of memory, and which would be taken. Under `accelerate
+--estimate trains nothing: it shows how much memory each plan needs, and which plan would be chosen. Under `accelerate
 launch` the GPUs of one machine share each batch, whose sizes must be multiples of their number; the first one prints.
 
 The last line printed is one JSON object: `lora`; `acc_e`, `acc_g`, `acc_ir` (shares of images, 0..1, in which the
@@ -110,26 +110,26 @@ def settings_help() -> list[str]:
 
 def _evaluation_options(evaluate: argparse.ArgumentParser) -> None:
     """What `evaluate` takes for an evaluation that is kept; without --out these are mistakes."""
-    kept = evaluate.add_argument_group("an evaluation in a folder")
-    kept.add_argument(
+    group = evaluate.add_argument_group("an evaluation in a folder")
+    group.add_argument(
         "--out",
         type=Path,
         metavar="DIR",
         help="folder for pictures and evaluation.json; a run that was stopped goes on there",
     )
-    kept.add_argument(
+    group.add_argument(
         "--strength",
         action="append",
         type=float,
         help="strength of the LoRAs: one for all, or one for each in their order (default: 1)",
     )
-    kept.add_argument("--deletion", action="store_true", help="measure attention deletion too, which trains nothing")
-    kept.add_argument("--strengths", help='strengths of each LoRA\'s curve, e.g. "0,0.25,0.5,0.75,1"')
-    kept.add_argument("--concept", help="the concept to measure, where the LoRAs do not say it or differ")
-    kept.add_argument("--images-per-attack", type=int, help="measured images of each attack on a thing (default: 8)")
-    kept.add_argument("--batch-size", type=int, help="images made at once (default: 32)")
-    kept.add_argument("--no-heatmap", action="store_true", help="do not look where the concept's word points")
-    kept.add_argument(
+    group.add_argument("--deletion", action="store_true", help="measure attention deletion too, which trains nothing")
+    group.add_argument("--strengths", help='strengths of each LoRA\'s curve, e.g. "0,0.25,0.5,0.75,1"')
+    group.add_argument("--concept", help="the concept to measure, where the LoRAs do not say it or differ")
+    group.add_argument("--images-per-attack", type=int, help="measured images of each attack on a thing (default: 8)")
+    group.add_argument("--batch-size", type=int, help="images made at once (default: 32)")
+    group.add_argument("--no-heatmap", action="store_true", help="do not look where the concept's word points")
+    group.add_argument(
         "--detector",
         action="append",
         metavar="WHICH",
@@ -137,19 +137,19 @@ def _evaluation_options(evaluate: argparse.ArgumentParser) -> None:
         "classifier), nudenet, clip:FOLDER or classifier:FOLDER (repeatable: the first one's figures are "
         "the main ones; default: model)",
     )
-    kept.add_argument(
+    group.add_argument(
         "--label",
         action="append",
         default=[],
         help="a label of classifier:FOLDER that means the concept, where none is called like it (repeatable)",
     )
-    kept.add_argument(
+    group.add_argument(
         "--suite",
         action="append",
         help="what is asked for besides the concept by its name: synonyms, "
         "attacks, preserved, presets or none (repeatable; default: all but presets)",
     )
-    kept.add_argument(
+    group.add_argument(
         "--prompts",
         action="append",
         default=[],
@@ -159,32 +159,32 @@ def _evaluation_options(evaluate: argparse.ArgumentParser) -> None:
         "own, recognised by their columns: I2P, Ring-A-Bell, P4D, MMA-Diffusion, COCO captions, prompt, "
         "caption (repeatable)",
     )
-    kept.add_argument("--prompts-limit", type=int, help="prompts taken of each file, drawn by the seed (default: 100)")
-    kept.add_argument(
+    group.add_argument("--prompts-limit", type=int, help="prompts taken of each file, drawn by the seed (default: 100)")
+    group.add_argument(
         "--distance",
         default="",
         metavar="FEATURES",
         help="compare the captions' pictures: "
         "inception:FILE for FID and KID; clip:FOLDER or model for distances of others",
     )
-    kept.add_argument(
+    group.add_argument(
         "--reference", type=Path, metavar="DIR", help="pictures to compare them with (default: the base model's own)"
     )
-    kept.add_argument("--seed", type=int, help="another one is other noise in every picture (default: 0)")
-    kept.add_argument("--blur", action="store_true", help="a sensitive concept: the report hides its pictures")
-    kept.add_argument(
+    group.add_argument("--seed", type=int, help="another one is other noise in every picture (default: 0)")
+    group.add_argument("--blur", action="store_true", help="a sensitive concept: the report hides its pictures")
+    group.add_argument(
         "--attacks",
         metavar="NAMES",
         help="white-box attacks on every erasure: names with commas between (a wrong one lists them), or all",
     )
-    kept.add_argument(
+    group.add_argument(
         "--attack-set",
         action="append",
         default=[],
         metavar="NAME=VALUE",
         help="a budget of the attacks (a wrong one lists them)",
     )
-    kept.add_argument("--report", action="store_true", help="write DIR/report.html")
+    group.add_argument("--report", action="store_true", help="write DIR/report.html")
 
 
 def read_settings(pairs: list[str]) -> dict[str, Any]:
@@ -436,12 +436,12 @@ def measure_trained(request: ErasureRequest, lora: Path, args: argparse.Namespac
 
 
 def show_memory(request: ErasureRequest) -> dict[str, Any]:
-    """Writes what each way to train needs of memory to stderr, → `memory.overview`. Raises SourceError."""
+    """Writes how much memory each plan needs to stderr; returns `memory.overview`. Raises SourceError."""
     found = overview(request)
-    for way in found["ways"]:
-        sign = "→" if way["taken"] else " " if way["fits"] else "✗"
-        waiting = f", and {way['waiting'] / GB:.1f} GB in the computer's memory" if way["waiting"] else ""
-        print(f"{sign} {way['text']:40} {way['need'] / GB:6.1f} GB{waiting}", file=sys.stderr)
+    for plan in found["ways"]:
+        sign = "→" if plan["taken"] else " " if plan["fits"] else "✗"
+        waiting = f", and {plan['waiting'] / GB:.1f} GB in the computer's memory" if plan["waiting"] else ""
+        print(f"{sign} {plan['text']:40} {plan['need'] / GB:6.1f} GB{waiting}", file=sys.stderr)
     free = "unknown" if found["free"] is None else f"{found['free'] / GB:.1f} GB"
     print(f"free: {free}; →: the fastest that fits, ✗: does not fit", file=sys.stderr)
     return found

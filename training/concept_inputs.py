@@ -32,11 +32,11 @@ from .models.source import PRECISIONS, FluxSource
 from .models.text import TextEmbeds, TextEncoders
 from .models.variants import variant_of
 
-STEPS = 8  # Euler steps of a trajectory: inputs change slowly with time, so a coarse grid says enough
+STEPS = 8  # Euler steps of a trajectory: a coarse grid is enough, because inputs change slowly with time
 PROMPTS = {"concept": 16, "keep": 32}
-SEED = 424_242  # of the noise; not one that images are usually made with
-WIDEST = 4096  # inputs of a layer whose second moment is kept: attention's; the MLPs' would take gigabytes
-SPAN_SHARE = 0.5  # of the weight in a prompt is on the concept's own tokens, the rest on all alike, where it spreads to
+SEED = 424_242  # of the noise; a number that people seldom use for images
+WIDEST = 4096  # no second moments of wider layers: those of attention fit, those of the MLPs would take gigabytes
+SPAN_SHARE = 0.5  # this share of a prompt's weight is on the concept's tokens, the rest is spread over all tokens
 
 
 @torch.no_grad()
@@ -50,11 +50,19 @@ def second_moments(
     student: bool,
     progress: Progress | None = None,
 ) -> dict[str, Tensor]:
-    """E[x xᵀ] of the inputs x of layers along trajectories, by place (see `input_site`): [inputs, inputs] fp32, CPU.
+    """The second moments E[x xᵀ] of the inputs x of layers along sampling trajectories.
 
-    embeds: one prompt per trajectory; tokens: [B, L] weights of its text tokens (each row adds up to 1) for layers of
-    the text stream; in other layers all tokens count alike. seeds: of the noise, one per prompt. student: with the
-    adapter on; else the base. Layers with more than WIDEST inputs are left out. progress(done, total) counts passes.
+    Args:
+        modules: Names of the layers; those with more than WIDEST inputs are left out.
+        embeds: One prompt for each trajectory, B in all.
+        tokens: [B, L] weights of the text tokens in layers of the text stream, each row with the sum 1; in other layers
+            all tokens have the same weight.
+        seeds: Of the noise, one for each prompt.
+        student: Sample with the adapter on, otherwise with the base.
+        progress: Called with (done, total) passes.
+
+    Returns:
+        By place (see `input_site`): [inputs, inputs] fp32 on the CPU.
     """
     run = flow.student if student else flow.teacher
     moments: dict[str, Tensor] = {}
@@ -98,14 +106,19 @@ def second_moments(
 def collect_inputs(
     flow: Flow, text: TextEncoders, concept: Concept, modules: Sequence[str], progress: Progress | None = None
 ) -> ConceptInputs:
-    """The concept inputs of layers `modules`: on prompts with the concept with the adapter on (what the LoRA's layers
-    read when it erases), on its preservation prompts with the base.
+    """Collects the concept inputs of layers.
 
-    flow: with the LoRA as its adapter (without one, the base serves for both); levels: the time grid to sample on.
+    Prompts with the concept are sampled with the adapter on, since these inputs are what the LoRA's layers read when it
+    erases. The concept's preservation prompts are sampled with the base.
+
+    Args:
+        flow: With the LoRA as its adapter; without one the base is used for both. It samples on `flow.levels`.
+        modules: Names of the layers.
+        progress: Called with (done, total) passes.
     """
     vocabulary = vocabulary_of(text.tokenizer_2)
     concept = concept.fitted(vocabulary)
-    wanted = erase_prompts(
+    erased = erase_prompts(
         concept.names(),
         concept.template,
         concept.kind,
@@ -117,12 +130,12 @@ def collect_inputs(
     )
     length = text.sequence_length
     rows = []
-    for prompt in wanted:
+    for prompt in erased:
         span = span_mask(token_spans(text.tokenizer_2, prompt.text, prompt.phrase, length), length).float()
         rows.append((1 - SPAN_SHARE) / length + SPAN_SHARE * span / span.sum() if span.any() else span + 1 / length)
-    kept = ["", *concept.preserve][: PROMPTS["keep"]]
-    prompts = {"concept": [prompt.text for prompt in wanted], "keep": kept}
-    tokens = {"concept": torch.stack(rows), "keep": torch.full((len(kept), length), 1 / length)}
+    preserved = ["", *concept.preserve][: PROMPTS["keep"]]
+    prompts = {"concept": [prompt.text for prompt in erased], "keep": preserved}
+    tokens = {"concept": torch.stack(rows), "keep": torch.full((len(preserved), length), 1 / length)}
     factors: dict[str, dict[str, Tensor]] = {}
     for kind, texts in prompts.items():
         seeds = [SEED + i for i in range(len(texts))]
@@ -147,8 +160,11 @@ def inputs_of_lora(
     device: str = "auto",
     progress: Progress | None = None,
 ) -> ConceptInputs:
-    """The concept inputs of a trained LoRA on its base model. LoraError if it does not say its concept or its base is
-    another one."""
+    """Collects the concept inputs of a trained LoRA on its base model.
+
+    Raises:
+        LoraError: Where the LoRA does not name its concept, or was trained on another base.
+    """
     if KEY_CONCEPT not in metadata:
         raise LoraError("The LoRA does not say which concept it erases: choose one that this pack has trained.")
     base = source.fingerprint()
@@ -181,13 +197,24 @@ def write_missing(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> list[Path]:
-    """Writes the concept inputs of those LoRAs that have none beside them (`overwrite`: of all); → the files written.
+    """Writes the concept inputs of the LoRAs that have none beside them.
 
-    source: the model that they were trained on. progress(done, total) counts LoRAs. Raises LoraError for one that does
-    not say its concept, or was trained on another model; those before it are written.
+    Args:
+        source: The model that they were trained on.
+        overwrite: Write those of all LoRAs.
+        progress: Called with (done, total) LoRAs.
+
+    Returns:
+        The files that were written.
+
+    Raises:
+        LoraError: For a LoRA that does not name its concept, or was trained on another model; the files of the LoRAs
+            before it are written.
     """
     missing = [Path(path) for path in loras if overwrite or not inputs_path(path).is_file()]
-    text = load_text_encoders(source, pick_device(device)) if missing else None
+    if not missing:
+        return []
+    text = load_text_encoders(source, pick_device(device))
     written = []
     for number, path in enumerate(missing, 1):
         write_inputs(inputs_path(path), inputs_of_lora(source, text, *read_lora(path), device))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import torch
 from torch import Tensor
@@ -72,16 +72,30 @@ class Flow:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
             yield
 
+    @overload
+    def student(
+        self, latents: Tensor, t: Tensor | float, embeds: TextEmbeds, *, capture: AttentionCapture | None = None
+    ) -> Tensor: ...
+    @overload
     def student(
         self,
         latents: Tensor,
-        t: Tensor,
+        t: Tensor | float,
+        embeds: TextEmbeds,
+        *,
+        capture: AttentionCapture | None = None,
+        stop_after_block: int | None,
+    ) -> Tensor | None: ...
+    def student(
+        self,
+        latents: Tensor,
+        t: Tensor | float,
         embeds: TextEmbeds,
         *,
         capture: AttentionCapture | None = None,
         stop_after_block: int | None = None,
     ) -> Tensor | None:
-        """v_θ with the adapter on; as `velocity` (with gradients where they are enabled)."""
+        """v_θ, with the adapter on, and with gradients where they are enabled; see `velocity` for the arguments."""
         with self.computing():
             return velocity(
                 self.transformer,
@@ -94,9 +108,23 @@ class Flow:
                 stop_after_block=stop_after_block,
             )
 
+    @overload
+    def teacher(
+        self, latents: Tensor, t: Tensor | float, embeds: TextEmbeds, *, capture: AttentionCapture | None = None
+    ) -> Tensor: ...
+    @overload
+    def teacher(
+        self,
+        latents: Tensor,
+        t: Tensor | float,
+        embeds: TextEmbeds,
+        *,
+        capture: AttentionCapture | None = None,
+        stop_after_block: int | None,
+    ) -> Tensor | None: ...
     @torch.no_grad()
     def teacher(self, *args: Any, **kwargs: Any) -> Tensor | None:
-        """v_o: the frozen base, the same network with the adapter off, without gradients."""
+        """v_o: the frozen base, which is the same network with the adapter off, without gradients."""
         with adapter_disabled(self.transformer):
             return self.student(*args, **kwargs)
 

@@ -1,7 +1,7 @@
 """Data parallel training of one concept: processes that take shares of each batch and average their gradients.
 
-Started by `accelerate launch` or torchrun, one process per device of one machine. All of them draw the same batches and
-hold the same adapter; the first one, the leader, alone fills the bank and writes.
+`accelerate launch` or torchrun starts one process for each device of one machine. All processes choose the same batches
+and hold the same adapter; only the first one, the leader, fills the bank and writes files.
 """
 
 from __future__ import annotations
@@ -24,7 +24,14 @@ PATIENCE = datetime.timedelta(days=7)  # the others wait for the leader while it
 
 @dataclass(frozen=True)
 class Group:
-    """The processes of a training, and which of them this is. One process is a group too, which never waits."""
+    """The processes of a training, and which of them this one is.
+
+    A single process is a group too; it never waits.
+
+    Attributes:
+        rank: This process's number, from 0, which is the leader's.
+        size: The number of processes.
+    """
 
     rank: int = 0
     size: int = 1
@@ -34,7 +41,7 @@ class Group:
         return self.rank == 0
 
     def whole(self, batch: int) -> int:
-        """The least number of samples, `batch` or more, of which all processes have equally many."""
+        """`batch` rounded up, so that every process has the same number of samples."""
         return -(-batch // self.size) * self.size
 
     def share(self, batch: Tensor) -> Tensor:
@@ -42,7 +49,7 @@ class Group:
         return batch[self.rank :: self.size]
 
     def average(self, parameters: Sequence[torch.nn.Parameter], losses: dict[str, float]) -> dict[str, float]:
-        """Replaces gradients by their means over the processes, in place; → the losses' means."""
+        """Averages gradients over the processes, in place, and returns the means of the losses."""
         if self.size == 1:
             return losses
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
@@ -55,7 +62,7 @@ class Group:
         return dict(zip(losses, (values / self.size).tolist(), strict=True))
 
     def agreed(self, value: Any) -> Any:
-        """The leader's value, everywhere; it must be possible to pickle it."""
+        """The leader's value, on every process; `value` must be picklable."""
         if self.size == 1:
             return value
         values = [value]
@@ -64,7 +71,7 @@ class Group:
 
     @contextmanager
     def leader_first(self) -> Iterator[None]:
-        """The others enter when the leader has left."""
+        """The leader runs the context's body first; the other processes enter it when the leader has left."""
         if not self.leads:
             self.agreed(None)
         yield
@@ -76,7 +83,7 @@ ALONE = Group()
 
 
 def join() -> Group:
-    """The group that this process was started in, as the launcher's environment variables say; ALONE without any."""
+    """Joins the group that the launcher's environment variables describe; ALONE where there are none."""
     size, rank = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0))
     if size == 1:
         return ALONE
@@ -88,13 +95,17 @@ def join() -> Group:
 
 
 def leave(group: Group) -> None:
-    """The end of `join`'s group, once this process needs no other."""
+    """Ends the group that `join` returned, when this process no longer needs the others."""
     if group.size > 1:
         distributed.destroy_process_group()
 
 
 def placed(request: ErasureRequest, group: Group) -> ErasureRequest:
-    """The request on this process's own device. Raises ConfigError where it names one for all of them."""
+    """The request with this process's own device.
+
+    Raises:
+        ConfigError: Where the request names one device, which several processes cannot share.
+    """
     if group.size == 1:
         return request
     if request.device not in ("auto", "cpu"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 
@@ -23,10 +24,10 @@ def make_optimizers(
 ) -> dict[str, torch.optim.Optimizer]:
     """AdamW over the adapter for each of the method's levels, by the level's name.
 
-    On CUDA as one fused kernel: a LoRA is many small tensors, and starting kernels one by one for each takes longer
-    than what they do.
+    On CUDA it runs as one fused kernel: a LoRA is many small tensors, and to start a kernel for each of them takes
+    longer than its work.
     """
-    options = {"fused": True} if parameters[0].is_cuda else {"foreach": False}
+    options: dict[str, Any] = {"fused": True} if parameters[0].is_cuda else {"foreach": False}
     return {
         level.name: torch.optim.AdamW(parameters, lr=level.learning_rate, weight_decay=config.weight_decay, **options)
         for level in method.levels()
@@ -41,9 +42,19 @@ def update(
     parameters: list[torch.nn.Parameter],
     step: int,
 ) -> dict[str, float]:
-    """Step `step` (from 0): one update of the adapter per level. → the loss terms, unweighted, by name.
+    """Updates the adapter once for each level of the method.
 
-    Raises TrainingDiverged, and ConfigError where a loss does not depend on the adapter.
+    Args:
+        optimizers: By level, see `make_optimizers`.
+        parameters: The adapter's.
+        step: The number of this step, from 0.
+
+    Returns:
+        The loss terms, unweighted, by name.
+
+    Raises:
+        TrainingDiverged: Where a loss is no longer a number.
+        ConfigError: Where a level's loss does not depend on the adapter.
     """
     losses: dict[str, float] = {}
     for level in method.levels():
@@ -63,7 +74,8 @@ def update_level(
     """One level's part of `update`."""
     terms = method.losses(level, flow, generator)
     optimizer.zero_grad(set_to_none=True)
-    total = sum(term.weight * term.value for term in terms)
+    first, *others = (term.weight * term.value for term in terms)
+    total = sum(others, start=first)
     if not total.requires_grad:
         raise ConfigError(f"No {level} loss depends on the LoRA: choose other targets, blocks or loss weights.")
     total.backward()

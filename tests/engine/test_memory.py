@@ -19,8 +19,8 @@ from training.concepts import TEMPLATES, Concept
 from training.errors import JobError
 from training.jobs import Job, JobRepository, Scheduler
 from training.lora.adapter import add_adapter
-from training.memory import GB, cheaper, estimate_memory, model_size, shortage
-from training.memory.estimate import SAVED_DOUBLE, adapter_parameters, saved_units, transformer_weights
+from training.memory import GB, cheaper, estimate_memory, shortage
+from training.memory.estimate import SAVED_DOUBLE, adapter_parameters, model_size, saved_units, transformer_weights
 from training.models.checkpointing import checkpoint_blocks
 from training.models.loading import load_transformer
 from training.models.source import demo_source

@@ -75,7 +75,7 @@ def test_the_fastest_that_fits_is_chosen_and_stored(flux: FluxSource, tmp_path: 
     choice = plan_memory(open_request, tmp_path)
     assert choice.plan == plans[1]
     assert explain(choice) == (
-        f"Training in bf16 with gradient checkpointing, the fastest way that fits: it needs about "
+        f"Training in bf16 with gradient checkpointing, the fastest plan that fits: it needs about "
         f"{plans[1].need / GB:.1f} of {plans[1].need / GB:.1f} GB that are free, bf16 {plans[0].need / GB:.1f} GB."
     )
     assert [way["taken"] for way in overview(open_request)["ways"]].index(True) == 1
@@ -86,7 +86,7 @@ def test_the_fastest_that_fits_is_chosen_and_stored(flux: FluxSource, tmp_path: 
     other = request(flux, "fp8")
     assert plan_memory(other, tmp_path).plan.request == other  # what is set now counts
     roomy = plan_memory(open_request, tmp_path / "roomy")
-    assert roomy.plan == plans[0] and explain(roomy).startswith("Training in bf16, the fastest way: it needs")
+    assert roomy.plan == plans[0] and explain(roomy).startswith("Training in bf16, the fastest plan: it needs")
 
 
 def test_a_training_is_checkpointed_where_memory_is_short(

@@ -16,7 +16,8 @@ from training.concepts import Concept
 from training.errors import CheckpointError, ConceptError
 from training.flow import Flow
 from training.lora.adapter import adapter_parameters, add_adapter
-from training.methods import METHODS, Prompts, Term, losses, make_method
+from training.methods import METHODS, Prompts, losses, make_method
+from training.methods.base import Term
 from training.methods.eraseanything import EraseAnything
 from training.methods.published import PublishedSchedule
 from training.models.attention import AttentionCapture

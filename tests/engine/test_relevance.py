@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from training.concepts import THRESHOLD, concept_key, concept_keys, make_concept, relevance, vocabulary_of
+from training.concepts import THRESHOLD, concept_keys, make_concept, relevance, vocabulary_of
 from training.concepts.prompts import ENTITY_PATTERNS, PAIR_PATTERNS, fill
+from training.concepts.relevance import concept_key
 from training.concepts.spans import token_spans
 from training.evaluation import load_classifier
 from training.models.loading import load_text_encoders

@@ -24,7 +24,7 @@ from training.bank import read_tensors, write_tensors
 from training.concepts import Concept
 from training.errors import CheckpointError, ConceptError, ConfigError
 from training.lora.format import KEY_BASE, KEY_CONCEPT, KEY_CONFIG, read_lora
-from training.methods import Term
+from training.methods.base import Term
 from training.methods.eraseanything import EraseAnything
 from training.models.source import FluxSource
 from training.request import ErasureRequest

@@ -13,7 +13,8 @@ import pytest
 from tests.support.job_parts import ended
 from training.concepts import Concept
 from training.errors import JobError
-from training.jobs import JobFolder, worker_command
+from training.jobs import JobFolder
+from training.jobs.processes import worker_command
 from training.models.source import demo_source
 from training.request import ErasureRequest
 from training.settings import ErasureConfig

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from scripts.host import Host, HostError
-from training.inspection import draw_figure, read_figure
+from training.inspection.heatmaps import draw_figure, read_figure
 
 Graph = dict[str, dict[str, Any]]
 PROMPT = "a cat next to a car on a blue background"

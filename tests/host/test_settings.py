@@ -10,7 +10,8 @@ import pytest
 
 from scripts.host import Host
 from training.errors import ConfigError
-from training.settings import SETTINGS, ErasureConfig, Setting
+from training.settings import SETTINGS, ErasureConfig
+from training.settings.field import Setting
 
 MEMORY = "/erase_anything/v1/memory"
 CONCEPT = {"phrase": "umbrella", "synonyms": [], "irrelevant": ["house", "tree", "apple"]}

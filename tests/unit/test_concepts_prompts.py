@@ -19,7 +19,6 @@ from training.concepts import (
     misspelt,
     occurrences,
     plural,
-    preservation_prompts,
     require_span,
     shuffle,
     span_mask,
@@ -29,7 +28,7 @@ from training.concepts import (
 )
 from training.concepts.grammar import spellings
 from training.concepts.matching import contains
-from training.concepts.prompts import fill
+from training.concepts.prompts import fill, preservation_prompts
 from training.concepts.words import is_word
 from training.errors import ConceptError
 

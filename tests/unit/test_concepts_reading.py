@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
-from training.concepts import erase_prompts, make_concept, remarks, synonyms_for, token_spans
+from training.concepts import erase_prompts, make_concept, remarks, token_spans
 from training.concepts.concept import TEMPLATES
 from training.concepts.grammar import article, spellings
 from training.concepts.matching import contains, occurrences
 from training.concepts.reading import phrases_of, read
+from training.concepts.words import synonyms_for
 
 
 @pytest.mark.parametrize(

@@ -15,18 +15,17 @@ import pytest
 
 from training.concepts import (
     WordNetMissing,
-    assemble_wordnet,
     download_wordnet,
     irrelevant_words,
     make_concept,
     senses,
-    synonyms_of,
     vocabulary_of,
     wordnet,
 )
 from training.concepts.matching import contains
 from training.concepts.reading import phrases_of
-from training.concepts.words import common_words, mentions, related, same
+from training.concepts.wordnet import assemble_wordnet
+from training.concepts.words import common_words, mentions, related, same, synonyms_of
 from training.errors import ConceptError
 
 

@@ -11,8 +11,9 @@ import torch
 from demo_model import scenes
 from training.concepts import Concept, occurrences
 from training.errors import ErasureError
-from training.evaluation import ATTACKS, Case, Content, DemoClassifier, concept_cases, score
-from training.evaluation.attacks import PREFIXES, SUFFIXES, attacked_prompt
+from training.evaluation import Case, Content, concept_cases, score
+from training.evaluation.attacks import ATTACKS, PREFIXES, SUFFIXES, attacked_prompt
+from training.evaluation.classifier import DemoClassifier
 from training.evaluation.drift import MAX_PSNR, perceptual_distance, psnr
 from training.evaluation.judges.demo import DemoJudge, Scene
 

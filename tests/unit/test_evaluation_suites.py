@@ -12,9 +12,10 @@ import pytest
 
 from training.concepts import Concept, occurrences
 from training.errors import ErasureError
-from training.evaluation import Case, DemoClassifier, concept_cases, keys_of
+from training.evaluation import Case, concept_cases, keys_of
 from training.evaluation.attacks import PREFIXES, SUFFIXES
 from training.evaluation.cases import FIRST_SEED, by_suite
+from training.evaluation.classifier import DemoClassifier
 from training.evaluation.prompt_files import FORMATS, Prompt, read_prompts
 
 BLACK_BOX = {f"attack {name}" for name in ("misspelling", "affixes", "repetition", "shuffle", "number")}

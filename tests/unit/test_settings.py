@@ -13,7 +13,10 @@ from hypothesis import strategies as st
 from scripts.settings_page import PAGE, with_tables
 from training.cli import read_settings
 from training.errors import ConfigError
-from training.settings import BLOCKS, GROUPS, SETTINGS, TARGETS, ErasureConfig, Setting, names_affecting, target_blocks
+from training.settings import SETTINGS, TARGETS, ErasureConfig, names_affecting, target_blocks
+from training.settings.config import GROUPS
+from training.settings.field import Setting
+from training.settings.lora import BLOCKS
 
 
 def test_defaults_are_valid_documented_and_round_trip():

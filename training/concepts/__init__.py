@@ -1,24 +1,16 @@
 """What to erase: words (WordNet, a chat endpoint, by hand), kinds and templates, prompts, token spans, presets."""
 
-from .concept import TEMPLATES, Concept, Kind, Remarks, make_concept, remarks
+from .concept import TEMPLATES, Concept, Kind, make_concept, remarks
 from .endpoint import EndpointWords, endpoint_words
 from .grammar import forms_of, plural
 from .matching import occurrences
 from .presets import Preset, presets
-from .prompts import ErasePrompt, erase_prompts, preservation_prompts, shuffle, substitute, without
+from .prompts import ErasePrompt, erase_prompts, shuffle, substitute, without
 from .reading import phrases_of
-from .relevance import THRESHOLD, concept_key, concept_keys, relevance
+from .relevance import THRESHOLD, concept_keys, relevance
 from .spans import require_span, span_mask, token_spans
-from .wordnet import Sense, WordNetMissing, assemble_wordnet, download_wordnet, senses
-from .words import (
-    Vocabulary,
-    irrelevant_words,
-    misspelt,
-    relation_nouns,
-    synonyms_for,
-    synonyms_of,
-    vocabulary_of,
-)
+from .wordnet import WordNetMissing, download_wordnet, senses
+from .words import Vocabulary, irrelevant_words, misspelt, relation_nouns, vocabulary_of
 
 __all__ = [
     "TEMPLATES",
@@ -28,12 +20,8 @@ __all__ = [
     "ErasePrompt",
     "Kind",
     "Preset",
-    "Remarks",
-    "Sense",
     "Vocabulary",
     "WordNetMissing",
-    "assemble_wordnet",
-    "concept_key",
     "concept_keys",
     "download_wordnet",
     "endpoint_words",
@@ -45,7 +33,6 @@ __all__ = [
     "occurrences",
     "phrases_of",
     "plural",
-    "preservation_prompts",
     "presets",
     "relation_nouns",
     "relevance",
@@ -55,8 +42,6 @@ __all__ = [
     "shuffle",
     "span_mask",
     "substitute",
-    "synonyms_for",
-    "synonyms_of",
     "token_spans",
     "vocabulary_of",
     "without",

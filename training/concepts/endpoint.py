@@ -218,11 +218,11 @@ def _wrong(why: str) -> ConceptError:
 
 def _checked(answer: Any, names: Sequence[str], each: int) -> EndpointWords:
     """The words of a model's answer, validated. Raises ConceptError."""
-    wanted = [field.name for field in fields(EndpointWords)]
-    if not isinstance(answer, dict) or set(answer) != set(wanted):
-        raise _wrong(f"it has not exactly the fields {', '.join(wanted)}")
+    expected = [field.name for field in fields(EndpointWords)]
+    if not isinstance(answer, dict) or set(answer) != set(expected):
+        raise _wrong(f"it has not exactly the fields {', '.join(expected)}")
     taken = {name.lower() for name in names}
-    for field in wanted:
+    for field in expected:
         words = answer[field]
         if not isinstance(words, list) or not all(isinstance(word, str) for word in words):
             raise _wrong(f'"{field}" is no list of texts')
@@ -239,7 +239,7 @@ def _checked(answer: Any, names: Sequence[str], each: int) -> EndpointWords:
         ):
             raise _wrong(f'"{field}" has a word that names the concept')
         taken |= set(lower)
-    return EndpointWords(**{field: tuple(answer[field]) for field in wanted})
+    return EndpointWords(**{field: tuple(answer[field]) for field in expected})
 
 
 def _plain(word: str) -> bool:

@@ -36,9 +36,9 @@ RELATION_PATTERNS = (_RELATION, "{x}", "a photo of a {y} {x} a {z}")
 EMPTY_PATTERNS = ("", "a photo", "a drawing", "a {color} background")
 
 
-# Ways to ask for a thing, in turn: alone in most prompts, since that is what most people write. An odd number of them,
-# as the concept's phrase takes turns with its synonyms.
-WAYS = (
+# The forms in which a thing is asked for, in turn: alone in most prompts, since that is what most people write. Their
+# number is odd, because the concept's phrase takes turns with its synonyms.
+PROMPT_FORMS = (
     "alone",
     "misspelt",
     "shuffled",
@@ -54,7 +54,7 @@ WAYS = (
 
 
 # The same where the text encoder reads a capital as another word, as T5 does: "golf ball", "Golf Ball", "Golf ball".
-WAYS_IN_CAPITALS = (
+PROMPT_FORMS_WITH_CAPITALS = (
     "alone",
     "misspelt",
     "capitals",
@@ -163,8 +163,13 @@ def known_colors(vocabulary: Vocabulary | None) -> list[str]:
 
 
 class ErasePrompt(NamedTuple):
-    """One way to ask for the concept: the name of it that is meant, the phrase that stands for that in the text (its
-    plural, say), and a prompt for what else is asked for and should stay ("" where it is no thing of its own)."""
+    """A prompt that asks for the concept.
+
+    Attributes:
+        name: The name of the concept that is meant.
+        phrase: What stands for that name in the text, its plural, say.
+        rest: A prompt for what else is asked for and should stay; "" where that is no thing of its own.
+    """
 
     text: str
     name: str
@@ -183,14 +188,18 @@ def erase_prompts(
     shuffled: bool = True,
     capitals: bool = True,
 ) -> list[ErasePrompt]:
-    """`count` different ways to ask for the concept.
+    """`count` different prompts that ask for the concept.
 
-    `phrases`: the concept's phrase and the synonyms to be erased with it; half of the prompts use the first.
-    `others`: unrelated nouns for the other slots. The template as it is comes first, then the built-in patterns of the
-    concept's kind; with `shuffled`, some prompts have their words in another order. Some misspell a thing's name, where
-    that makes no other word, some ask for several of it, some for it beside another thing (see WAYS): a model erased
-    without them still draws "two cars". With `capitals`, some write it with other capitals; a relation that is a verb
-    is also said in its other forms ("a cat hugs a dog").
+    The template as it is comes first, then the built-in patterns of the concept's kind. Some prompts misspell a thing's
+    name where that makes no other word, some ask for several of it, and some for it beside another thing (see
+    PROMPT_FORMS): a model that is erased without them still draws "two cars". A relation that is a verb is also said in
+    its other forms ("a cat hugs a dog").
+
+    Args:
+        phrases: The concept's phrase and the synonyms to be erased with it; half of the prompts use the first.
+        others: Unrelated nouns for the other slots.
+        shuffled: Put the words of some prompts into another order.
+        capitals: Write some names with other capitals.
     """
     draw = random.Random(f"erase:{seed}:{phrases[0]}")
     patterns = known_patterns(
@@ -201,7 +210,7 @@ def erase_prompts(
     colors = known_colors(vocabulary) or [""]  # patterns with a colour are left out where none is known
     nouns = list(others) or ["thing"]
     definite = frozenset(phrases) if re.search(r"\bthe \{\}", template, re.IGNORECASE) else frozenset()
-    ways = WAYS_IN_CAPITALS if capitals and kind != "relationship" else WAYS
+    prompt_forms = PROMPT_FORMS_WITH_CAPITALS if capitals and kind != "relationship" else PROMPT_FORMS
     found: list[ErasePrompt] = []
     turn = failed = 0
     for number in range(40 * count):
@@ -213,31 +222,31 @@ def erase_prompts(
         if kind == "relationship" and slots["y"] == slots["z"] and len(nouns) > 1:
             continue
         slots |= {"subject": slots["y"], "object": slots["z"]}
-        # on to the next way once there is a prompt of this one: the template gives each name a single prompt only
-        way = ways[turn % len(ways)]
+        # The next form comes once there is a prompt of this one: the template gives each name a single prompt only.
+        form = prompt_forms[turn % len(prompt_forms)]
         fitting = patterns if takes_adjective(name) else [p for p in patterns if _COLORED not in p]
-        pattern = draw.choice(fitting) if fitting and (number % 3 or way == "shuffled") else template
+        pattern = draw.choice(fitting) if fitting and (number % 3 or form == "shuffled") else template
         phrase, rest, several = name, "", plural(name)
-        if way == "several" and counted and several and (vocabulary is None or vocabulary(several)):
+        if form == "several" and counted and several and (vocabulary is None or vocabulary(several)):
             phrase = slots["xs"] = several
             pattern = draw.choice(counted)
-        elif way == "misspelt" and kind in ("entity", "custom") and name.isascii():
+        elif form == "misspelt" and kind in ("entity", "custom") and name.isascii():
             slip = misspelt(name, draw)
             if not any(map(is_word, {slip, *slip.split()} - set(name.split()))):
                 phrase = slots[""] = slots["x"] = slip
-        elif way == "beside" and pairs:
+        elif form == "beside" and pairs:
             rest = fill("a {y}", slots)
             if draw.random() < 0.5:  # either side
                 slots |= {"x": slots["y"], "y": name}
             pattern = draw.choice(pairs)
-        elif way == "capitals" and (written := spellings(name)[1:]):
+        elif form == "capitals" and (written := spellings(name)[1:]):
             phrase = slots[""] = slots["x"] = written[turn % len(written)]
         elif kind == "relationship" and number % 4 == 3 and (forms := _verb_forms(name, vocabulary)):
             phrase = slots[""] = slots["x"] = forms[number // 4 % len(forms)]
             pattern = _RELATION if forms.index(phrase) == 0 else "{x}"
         # an article is that of the name itself: "a penguin" also where it is misspelt or has a capital
         prompt = fill(pattern, slots, definite, {phrase: name} if phrase.lower() != several else {})
-        if way == "shuffled" and shuffled and kind != "relationship":
+        if form == "shuffled" and shuffled and kind != "relationship":
             prompt = shuffle(prompt, phrases, draw, brought_in=kind == "abstraction")
         new = (prompt, phrase) not in [(one.text, one.phrase) for one in found]
         if new:

@@ -1,4 +1,4 @@
-"""Whether a prompt is about a concept, told from the text encoder's own outputs."""
+"""Whether a prompt is about a concept, measured on the text encoder's own outputs."""
 
 from __future__ import annotations
 

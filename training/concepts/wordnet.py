@@ -162,12 +162,12 @@ def _synsets(phrase: str) -> list[Any]:
     key = "_".join(phrase.lower().split())
     rank = {"n": 1, "v": 2, "a": 2, "s": 2, "r": 2}
 
-    def order(synset: Any) -> tuple[int, bool]:
+    def rank_of(synset: Any) -> tuple[int, bool]:
         spelled = [name for name in synset.lemma_names() if name.lower() == key]
         named = phrase == phrase.lower() and bool(spelled) and key not in spelled
         return 0 if synset.lexname() in VISUAL else rank[synset.pos()], named
 
-    return sorted(_reader().synsets(key), key=order)
+    return sorted(_reader().synsets(key), key=rank_of)
 
 
 def senses(phrase: str) -> list[Sense]:

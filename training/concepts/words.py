@@ -80,9 +80,9 @@ class Tokenizer(Protocol):
 
     def __len__(self) -> int: ...
 
-    def __call__(self, text: str, **options: Any) -> Any: ...
+    def __call__(self, *args: Any, **options: Any) -> Any: ...
 
-    def convert_ids_to_tokens(self, ids: list[int]) -> list[str]: ...
+    def convert_ids_to_tokens(self, ids: list[int]) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -254,11 +254,11 @@ def mentions(text: str, phrase: str) -> bool:
     """Whether `text` has `phrase` as whole words, in any capitals and in either number ("two mice" for "mouse")."""
     if contains(text, phrase):
         return True
-    wanted, words = (re.findall(r"\w+(?:[-'’]\w+)*", t.lower()) for t in (phrase, text))
-    if not wanted or wanted != phrase.lower().split():
+    sought, words = (re.findall(r"\w+(?:[-'’]\w+)*", t.lower()) for t in (phrase, text))
+    if not sought or sought != phrase.lower().split():
         return False  # "c++" has no plural
-    runs = (words[i : i + len(wanted)] for i in range(len(words) - len(wanted) + 1))
-    return any(all(map(same_noun, wanted, run)) for run in runs)
+    runs = (words[i : i + len(sought)] for i in range(len(words) - len(sought) + 1))
+    return any(all(map(same_noun, sought, run)) for run in runs)
 
 
 def same(first: str, second: str) -> bool:

@@ -1,27 +1,18 @@
 """Measures on generated images: cases → render → judges → tally → result. To evaluate is `run.evaluate`."""
 
-from .attacks import ATTACKS
 from .cases import Case, Content, concept_cases, keys_of, require_measurable
-from .classifier import DemoClassifier, load_classifier
-from .drift import Drift
-from .intervals import wilson
-from .measure import ErasureScore, Share, measure_deletion, measure_erasure, score
+from .classifier import load_classifier
+from .measure import measure_deletion, measure_erasure, score
 from .pictures import PictureFolder
-from .render import Pictures, render
+from .render import render
 from .result import read_evaluation
 from .spec import EvaluationSpec, Subject, concept_of_loras
 
 __all__ = [
-    "ATTACKS",
     "Case",
     "Content",
-    "DemoClassifier",
-    "Drift",
-    "ErasureScore",
     "EvaluationSpec",
     "PictureFolder",
-    "Pictures",
-    "Share",
     "Subject",
     "concept_cases",
     "concept_of_loras",
@@ -33,5 +24,4 @@ __all__ = [
     "render",
     "require_measurable",
     "score",
-    "wilson",
 ]

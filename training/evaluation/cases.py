@@ -123,10 +123,17 @@ class Case:
 class Vocabulary(Protocol):
     """Names that a judge tells apart. synonyms: noun → other words for it that the model was trained on."""
 
-    nouns: Sequence[str]
-    styles: Sequence[str]
-    relations: Sequence[str]
-    synonyms: dict[str, list[str]]
+    @property
+    def nouns(self) -> Sequence[str]: ...
+
+    @property
+    def styles(self) -> Sequence[str]: ...
+
+    @property
+    def relations(self) -> Sequence[str]: ...
+
+    @property
+    def synonyms(self) -> dict[str, list[str]]: ...
 
 
 def keys_of(cases: Iterable[Case]) -> list[Key]:
@@ -184,7 +191,7 @@ def concept_cases(
       with other words).
 
     Args:
-        vocabulary: What the judge can name; None for a judge that is told the concept's own words.
+        vocabulary: What the judge can name; None for a judge that gets the concept's own words.
         images: Of the concept, as many or a few more of its synonyms, and half as many of each other style or relation.
         images_per_other: Of each other noun (without a vocabulary the irrelevant words share `images`).
         images_per_attack: Of each of ATTACKS (with a vocabulary of things only).

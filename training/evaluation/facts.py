@@ -45,7 +45,7 @@ class Tools:
         self.features = make_features(spec.distance, model, where) if spec.distance else None
         if self.features and not captions(self.files):
             raise ConfigError("A distance compares pictures of captions: give a file with a column caption.")
-        self.reference = read_reference(spec.reference, self.features) if spec.reference else None
+        self.reference = read_reference(spec.reference, self.features) if spec.reference and self.features else None
         # of a perceptual distance, and of CLIP scores: whatever is loaded anyway
         self.perception = next((judge.features for judge in self.judges if judge.features), None)
         clips = (*(judge.clip for judge in self.judges), self.features.clip if self.features else None)

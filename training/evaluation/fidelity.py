@@ -72,10 +72,12 @@ def make_features(choice: str, model: Path | None, device: str) -> Features:
 
 
 class _ModelFeatures:
-    is_fid, clip = False, None
+    is_fid = False
+    clip: Clip | None = None
 
     def __init__(self, model: Path | None) -> None:
         self.classifier = own_classifier(model)
+        assert model is not None, "`own_classifier` refuses None"
         self.name = f"{model.name} classifier"
         self.sha256 = sha256_of(model / "classifier" / "model.safetensors")
 
@@ -86,19 +88,21 @@ class _ModelFeatures:
 
 class _ClipFeatures:
     is_fid = False
+    clip: Clip | None
 
     def __init__(self, folder: str, device: str) -> None:
-        self.clip = Clip(folder, device)
-        self.name, self.sha256 = self.clip.name, sha256_of_weights(Path(folder))
+        self.clip = clip = Clip(folder, device)
+        self.name, self.sha256, self.embed = clip.name, sha256_of_weights(Path(folder)), clip.embed_images
 
     def __call__(self, images: Tensor) -> Tensor:
-        return self.clip.embed_images(images)
+        return self.embed(images)
 
 
 class _Inception:
     """The network that FID is defined with, as TorchScript: resizes and scales uint8 pictures itself."""
 
-    is_fid, clip, name = True, None, "Inception v3 (2015-12-05)"
+    is_fid, name = True, "Inception v3 (2015-12-05)"
+    clip: Clip | None = None
 
     def __init__(self, file: str, device: str) -> None:
         path = Path(file).expanduser()

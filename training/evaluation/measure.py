@@ -76,7 +76,8 @@ def measure_erasure(
 
     cases = concept_cases(concept, classifier, images, images_per_other, images_per_attack)
     load_adapter(parts.transformer, weights)
-    base, after = {} if base is None else base, {}
+    base = {} if base is None else base
+    after: Pictures = {}
     set_adapter_scale(parts.transformer, 0.0)
     render(parts, keys_of(cases), base, batch_size, partial(progress, "before"))
     set_adapter_scale(parts.transformer, 1.0)
@@ -99,7 +100,8 @@ def measure_deletion(
     """Measures attention deletion, which trains nothing: no attention to the phrase's tokens, wherever it is written as
     it is (see `models.attention.attention_deletion`). Arguments and errors as `measure_erasure`."""
     cases = concept_cases(concept, classifier, images, images_per_other, images_per_attack)
-    base, after = {} if base is None else base, {}
+    base = {} if base is None else base
+    after: Pictures = {}
     render(parts, keys_of(cases), base, batch_size, partial(progress, "before"))
     forms = forms_of(concept.phrase)
     named = [key for key in keys_of(cases) if any(occurrences(key[0], form) for form in forms)]

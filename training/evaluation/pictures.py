@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Iterator, MutableMapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,7 +37,7 @@ def picture_name(prompt: str, seed: int) -> str:
 
 
 class PictureFolder(MutableMapping[Key, Tensor]):
-    """(prompt, seed) → RGB uint8 [3, H, W], kept as PNG files under `picture_name`s."""
+    """(prompt, seed) → RGB uint8 [3, H, W], stored as PNG files under `picture_name`s."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -45,7 +46,7 @@ class PictureFolder(MutableMapping[Key, Tensor]):
         """Where a picture is, or will be."""
         return self.folder / picture_name(*key)
 
-    def __contains__(self, key: object) -> bool:
+    def __contains__(self, key: Any) -> bool:
         return self.path(key).is_file()
 
     def intact(self, key: Key) -> bool:

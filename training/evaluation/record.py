@@ -111,8 +111,9 @@ class Record:
             results = {name: {"per_image": self.tally(name, known, number)} for name in self.subjects}
             measures.append({"id": "asked", "title": "what was asked for", "results": results})
         for group, labels in judge.groups.items():
+            assert judge.threshold is not None, "a judge with groups finds places by their scores"
             results = {
-                name: both_ways([self.findings[name][number][case.key] for case in cases], labels, judge.threshold)
+                name: count_group([self.findings[name][number][case.key] for case in cases], labels, judge.threshold)
                 for name in self.subjects
             }
             measures.append({"id": group, "title": group, "results": results})
@@ -127,7 +128,7 @@ class Record:
         ]
 
 
-def both_ways(findings: Sequence[Finding], labels: Sequence[str], threshold: float) -> dict[str, Any]:
+def count_group(findings: Sequence[Finding], labels: Sequence[str], threshold: float) -> dict[str, Any]:
     """A group of labels by both conventions of counting.
 
     Returns:
@@ -136,7 +137,7 @@ def both_ways(findings: Sequence[Finding], labels: Sequence[str], threshold: flo
     """
     found = count(findings, labels, threshold)
     places = [
-        sum(place.label in labels and place.score >= threshold for place in finding.detections)
+        sum(place.label in labels and place.score >= threshold for place in finding.detections or ())
         for finding in findings
         if not finding.error
     ]

@@ -201,7 +201,7 @@ class _Work:
             stacks = (self.record.pictures(each, self.untouched) for each in (BASE, name))
             self.drift[name] = dataclasses.asdict(drift_of(self.tools.perception, *stacks))
         features, clip = self.tools.features, self.tools.clip
-        keys: list[Key] = list(map(tuple, captions(self.tools.files)))
+        keys: list[Key] = [(prompt.text, prompt.seed) for prompt in captions(self.tools.files)]
         if not keys or not (features or clip):
             return
         vectors, scores = [], []
@@ -224,7 +224,7 @@ class _Work:
             reference = self.tools.reference.features if self.tools.reference else self.vectors[BASE]
             compared = [name for name in self.ids if self.tools.reference or name != BASE]
             found["distances"] = {name: distances(self.vectors[name], reference, self.spec.seed) for name in compared}
-        if self.scores:
+        if self.scores and self.tools.clip:
             found["clip"] = self.tools.clip.name
             found["clip_score"] = {name: mean_score(scores) for name, scores in self.scores.items()}
         return found

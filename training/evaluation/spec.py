@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..concepts import TEMPLATES, Concept
+from ..concepts import TEMPLATES, Concept, Kind
 from ..errors import ConfigError
 from ..lora.files import mapping_of, sha256_of
 from ..lora.format import KEY_CONCEPT, read_metadata
@@ -107,17 +107,16 @@ class EvaluationSpec:
         """From `to_dict`'s result. Raises ErasureError's subclasses where it is something else."""
         try:
             plain = {name: tuple(value) if isinstance(value, list) else value for name, value in data.items()}
-            return cls(
-                **{
-                    **plain,
-                    "source": FluxSource.from_dict(data["source"]),
-                    "concept": Concept.from_dict(data["concept"]),
-                    "subjects": tuple(Subject(Path(lora) if lora else None, s) for lora, s in data["subjects"]),
-                    "prompts": tuple(Path(path) for path in data["prompts"]),
-                    "reference": Path(data["reference"]) if data["reference"] else None,
-                    "white_box": WhiteBox.from_dict(data["white_box"]) if data.get("white_box") else None,
-                }
-            )
+            fields: dict[str, Any] = {
+                **plain,
+                "source": FluxSource.from_dict(data["source"]),
+                "concept": Concept.from_dict(data["concept"]),
+                "subjects": tuple(Subject(Path(lora) if lora else None, s) for lora, s in data["subjects"]),
+                "prompts": tuple(Path(path) for path in data["prompts"]),
+                "reference": Path(data["reference"]) if data["reference"] else None,
+                "white_box": WhiteBox.from_dict(data["white_box"]) if data.get("white_box") else None,
+            }
+            return cls(**fields)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ConfigError("The evaluation's request is not complete: make it again.") from error
 
@@ -170,10 +169,12 @@ def concept_of_loras(loras: Sequence[Path], phrase: str, classifier: DemoClassif
     phrase = phrase or phrases[0]
     same = [concept for concept in concepts if concept.phrase == phrase]
     if not same:
-        kinds = {"abstraction": classifier.styles, "relationship": classifier.relations} if classifier else {}
-        kind = next((kind for kind, names in kinds.items() if phrase in names), "entity")
+        kinds: dict[Kind, Sequence[str]] = {}
+        if classifier:
+            kinds = {"abstraction": classifier.styles, "relationship": classifier.relations}
+        kind: Kind = next((kind for kind, names in kinds.items() if phrase in names), "entity")
         return Concept(phrase, kind, TEMPLATES[kind])
-    joined = {
+    joined: dict[str, Any] = {
         name: tuple(dict.fromkeys(each for concept in same for each in getattr(concept, name)))
         for name in ("synonyms", "preserve")
     }

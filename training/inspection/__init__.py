@@ -1,6 +1,6 @@
 """Which words paint which pixels: recordings of joint attention, the words behind the tokens, heatmaps."""
 
-from .heatmaps import COLOUR_MAPS, Figure, draw_figure, figure_of, read_figure
+from .heatmaps import COLOUR_MAPS, Figure, figure_of
 from .recording import Recording, choose_blocks, default_blocks, default_time
 from .words import PromptWords, Word, read_prompt
 
@@ -13,8 +13,6 @@ __all__ = [
     "choose_blocks",
     "default_blocks",
     "default_time",
-    "draw_figure",
     "figure_of",
-    "read_figure",
     "read_prompt",
 ]

@@ -34,7 +34,7 @@ def record_pass(
     grid: tuple[int, int],
     blocks: Sequence[int],
 ) -> Recording:
-    """Every text token's attention map at x_t = `latents` [B, N, 64], every head apart."""
+    """Records every text token's attention map at x_t = `latents` [B, N, 64], for each head separately."""
     length = embeds.t5.shape[1]
     capture = AttentionCapture(torch.eye(length)[None], blocks)
     velocity(
@@ -66,7 +66,7 @@ def record_concepts(
     labels: Sequence[str],
     vectors: Tensor,
 ) -> Recording:
-    """The share of each concept at x_t = `latents` [B, N, 64]; vectors [1, C, D] of encode_concepts()."""
+    """Records the share of each concept at x_t = `latents` [B, N, 64]; `vectors` [1, C, D] from encode_concepts()."""
     capture = ConceptCapture(vectors, blocks)
     velocity(transformer, latents, t, embeds, guidance, grid, capture=capture, stop_after_block=max(blocks))
     recording = Recording(OUTPUT, tuple(blocks), len(transformer.transformer_blocks), labels=tuple(labels))
@@ -76,7 +76,7 @@ def record_concepts(
 
 
 def encode_concepts(text: TextEncoders, labels: Sequence[str]) -> Tensor:
-    """[1, C, D]: the T5 vectors of some concepts, each encoded alone."""
+    """The T5 vectors of some concepts, each encoded alone: [1, C, D]."""
     tokens = []
     for label in labels:
         read = read_prompt(text.tokenizer_2, label, text.sequence_length)

@@ -33,10 +33,14 @@ _DETAIL_TIMES = 10
 class Figure:
     """Everything that a drawing of heatmaps needs.
 
-    words: those drawn, end token and padding as words of their own with start = end. maps: fp32 [W, rows, columns],
-    probabilities (or concept shares) averaged over heads, blocks and timesteps and summed over a word's tokens. image:
-    uint8 [H, W, 3]. detail: fp32 [T, L, H, W, rows, columns] for the viewer, perhaps thinned out. The rest says what
-    was recorded and how it is drawn.
+    Attributes:
+        words: The words; end token and padding are words of their own, with start = end.
+        maps: fp32 [W, rows, columns], probabilities (or concept shares), averaged over heads, blocks and timesteps and
+            summed over a word's tokens.
+        image: uint8 [H, W, 3].
+        detail: fp32 [T, L, H, W, rows, columns] for the viewer, with fewer timesteps and pixels where it is large.
+
+    The other attributes say what was recorded and how it is drawn.
     """
 
     kind: str
@@ -58,11 +62,11 @@ class Figure:
 
     @property
     def drawn(self) -> int:
-        """How many of the words are the prompt's own: these are drawn, end and padding are for the viewer."""
+        """The number of the prompt's own words, which are drawn; only the viewer shows end token and padding."""
         return len(self.words) - len(self.special)
 
     def mass(self) -> list[float]:
-        """Of each word, the attention that an image token pays to it on average, 0..1."""
+        """For each word, the mean attention of an image token to it, 0..1."""
         return self.maps.mean((1, 2)).tolist()
 
     def ceiling(self, word: int) -> float:
@@ -109,10 +113,14 @@ def figure_of(
     opacity: float = 0.6,
     scale: str = SCALES[0],
 ) -> Figure:
-    """The figure of some words over one image [H, W, 3] in 0..1, image `index` of the recording's batch.
+    """The figure of some words over one image of a recording.
 
-    prompt: None for concept maps, whose words are the recording's labels. Raises ConfigError for settings out of range
-    and for words whose tokens were not recorded.
+    Args:
+        image: [H, W, 3] in 0..1, image `index` of the recording's batch.
+        prompt: None for concept maps, whose words are the recording's labels.
+
+    Raises:
+        ConfigError: For settings out of range, and for words whose tokens were not recorded.
     """
     if colour_map not in COLOUR_MAPS or scale not in SCALES or not 0 <= opacity <= 1:
         raise ConfigError(f"Choose a colour map ({', '.join(COLOUR_MAPS)}), a scale (shared, each), an opacity 0 to 1.")

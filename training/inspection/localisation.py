@@ -10,10 +10,15 @@ BINS = 256  # of Otsu's histogram
 def localisation(heat: np.ndarray, mask: np.ndarray, others: np.ndarray) -> dict[str, float]:
     """The measures of one heatmap, each 0..1.
 
-    heat: [H, W], not negative; mask: bool [H, W], the object; others: bool [H, W], the other objects.
-    pointing: the highest value lies on the object; iou_best and iou_otsu: intersection over union of the thresholded
-    map, at the best threshold for this map and at Otsu's; precision: average precision over pixels; energy: share of
-    the map's sum on the object (energy pointing game); leakage: that on the other objects.
+    Args:
+        heat: [H, W], not negative.
+        mask: bool [H, W], the object.
+        others: bool [H, W], the other objects.
+
+    Returns:
+        "pointing": whether the highest value lies on the object; "iou_best", "iou_otsu": intersection over union of the
+        map above the best threshold for it, and above Otsu's; "precision": average precision over pixels; "energy": the
+        share of the map's sum on the object (energy pointing game); "leakage": its share on the other objects.
     """
     total = float(heat.sum()) or 1.0
     return {
@@ -27,7 +32,7 @@ def localisation(heat: np.ndarray, mask: np.ndarray, others: np.ndarray) -> dict
 
 
 def area_baseline(mask: np.ndarray, others: np.ndarray) -> dict[str, float]:
-    """What a map without any information gets: a uniform one, pointing at random."""
+    """The measures of a map without any information: a uniform one that points at random."""
     area = float(mask.mean())
     return {
         **dict.fromkeys(("pointing", "iou_best", "iou_otsu", "precision", "energy"), area),

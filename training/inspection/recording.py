@@ -31,7 +31,7 @@ _BEST_TIME = {3: 0.1}  # published rankings: the middle
 
 
 def default_time(double: int) -> float:
-    """The noise t at which a Flux with `double` double blocks finds words best in a picture that is there already."""
+    """The noise level t at which a Flux with `double` double blocks finds words best in a finished picture."""
     return _BEST_TIME.get(double, 0.5)
 
 
@@ -42,10 +42,17 @@ def default_blocks(double: int, kind: str = SOFTMAX) -> tuple[int, ...]:
 
 
 def choose_blocks(text: str, double: int, single: int, kind: str = SOFTMAX) -> tuple[int, ...]:
-    """Indices of blocks, double ones first and single ones counted on from there, in order and each once.
+    """Indices of the blocks that a text names, in ascending order and each once.
 
-    text: "best" (default_blocks of the kind), "double", "single", "all", or a list such as "0, 3-5, s2, s4-s6" where s
-    means a single block. Raises ConfigError for anything else and for blocks that do not exist.
+    Double blocks are counted from 0, single blocks continue after the last double one.
+
+    Args:
+        text: "best" (see `default_blocks`), "double", "single", "all", or a list such as "0, 3-5, s2, s4-s6", where s
+            means a single block.
+        double, single: How many blocks of each sort the model has.
+
+    Raises:
+        ConfigError: For any other text, and for blocks that do not exist.
     """
     named = {
         "best": default_blocks(double, kind),
@@ -53,11 +60,11 @@ def choose_blocks(text: str, double: int, single: int, kind: str = SOFTMAX) -> t
         "single": range(double, double + single),
         "all": range(double + single),
     }
-    wanted = text.strip().lower()
-    if wanted in named:
-        return tuple(named[wanted])
+    choice = text.strip().lower()
+    if choice in named:
+        return tuple(named[choice])
     chosen: set[int] = set()
-    for item in wanted.replace(" ", "").split(","):
+    for item in choice.replace(" ", "").split(","):
         first, _, last = item.partition("-")
         try:
             low, high = (_block(part, double, single) for part in (first, last or first))
@@ -81,11 +88,17 @@ def _block(text: str, double: int, single: int) -> int:
 class Recording:
     """Maps of one sampling run.
 
-    kind: SOFTMAX, attention probabilities of image queries on the first text tokens, or OUTPUT, the share of each
-    concept in every image token. blocks: as choose_blocks() counts them, `double` of them double blocks. After a run
-    `maps` is fp16 [T, L, B, H, K, N] on the CPU (T timesteps in the order of sampling, L blocks, B images, H heads or 1
-    for their mean, K text tokens or concepts, N image tokens row by row of `grid`), multiplied by `unit`, which brings
-    small probabilities into fp16's exact range. times: t of each timestep, 1 is noise. labels: the concepts of OUTPUT.
+    After a run `maps` is fp16 [T, L, B, H, K, N] on the CPU: T timesteps in the order of sampling, L blocks, B images,
+    H heads (1 for their mean), K text tokens or concepts, N image tokens row by row of `grid`.
+
+    Attributes:
+        kind: SOFTMAX, attention probabilities of image queries on the first text tokens, or OUTPUT, the share of each
+            concept in every image token.
+        blocks: As `choose_blocks` counts them.
+        double: The model's number of double blocks.
+        unit: The factor in `maps` that brings small probabilities into fp16's exact range.
+        times: t of each timestep, 1 is noise.
+        labels: The concepts of OUTPUT.
     """
 
     kind: str = SOFTMAX
@@ -100,11 +113,11 @@ class Recording:
     _joined: Tensor | None = field(default=None, repr=False)
 
     def clear(self) -> None:
-        """Forget what was recorded, for another run."""
+        """Deletes what was recorded, before another run."""
         self.times, self._parts, self._joined = [], [], None
 
     def begin(self, grid: tuple[int, int], text_length: int, keys: int) -> None:
-        """The geometry of a run: image tokens, text tokens in the sequence, keys in all."""
+        """Sets the geometry of a run: grid of image tokens, text tokens in the sequence, keys in all."""
         self.grid, self.text_length = grid, text_length
         self.unit = float(keys) if self.kind == SOFTMAX else 1.0
 

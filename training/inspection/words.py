@@ -16,9 +16,11 @@ Range = tuple[int, int]  # half-open
 
 @dataclass(frozen=True)
 class Word:
-    """One word or run of punctuation: its text, its characters [start, end) in the prompt, its token positions.
+    """One word, or run of punctuation, of a prompt.
 
-    A word has no tokens where the tokenizer drops all of its characters (some control characters).
+    Attributes:
+        start, end: Its characters in the prompt, [start, end).
+        tokens: Positions of its tokens; none where the tokenizer drops all of its characters (some control characters).
     """
 
     text: str
@@ -31,9 +33,13 @@ class Word:
 class PromptWords:
     """A prompt as the text encoder reads it.
 
-    ids, pieces and characters hold one entry for every token of the prompt, without end token and padding; the end
-    token is at position len(ids), padding fills the rest of `length` positions. cut: what lies beyond the limit and is
-    not read. Between the words of `words` (and before `cut`) the prompt has nothing but white space.
+    Between the words of `words` (and before `cut`) the prompt has nothing but white space.
+
+    Attributes:
+        ids, pieces, characters: One entry for every token of the prompt, without end token and padding. The end token
+            is at position len(ids), padding fills the rest.
+        length: Positions in all.
+        cut: The text beyond the limit, which the encoder does not read.
     """
 
     prompt: str
@@ -90,17 +96,17 @@ def read_prompt(tokenizer: Tokenizer, segments: str | Sequence[str], length: int
         ids += encoded["input_ids"]
         characters += [_trimmed(prompt, base + a, base + b) for a, b in encoded["offset_mapping"]]
         base += len(segment)
-    kept = max(length - 1, 0)
+    limit = max(length - 1, 0)
     words = [
-        Word(word.text, word.start, word.end, tuple(n for n in word.tokens if n < kept))
+        Word(word.text, word.start, word.end, tuple(n for n in word.tokens if n < limit))
         for word in _words(prompt, characters)
-        if not word.tokens or word.tokens[0] < kept
+        if not word.tokens or word.tokens[0] < limit
     ]
-    while len(ids) > kept and words and not words[-1].tokens:  # dropped characters beyond the limit
+    while len(ids) > limit and words and not words[-1].tokens:  # dropped characters beyond the limit
         words.pop()
-    cut = prompt[words[-1].end if words else 0 :].strip() if len(ids) > kept else ""
-    pieces = tokenizer.convert_ids_to_tokens(ids[:kept])
-    return PromptWords(prompt, tuple(ids[:kept]), tuple(pieces), tuple(characters[:kept]), tuple(words), length, cut)
+    cut = prompt[words[-1].end if words else 0 :].strip() if len(ids) > limit else ""
+    pieces = tokenizer.convert_ids_to_tokens(ids[:limit])
+    return PromptWords(prompt, tuple(ids[:limit]), tuple(pieces), tuple(characters[:limit]), tuple(words), length, cut)
 
 
 def _trimmed(prompt: str, start: int, end: int) -> Range:

@@ -20,8 +20,10 @@ LOADED = ("train", "samples", "save")  # phases in which a training has taken th
 class Admission:
     """Asks the host to free memory, and says why a job must wait.
 
-    make_room: called for a job before it starts and now and then while it waits; what it frees may come later. free:
-    the bytes that are free on a device, None where that cannot be told.
+    Args:
+        make_room: Called for a job before it starts, and again from time to time while it waits. It may return before
+            the memory is free.
+        free: The bytes that are free on a device; None where they are not known.
     """
 
     def __init__(

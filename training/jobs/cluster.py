@@ -7,6 +7,7 @@ again by Ray and goes on from the job's last checkpoint; what is finished is nev
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
@@ -103,7 +104,7 @@ def _connected(address: str | None, slots: int | None) -> Any:
     if address is None:
         options |= {"num_cpus": slots, "include_dashboard": False}
     try:
-        ray.init(address=address, logging_level="warning", **options)
+        ray.init(address=address, logging_level=logging.WARNING, **options)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise ConfigError(f"The Ray cluster {address or 'of this machine'} does not answer ({error}).") from error
     return ray

@@ -34,13 +34,13 @@ class EvaluationKind:
         return EvaluationRequest.from_dict(data)
 
     def steps(self, request: EvaluationRequest) -> int:
-        return 0  # told by its first event
+        return 0  # its first event says it
 
     def need(self, request: EvaluationRequest) -> list[MemoryPlan]:
         # Encoders, transformer and decoder are there at the same time; a batch is rendered as samples are.
         like = ErasureRequest(request.source, request.spec.concept, ErasureConfig(), request.name, "/", request.device)
         phases = estimate_memory(like, pictures=request.spec.batch_size).phases
-        return [MemoryPlan(request, phases["encode"] + phases["samples"])]
+        return [MemoryPlan(like, phases["encode"] + phases["samples"])]
 
     def chosen(self, plans: list[MemoryPlan], folder: Path) -> MemoryPlan:
         return plans[0]

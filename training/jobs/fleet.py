@@ -26,9 +26,9 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from ..concepts import make_concept, vocabulary_of
+from ..concepts import Kind, make_concept, vocabulary_of
 from ..errors import ConfigError, ErasureError
 from ..models.source import PRECISIONS, FluxSource
 from ..request import ErasureRequest
@@ -86,7 +86,7 @@ def request_of(
     config = ErasureConfig.from_dict({name: read_cell(name, cells[name]) for name in cells if name in SETTINGS})
     concept = make_concept(
         cells.get("phrase", ""),
-        cells.get("kind", "entity"),
+        cast(Kind, cells.get("kind", "entity")),  # make_concept refuses what is no kind
         cells.get("template"),
         seed=config.seed,
         vocabulary=vocabulary,
@@ -123,7 +123,8 @@ class ProgressLines:
     """Prints a line for each change of a job's state."""
 
     def __init__(self, print_line: Callable[[str], None]):
-        self._print, self._states = print_line, {}
+        self._print = print_line
+        self._states: dict[str, tuple[str, str]] = {}
 
     def update(self, job: Job) -> None:
         """Takes a job as it is now."""

@@ -1,4 +1,4 @@
-"""A job as it stood when its folder was read, and what clients are told of it."""
+"""A job in the state in which its folder was read, and its description for clients."""
 
 from __future__ import annotations
 
@@ -80,9 +80,10 @@ class Job:
         return [event for file, event in found.items() if (self.folder.samples / Path(file).name).is_file()]
 
     def to_dict(self, samples: bool = True) -> dict[str, Any]:
-        """What the web page and other clients are told; no path of this machine is in it.
+        """The description for the web page and other clients, without paths of this machine.
 
-        samples: with what must be read from other files too, the samples and what a cheaper retry would change.
+        Args:
+            samples: Add what must be read from other files: the samples, and what a cheaper retry would change.
         """
         state = {**vars(self.state), "losses": dict(self.state.losses)}
         for private in ("pid", "process_created", "events"):
@@ -118,4 +119,4 @@ class Job:
             found = kind.cheaper(kind.read(self.request), self.folder.path, self.state.phase)
         except ErasureError:  # the model is gone
             return None
-        return found and found.change
+        return found.change if found else None

@@ -46,12 +46,12 @@ class QueueSettings:
         return replace(new, lora_folder=_folder(new.lora_folder))
 
     def to_dict(self) -> dict[str, Any]:
-        """As clients are told."""
+        """As JSON for clients."""
         return asdict(self)
 
 
 def _folder(path: object) -> str:
-    """A folder below another one, as it is kept. Raises ConfigError where it could lead out of that."""
+    """A folder below another one, as queue.json stores it. Raises ConfigError where it could lead out of that."""
     parts = [part for part in str(path).replace("\\", "/").split("/") if part]
     try:
         return "/".join(validate_name(part) for part in parts)

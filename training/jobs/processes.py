@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -26,8 +27,8 @@ ENVIRONMENT = {"PYTHONUTF8": "1", "MKL_DYNAMIC": "FALSE", "MKL_CBWR": "AUTO,STRI
 
 def start_detached(command: list[str], log: Path) -> subprocess.Popen[bytes]:
     """Starts a process in a session of its own, so that it outlives this one; its output is appended to `log`."""
-    options: dict[str, object] = {"start_new_session": True}
-    if os.name == "nt":
+    options: dict[str, Any] = {"start_new_session": True}
+    if sys.platform == "win32":
         options = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP | subprocess.CREATE_NO_WINDOW}
     with log.open("ab") as output:
         return subprocess.Popen(

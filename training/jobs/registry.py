@@ -11,10 +11,10 @@ from .evaluation_kind import EvaluationKind
 from .kinds import JobKind, Report, Request
 from .training_kind import TrainingKind
 
-KINDS: dict[str, JobKind] = {kind.name: kind for kind in (TrainingKind(), EvaluationKind())}
+KINDS: dict[str, JobKind[Any]] = {kind.name: kind for kind in (TrainingKind(), EvaluationKind())}
 
 
-def kind_of(data: dict[str, Any]) -> JobKind:
+def kind_of(data: dict[str, Any]) -> JobKind[Any]:
     """The kind of job that a request's JSON is for. Raises JobOfOtherVersion for one that is not known here."""
     kind = KINDS.get(data.get("kind", TrainingKind.name))
     if kind is None:

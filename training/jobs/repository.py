@@ -1,6 +1,6 @@
 """The jobs of one user folder: create, read, list, stop, resume, clone, delete.
 
-A change is on disk before it is told.
+A change is on disk before anybody is notified of it.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ class JobRepository:
             raise JobNotFound(f"There is no job {str(job_id)[:80]!r}: it may have been deleted.")
         return self._read(self.root / job_id)
 
-    def list(self) -> list[Job]:
+    def list(self) -> Sequence[Job]:
         """All jobs that can be read, oldest first; problems() says what is wrong with the others."""
         return self.scan()[0]
 
@@ -52,7 +52,7 @@ class JobRepository:
         """What is wrong with the jobs that list() leaves out, one sentence each, by id."""
         return self.scan()[1]
 
-    def scan(self) -> tuple[list[Job], dict[str, str]]:
+    def scan(self) -> tuple[Sequence[Job], dict[str, str]]:
         """(list(), problems()) in one go."""
         jobs: list[Job] = []
         problems: dict[str, str] = {}

@@ -44,7 +44,7 @@ class Reporter:
     def __call__(self, event: dict[str, Any]) -> None:
         """Takes one event (see trainer.run)."""
         if "lora" in event:
-            event = {**event, "lora": Path(event["lora"]).name}  # clients are told no path of this machine
+            event = {**event, "lora": Path(event["lora"]).name}  # clients see no path of this machine
         if event["type"] == "step":
             changes = {name: event[name] for name in ("step", "total", "losses", "seconds_per_step") if name in event}
             self.state = replace(self.state, **changes, phase="train", message="")
@@ -130,7 +130,7 @@ _OUT_OF_MEMORY = re.compile(
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory was missing, on the device or in the computer, even if it was told as another error."""
+    """Whether memory was missing, on the device or in the computer, even if another error reports it."""
     return any(
         isinstance(known, MemoryError)
         or (isinstance(known, OSError) and known.errno == errno.ENOMEM)
@@ -140,7 +140,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def out_of_memory(folder: JobFolder, state: JobState) -> str:
-    """Where memory was missing, what is kept and what would help, as one sentence."""
+    """One sentence: where memory was missing, which checkpoint is there, and what would help."""
     saved = [event["step"] for event in folder.events() if event["type"] == "checkpoint"]
     checkpoint = f" (the checkpoint of step {saved[-1]} is kept)" if saved else ""
     try:

@@ -11,7 +11,7 @@ import logging
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -97,7 +97,7 @@ class Scheduler:
         self._relay(jobs)
         self._tell_of_list(jobs)
 
-    def _fill_slots(self, jobs: list[Job], busy: set[str]) -> None:
+    def _fill_slots(self, jobs: Sequence[Job], busy: set[str]) -> None:
         """Starts queued jobs; one that must wait for memory lets those behind it pass."""
         settings = self.queue.settings()
         free = (settings.slots if self.slots is None else self.slots) - len(busy)
@@ -186,7 +186,7 @@ class Scheduler:
                 job.folder.change("failed", f"The worker could not be started ({error.strerror}): resume it.")
         return False
 
-    def _relay(self, jobs: list[Job]) -> None:
+    def _relay(self, jobs: Sequence[Job]) -> None:
         first = self._positions is None
         positions = self._positions or {}
         self._positions = {job.id: positions[job.id] for job in jobs if job.id in positions}
@@ -200,7 +200,7 @@ class Scheduler:
             if start == end and job.state.state in ENDED and time.time() - job.state.since > 10:
                 self._silent[job.id] = job.state.since
 
-    def _tell_of_list(self, jobs: list[Job]) -> None:
+    def _tell_of_list(self, jobs: Sequence[Job]) -> None:
         """Tells that jobs came, went or changed their order in the queue: no job's own events say so."""
         listed = ({job.id for job in jobs}, [job.id for job in self.queue.jobs(jobs)])
         if self._listener is not None and self._listed not in (None, listed):

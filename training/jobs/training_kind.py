@@ -48,7 +48,10 @@ class TrainingKind:
         """Where only batches become smaller it goes on from the last checkpoint, otherwise it starts anew."""
         request = memory.planned_request(request, folder)
         found = memory.cheaper(request, phase)
-        return found and Cheaper(*found, partial(_carry_over, folder, request, found[0]))
+        if found is None:
+            return None
+        smaller, change = found
+        return Cheaper(smaller, change, partial(_carry_over, folder, request, smaller))
 
     def run(
         self, request: ErasureRequest, folder: Path, report: Report, should_stop: Callable[[], bool]

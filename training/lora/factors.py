@@ -158,8 +158,8 @@ def _svd(matrix: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     u, s, v = torch.linalg.svd(matrix, full_matrices=False)
     # what is not kept here is rounding: the values that sum up to less than NOISE
     tail = s.flip(0).square().cumsum(0).flip(0).sqrt()
-    kept = max(1, int((tail > NOISE * s.norm()).sum()))
-    return u[:, :kept], s[:kept], v[:kept]
+    rank = max(1, int((tail > NOISE * s.norm()).sum()))
+    return u[:, :rank], s[:rank], v[:rank]
 
 
 def _cut(change: Tensor, rank: int | None, kind: str) -> Factors:
@@ -176,5 +176,5 @@ def _cut(change: Tensor, rank: int | None, kind: str) -> Factors:
     else:
         u, s, v = _svd(change)
     root = s[:MAX_RANK].sqrt()
-    kept = float(s[:MAX_RANK].square().sum())
-    return Factors(root[:, None] * v[:MAX_RANK], u[:, :MAX_RANK] * root, rank, kind, max(0.0, total - kept), total)
+    covered = float(s[:MAX_RANK].square().sum())
+    return Factors(root[:, None] * v[:MAX_RANK], u[:, :MAX_RANK] * root, rank, kind, max(0.0, total - covered), total)

@@ -245,7 +245,7 @@ def _foreign(path: Path, base: str) -> LoraError:
 def _left_out(
     path: Path, names: Sequence[str], keys: Mapping[str, LoraKey], layers: dict[tuple[str, bool], dict[str, Tensor]]
 ) -> list[str]:
-    """Sentences about what is left out; takes it out of `layers`. What is zero changes nothing and is not told."""
+    """Removes from `layers` what is left out; returns sentences about it, none about tensors that are all zero."""
     notes = []
     text = [name for name in names if is_text_encoder(name)]
     if text:
@@ -297,7 +297,7 @@ def _weights(
             if part in weights:
                 raise LoraError(f"{path.name} has two LoRAs of {part}: choose a file that was not mixed of two.")
             weights[part] = piece
-    notes = [_told(path, kind, each) for kind, each in made.items()]
+    notes = [_conversion_note(path, kind, each) for kind, each in made.items()]
     if config is not None and odd is not None:
         notes.append(
             f"{path.name}: {config.where} says rank {config.rank_of(odd[0])} where {odd[0]} has {odd[1]}, so it is of "
@@ -309,7 +309,7 @@ def _weights(
     return weights, notes, bool(scaled)
 
 
-def _told(path: Path, kind: str, made: Sequence[Factors]) -> str:
+def _conversion_note(path: Path, kind: str, made: Sequence[Factors]) -> str:
     """What became of layers that were no LoRA."""
     rank, total = max(len(each.a) for each in made), sum(each.total for each in made)
     error = math.sqrt(sum(each.lost for each in made) / total) if total else 0.0
@@ -373,8 +373,8 @@ def _parts(module: str, native: bool, value: tuple[Tensor, Tensor, float]) -> Lo
             continue
         if not used.any():
             used[0] = True
-        kept = int(used.sum())
-        parts[part] = (a[used], own[:, used], alpha * kept / len(a))
+        rank = int(used.sum())
+        parts[part] = (a[used], own[:, used], alpha * rank / len(a))
     return parts
 
 

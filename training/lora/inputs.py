@@ -56,8 +56,8 @@ def low_rank_factor(moment: Tensor, columns: int) -> Tensor:
     """F [at most `columns`, inputs] with Fᵀ F the best approximation of a second moment [inputs, inputs]."""
     values, vectors = torch.linalg.eigh(moment.double())
     values, vectors = values.flip(0)[:columns].clamp_min(0), vectors.flip(1)[:, :columns]
-    kept = max(1, int((values > ENERGY * values.sum()).sum()))
-    return (vectors[:, :kept] * values[:kept].sqrt()).T.contiguous()
+    rank = max(1, int((values > ENERGY * values.sum()).sum()))
+    return (vectors[:, :rank] * values[:rank].sqrt()).T.contiguous()
 
 
 def inputs_path(lora: str | Path) -> Path:

@@ -106,15 +106,15 @@ def merge(
         floor = NOISE * factor * sum(float(stack.b[:, own].norm() * stack.a[own].norm()) for _, own in stack.owners)
         factors = thin_svd(b, a) if mode == "svd" else None  # the others need them where a rank is redundant
         values = factors[1] if factors else singular_values(b, a)
-        kept = min(_needed(values, max(REDUNDANT * float(values.norm()), floor)), rank or len(values))
+        size = min(_needed(values, max(REDUNDANT * float(values.norm()), floor)), rank or len(values))
         total += float(values.square().sum())
-        lost += float(values[kept:].square().sum())
-        if kept and mode != "svd" and kept == len(values) == b.shape[1]:  # nothing is redundant: a and b may stay
+        lost += float(values[size:].square().sum())
+        if size and mode != "svd" and size == len(values) == b.shape[1]:  # nothing is redundant: a and b may stay
             found[module] = (b.float(), a.float(), values)
-        elif kept:
+        elif size:
             u, values, v = factors or thin_svd(b, a)
-            root = values[:kept].sqrt()
-            found[module] = ((u[:, :kept] * root).float(), (root[:, None] * v[:kept]).float(), values[:kept])
+            root = values[:size].sqrt()
+            found[module] = ((u[:, :size] * root).float(), (root[:, None] * v[:size]).float(), values[:size])
         if error is None:
             report.add(module, stack, found.get(module))
         if progress is not None:
@@ -241,10 +241,10 @@ def _cut(found: dict[str, tuple[Tensor, Tensor, Tensor]], allowed: float) -> flo
     smallest = every[min(dropped, len(every) - 1)]  # the largest value stays in any case
     lost = 0.0
     for module, (b, a, values) in list(found.items()):
-        kept = int((values.square() >= smallest).sum())
-        lost += float(values[kept:].square().sum())
-        if kept:
-            found[module] = (b[:, :kept].clone(), a[:kept].clone(), values[:kept])
+        rank = int((values.square() >= smallest).sum())
+        lost += float(values[rank:].square().sum())
+        if rank:
+            found[module] = (b[:, :rank].clone(), a[:rank].clone(), values[:rank])
         else:
             del found[module]
     return lost

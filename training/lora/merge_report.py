@@ -27,7 +27,7 @@ class MergeReport:
         count = len(sources)
         self.size = torch.zeros(count)  # ‖w_i ΔW_i‖² with G = 1
         # [i, j] = ⟨·, ·⟩ on i's inputs: own change squared, that of j squared, merged · own, merged squared
-        self.own, self.kept, self.merged = torch.zeros(2, count), torch.zeros(2, count), torch.zeros(2, count)
+        self.own, self.projection, self.merged = torch.zeros(2, count), torch.zeros(2, count), torch.zeros(2, count)
         self.others = torch.zeros(2, count, count)
 
     def add(self, module: str, stack: Stack, found: tuple[Tensor, Tensor, Tensor] | None) -> None:
@@ -43,7 +43,7 @@ class MergeReport:
             cross, square = new_b.T @ b, new_b.T @ new_b
         inner = member.T @ (gram * (a @ a.T)) @ member  # [i, j] = ⟨w_i ΔW_i, w_j ΔW_j⟩
         self.size += inner.diagonal()
-        kept = (cross * (new_a @ a.T)).sum(0) @ member
+        projection = (cross * (new_a @ a.T)).sum(0) @ member
         merged = float((square * (new_a @ new_a.T)).sum())
         site = input_site(module)
         stored = {
@@ -55,7 +55,7 @@ class MergeReport:
         for index, _ in stack.owners:
             if index not in stored:
                 self.own[0, index] += inner[index, index]
-                self.kept[0, index] += kept[index]
+                self.projection[0, index] += projection[index]
                 self.merged[0, index] += merged
                 self.others[0, index] += inner[index].abs()
         if not known:
@@ -73,7 +73,7 @@ class MergeReport:
         self.merged[1] += ((square @ new_on) * new_on).sum(0) @ placed
         for (index, own), columns in zip(known, column.bincount().cumsum(0).tolist(), strict=True):
             part = slice(columns - len(stored[index]), columns)
-            self.kept[1, index] += (cross[:, own] * (new_on[:, part] @ on[own, part].T)).sum()
+            self.projection[1, index] += (cross[:, own] * (new_on[:, part] @ on[own, part].T)).sum()
 
     def to_dict(self, every: Sequence[Source]) -> dict[str, Any]:
         """{"sources": [...], "interference": matrix}; `every` source of the merge, those of weight 0 among them.
@@ -108,8 +108,8 @@ class MergeReport:
                 continue
             basis = int(self.own[1, index] > 0)
             own = float(self.own[basis, index])
-            kept = float(self.kept[basis, index]) / own if own else 0.0
-            distance = float(self.merged[basis, index]) - 2 * float(self.kept[basis, index]) + own
+            retained = float(self.projection[basis, index]) / own if own else 0.0
+            distance = float(self.merged[basis, index]) - 2 * float(self.projection[basis, index]) + own
             ratios = self.others[basis, index] / own if own else torch.zeros(len(self.sources))
             ratios = ratios.sqrt() if basis else ratios
             line = [
@@ -120,8 +120,8 @@ class MergeReport:
                 {
                     **row,
                     "share": round(float(self.size[index] / self.size.sum().clamp_min(1e-30)), 4),
-                    "kept": round(kept, 4),
-                    "dilution": round(1 - kept, 4),
+                    "kept": round(retained, 4),
+                    "dilution": round(1 - retained, 4),
                     "deviation": round(math.sqrt(max(0.0, distance) / own), 4) if own else 0.0,
                     "basis": ("weights", "inputs")[basis],
                     "interference": max((value for value in line if value is not None), default=0.0),

@@ -49,7 +49,7 @@ _SECOND_ENCODER = re.compile(r"lora_te2_|text_encoder_2\.")
 
 def other_base(shapes: Mapping[str, tuple[int, ...]]) -> str | None:
     """The model whose layers these are ("Qwen-Image"), from the names of a LoRA file's tensors and their shapes; None
-    if it cannot be told.
+    if they do not show it.
 
     Shapes of A and B tell models that share names with Flux.1: the MLPs of FLUX.2 are gated (Black Forest Labs'
     flux2 repository), and it and Qwen-Image have other numbers of blocks.

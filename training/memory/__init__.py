@@ -1,12 +1,11 @@
 """What a training needs of memory: the estimate by phase, the plan that fits, and advice in sentences."""
 
 from .advice import cheaper, explain, shortage
-from .estimate import GB, MemoryEstimate, ModelSize, block_sizes, estimate_memory, free_memory, model_size
+from .estimate import GB, ModelSize, block_sizes, estimate_memory, free_memory
 from .plan import MemoryPlan, load_plan, memory_plans, overview, plan_memory, planned_request
 
 __all__ = [
     "GB",
-    "MemoryEstimate",
     "MemoryPlan",
     "ModelSize",
     "block_sizes",
@@ -16,7 +15,6 @@ __all__ = [
     "free_memory",
     "load_plan",
     "memory_plans",
-    "model_size",
     "overview",
     "plan_memory",
     "planned_request",

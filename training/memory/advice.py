@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 from ..models.device import pick_device
 from ..models.source import QUANTISED
@@ -27,14 +28,14 @@ def explain(choice: PlanChoice) -> str:
 def _chosen_by_memory(choice: PlanChoice) -> str:
     plan, plans, free = choice.plan, choice.plans, choice.free
     if free is None:
-        return f"Training in {plan}: how much memory is free cannot be told here."
+        return f"Training in {plan}: how much memory is free is not known here."
     needs = f"needs about {plan.need / GB:.1f} of {free / GB:.1f} GB that are free"
     if plan.need > free:
         return f"Training in {plan}, which needs least: it {needs}, and may run out."
     faster = plans[: plans.index(plan)]
     if not faster:
-        return f"Training in {plan}, the fastest way: it {needs}."
-    return f"Training in {plan}, the fastest way that fits: it {needs}, {faster[-1]} {faster[-1].need / GB:.1f} GB."
+        return f"Training in {plan}, the fastest plan: it {needs}."
+    return f"Training in {plan}, the fastest plan that fits: it {needs}, {faster[-1]} {faster[-1].need / GB:.1f} GB."
 
 
 def _streaming(plan: MemoryPlan) -> str:
@@ -62,7 +63,7 @@ def cheaper(request: ErasureRequest, phase: str = "train") -> tuple[ErasureReque
 def _savings(request: ErasureRequest, phase: str) -> Iterator[tuple[ErasureRequest, str]]:
     config = request.config
 
-    def with_settings(**changes: int | str) -> ErasureRequest:
+    def with_settings(**changes: Any) -> ErasureRequest:
         return replace(request, config=replace(config, **changes))
 
     def saves(other: ErasureRequest) -> bool:

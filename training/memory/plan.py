@@ -25,7 +25,7 @@ RING = 2  # blocks on the device in plans that stream them
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """One way to train a request.
+    """A plan for training a request.
 
     Attributes:
         request: with nothing left open.
@@ -122,8 +122,8 @@ def choose(plans: list[MemoryPlan], free: int | None) -> MemoryPlan:
     if free is None:
         return plans[0]
     own = free_memory("cpu")
-    fitting = (plan for plan in plans if plan.need <= free and plan.waiting <= own)
-    return next(fitting, min(plans, key=lambda plan: (plan.need, plan.waiting)))
+    fitting = [plan for plan in plans if plan.need <= free and (own is None or plan.waiting <= own)]
+    return fitting[0] if fitting else min(plans, key=lambda plan: (plan.need, plan.waiting))
 
 
 def plan_memory(request: ErasureRequest, folder: Path, free: int | None = None) -> PlanChoice:

@@ -2,7 +2,7 @@
 
 from ..concepts import Concept
 from ..settings import ErasureConfig
-from .base import Level, Method, MethodFactory, Prompts, Term
+from .base import Method, MethodFactory, Prompts
 from .concept_ablation import ConceptAblation
 from .eraseanything import EraseAnything
 from .esd import ESD
@@ -21,4 +21,4 @@ def make_method(concept: Concept, config: ErasureConfig) -> Method:
     return METHODS[config.method](concept, config)
 
 
-__all__ = ["METHODS", "Level", "Method", "Prompts", "Term", "make_method"]
+__all__ = ["METHODS", "Method", "Prompts", "make_method"]

@@ -1,4 +1,4 @@
-"""What methods share that send each prompt with the concept to the same prompt with an anchor word in its place."""
+"""The part that anchored methods share: they send a prompt to the same prompt with an anchor in the concept's place."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from .trajectories import TrajectoryMethod, one_of_each_distance
 
 
 class AnchoredMethod(TrajectoryMethod):
-    """The bank's "erase.anchor" holds v_o under the anchor prompt c_a.
+    """A trajectory method whose bank holds v_o under the anchor prompt c_a, as "erase.anchor".
 
-    Without `ErasureConfig.anchor` the anchor is the concept's irrelevant word of middle distance: near enough for the
-    rest of the picture to stay as it is. (The empty prompt says nothing of the rest, and is where ESD goes.)
+    If `ErasureConfig.anchor` is empty, the anchor is the concept's irrelevant word of middle distance, which is near
+    enough for the rest of the picture to stay as it is. (ESD's target, the empty prompt, does not ask for the rest.)
     """
 
     other = "anchor"
@@ -28,7 +28,11 @@ class AnchoredMethod(TrajectoryMethod):
         return " ".join(self.config.anchor.split()) or one_of_each_distance(self.concept.irrelevant)[-1]
 
     def plan(self, prompts: Prompts, tokenizer: Any, sequence_length: int) -> None:
-        """As every method, once the anchor is known to be of use: ConceptError where it is not."""
+        """See `base.Method`.
+
+        Raises:
+            ConceptError: Where the anchor contains the concept, or the text encoder does not know it.
+        """
         if any(occurrences(self.anchor, name) for name in self.concept.names()):
             raise ConceptError(f'The anchor "{self.anchor}" contains the concept: choose what is to take its place.')
         if not vocabulary_of(tokenizer)(self.anchor):
@@ -38,13 +42,13 @@ class AnchoredMethod(TrajectoryMethod):
         super().plan(prompts, tokenizer, sequence_length)
 
     def target(self, prompt: ErasePrompt) -> str:
-        """The anchor prompt, in the same number."""
+        """The anchor prompt, in the plural where the prompt has the concept's plural."""
         several = prompt.phrase != prompt.name and prompt.phrase == plural(prompt.name)  # else it is a misspelling
         return substitute(prompt.text, prompt.phrase, plural(self.anchor) or self.anchor if several else self.anchor)
 
     @property
     def on_target_paths(self) -> bool:
-        """On the concept's own, for every kind."""
+        """False: trajectories are sampled under the concept's own prompts, for every kind."""
         return False
 
     def _destination(self, point: dict[str, Tensor], strength: float) -> Tensor:

@@ -1,6 +1,7 @@
 """Concept Ablation, model-based (Kumari et al., ICCV 2023): a prompt with the concept becomes one with an anchor word.
 
-Under the concept's prompt the model learns to do what the base does under the anchor prompt; there it stays as it is.
+Under the concept's prompt the model learns the base's velocity under the anchor prompt. Under the anchor prompt itself
+it stays as it is.
 """
 
 from __future__ import annotations
@@ -24,11 +25,11 @@ class ConceptAblation(AnchoredMethod):
 
     @property
     def on_target_paths(self) -> bool:
-        """The paper takes its images from the anchor."""
+        """True: the paper's training images show the anchor."""
         return True
 
     def losses(self, level: str, flow: Flow, generator: torch.Generator) -> list[Term]:
-        """Ablation, then retention, each on a fresh draw from the bank."""
+        """Ablation, then retention, each on random points of the bank."""
         point, strength = self._erase_point(flow, generator)
         value = losses.velocity_matching(self._student(flow, point, strength), self._destination(point, strength))
         return [Term("anchor", value, self.config.weight_esd), *self._retention(flow, generator)]

@@ -24,7 +24,7 @@ from . import losses
 from .base import Level, Prompts, Term
 from .trajectories import TrajectoryMethod, one_of_each_distance
 
-CONTRAST_PROMPTS = 8  # prompts and noises that L_rsc draws from
+CONTRAST_PROMPTS = 8  # prompts, each with its own noise, that L_rsc chooses among
 
 
 class EraseAnything(TrajectoryMethod):
@@ -40,7 +40,7 @@ class EraseAnything(TrajectoryMethod):
         return self.concept.preserve
 
     def plan(self, prompts: Prompts, tokenizer: Any, sequence_length: int) -> None:
-        """Erase and preservation prompts, contrast prompts, and where the concept is in each."""
+        """Registers erase, preservation and contrast prompts, and locates the concept's tokens in each."""
         super().plan(prompts, tokenizer, sequence_length)
         concept = self.concept
         spans: dict[int, Tensor] = {}
@@ -57,7 +57,7 @@ class EraseAnything(TrajectoryMethod):
             words = one_of_each_distance(concept.irrelevant)
             own = [prompt.text for prompt in self.erase_prompts if prompt.phrase == concept.phrase][:CONTRAST_PROMPTS]
             for number, text in enumerate(own):
-                # without a synonym: away from what the base itself makes of the concept
+                # Where the concept has no synonym, features move away from the base's own features of the concept.
                 other = concept.synonyms[number % len(concept.synonyms)] if concept.synonyms else concept.phrase
                 self.contrast.append(
                     (
@@ -83,7 +83,7 @@ class EraseAnything(TrajectoryMethod):
         return losses.attention_features(capture.columns)
 
     def collect(self, flow: Flow, embeds: TextEmbeds, progress: Progress) -> dict[str, Tensor]:
-        """Trajectories of erase and preservation prompts with the teacher's velocities, and the contrast's features."""
+        """Records the trajectories (see TrajectoryMethod) and the teacher's attention features for L_rsc."""
         bank = super().collect(flow, embeds, progress)
         self.embeds = embeds
         if self.contrast:
@@ -99,13 +99,13 @@ class EraseAnything(TrajectoryMethod):
         return bank
 
     def levels(self) -> tuple[Level, ...]:
-        """Erase, then preserve, where there is something to preserve; one level for all where it is not bi-level."""
+        """Erase, then preserve; erase alone where nothing is preserved or where `bilevel` is off."""
         erase = Level("erase", self.config.lr_erase)
         keep = (self.preserve and self.config.weight_lora > 0) or (self.contrast and self.config.weight_rsc > 0)
         return (erase, Level("preserve", self.config.lr_preserve)) if keep and self.config.bilevel else (erase,)
 
     def losses(self, level: str, flow: Flow, generator: torch.Generator) -> list[Term]:
-        """One level's terms on a fresh draw from the bank."""
+        """The level's terms on random points of the bank."""
         if not self.config.bilevel:
             return [*self._erase(flow, generator), *self._preserve(flow, generator)]
         return self._erase(flow, generator) if level == "erase" else self._preserve(flow, generator)

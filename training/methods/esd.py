@@ -1,4 +1,4 @@
-"""ESD (Gandikota et al., ICCV 2023): velocities under the concept's prompts are sent away from it; nothing is kept."""
+"""ESD (Gandikota et al., ICCV 2023): moves velocities under the concept's prompts away from it, preserves nothing."""
 
 from __future__ import annotations
 
@@ -11,10 +11,13 @@ from .trajectories import TrajectoryMethod
 
 
 class ESD(TrajectoryMethod):
-    """L_esd alone; see `base.Method`. Published with x_t from the student's own sampling: that is `refresh_every`."""
+    """L_esd alone; see `base.Method`.
+
+    The paper samples x_t with the student itself: `ErasureConfig.refresh_every` comes nearest to that.
+    """
 
     def losses(self, level: str, flow: Flow, generator: torch.Generator) -> list[Term]:
-        """L_esd on a fresh draw from the bank."""
+        """L_esd on random points of the bank."""
         point, strength = self._erase_point(flow, generator)
         value = losses.velocity_matching(self._student(flow, point, strength), self._destination(point, strength))
         return [Term("esd", value, self.config.weight_esd)]

@@ -19,12 +19,12 @@ GAMMA = 100.0  # the paper's γ
 class GEM(AnchoredMethod):
     """The gap margin loss alone, with `ErasureConfig.eta` as its η; see `base.Method`.
 
-    Published with x_t from the student's rollouts (`refresh_every`), rank 16 on q and k of both streams (`targets`
-    both_qk) and 250 samples in all.
+    The paper takes x_t from the student's rollouts (see `refresh_every`), trains rank 16 on q and k of both streams
+    (`targets` both_qk), and uses 250 samples in all.
     """
 
     def losses(self, level: str, flow: Flow, generator: torch.Generator) -> list[Term]:
-        """The loss on a fresh draw from the bank."""
+        """The gap margin on random points of the bank."""
         config = self.config
         point, strength = self._erase_point(flow, generator)
         student, anchor = self._student(flow, point, strength), self._destination(point, strength)

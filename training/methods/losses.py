@@ -17,23 +17,34 @@ from torch import Tensor
 def negative_guidance_target(
     base_concept: Tensor, base_empty: Tensor, eta: Tensor | float, strength: Tensor | float = 1.0
 ) -> Tensor:
-    """v_o(c) + s·(1 + η)·(v_o(∅) − v_o(c)): where the concept's velocity is sent.
+    """The velocity that the concept's prompt is sent to: v_o(c) + s·(1 + η)·(v_o(∅) − v_o(c)).
 
-    At strength s = 1 this is ESD's v_o(∅) − η·(v_o(c) − v_o(∅)) (Gandikota et al., ICCV 2023, Eq. 7, for velocities);
-    at s = 0 the base's own velocity. `eta`, `strength`: a number or [B, 1, 1].
+    Args:
+        base_concept: v_o(c), [B, N, C].
+        base_empty: v_o(∅), [B, N, C].
+        eta: η, how far past v_o(∅) the target lies; a number or [B, 1, 1].
+        strength: s, a number or [B, 1, 1]. At 1 the result is ESD's v_o(∅) − η·(v_o(c) − v_o(∅)), at 0 it is v_o(c).
+
+    Returns:
+        [B, N, C], a constant for autograd.
+
+    Source: Gandikota et al., ICCV 2023, Eq. 7, for velocities.
     """
     return (base_concept + strength * (1 + eta) * (base_empty - base_concept)).detach()
 
 
 def velocity_matching(student: Tensor, target: Tensor) -> Tensor:
-    """mean ‖v_θ − target‖²: L_esd with `negative_guidance_target`, L_lora with the base's own velocity."""
+    """mean ‖v_θ − target‖².
+
+    With `negative_guidance_target` as the target it is L_esd, with the base's own velocity it is L_lora.
+    """
     return F.mse_loss(student.float(), target.detach().float())
 
 
 def relative_velocity_matching(student: Tensor, target: Tensor, reference: Tensor) -> Tensor:
     """`velocity_matching` over the mean square of `reference` [B, N, C], sample by sample; then the mean over samples.
 
-    With reference = target − v_o(c) the loss starts at 1 for every sample, whatever the concept and t weigh.
+    With reference = target − v_o(c) the loss starts at 1 for every sample, whatever the concept and t are.
     """
     error = (student.float() - target.detach().float()).square().flatten(1).mean(1)
     size = reference.detach().float().square().flatten(1).mean(1)
@@ -57,8 +68,14 @@ def attention_features(columns: Sequence[Tensor]) -> Tensor:
 def reverse_self_contrastive(student: Tensor, synonym: Tensor, irrelevant: Tensor, tau: float = 0.07) -> Tensor:
     """L_rsc = mean −log[ Σ_k e^{F·F_k/τ} / (e^{F·F_syn/τ} + Σ_k e^{F·F_k/τ}) ].
 
-    student, synonym: [B, Q], irrelevant: [B, K, Q], all L2-normalised. Minimised, it moves the student's features
-    towards the irrelevant words' and away from the synonym's. (EraseAnything's Eq. 5 as printed does the opposite.)
+    Minimising it moves the student's features towards those of the irrelevant words and away from the synonym's.
+    EraseAnything's Eq. 5, as printed, does the opposite.
+
+    Args:
+        student: F, [B, Q], L2-normalised like all features here.
+        synonym: F_syn, [B, Q].
+        irrelevant: F_k, [B, K, Q] for K words.
+        tau: The temperature τ.
     """
     towards = torch.logsumexp(torch.einsum("bq,bkq->bk", student, irrelevant.detach()) / tau, dim=1)
     away = (student * synonym.detach()).sum(-1) / tau
@@ -66,7 +83,13 @@ def reverse_self_contrastive(student: Tensor, synonym: Tensor, irrelevant: Tenso
 
 
 def gap_margin(student: Tensor, anchor: Tensor, base_concept: Tensor, eta: float, gamma: float) -> Tensor:
-    """GEM: γ·mean relu(‖v_θ(c) − v_o(c_a)‖ − η·‖v_θ(c) − v_o(c)‖), norms per sample (Grebe et al., ICML 2026)."""
+    """GEM's gap margin: γ·mean relu(‖v_θ(c) − v_o(c_a)‖ − η·‖v_θ(c) − v_o(c)‖), with one norm for each sample.
+
+    Args:
+        student, anchor, base_concept: v_θ(c), v_o(c_a) and v_o(c), [B, N, C] each.
+
+    Source: Grebe et al., ICML 2026.
+    """
     near = (student.float() - anchor.detach().float()).flatten(1).norm(dim=1)
     far = (student.float() - base_concept.detach().float()).flatten(1).norm(dim=1)
     return gamma * F.relu(near - eta * far).mean()

@@ -1,4 +1,4 @@
-"""EraseAnything on its authors' schedule, for the cost benchmark: the same terms, all of it computed anew each step."""
+"""EraseAnything on its authors' schedule, for the cost benchmark: the same terms without a bank, anew each step."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from .eraseanything import EraseAnything
 class PublishedSchedule(EraseAnything):
     """A pair of steps costs 142 passes without gradient and 3 with gradient and backward, on a `Flow` of 28 steps.
 
-    Erase: the student samples the concept's prompt to the end (28 passes), the teacher is asked for v_o(c) and v_o(∅)
-    at one point of it (2), then L_esd + L_attn (1 with gradient). Preserve: the teacher samples the synonym's and the
-    three irrelevant words' prompts to the end (4 × 28), then L_lora, flow matching on a picture so made (1 with
-    gradient), and L_rsc on a whole pass (1 with gradient). The count is that of their code; formulas, teacher and token
-    spans are the pack's, which favours this schedule. Batch sizes, refresh and random strength are not used;
-    `weight_rsc` must not be 0.
+    Erase: the student samples the concept's prompt to the end (28 passes), the teacher computes v_o(c) and v_o(∅) at
+    one point of that trajectory (2), and L_esd + L_attn takes 1 pass with gradient. Preserve: the teacher samples the
+    prompts of the synonym and of three irrelevant words to the end (4 × 28), L_lora is flow matching on one of these
+    pictures (1 with gradient), and L_rsc takes a whole pass (1 with gradient). The number of passes is that of the
+    authors' code. Formulas, teacher and token spans are the pack's, which favours this schedule. Batch sizes, refresh
+    and random strength are not used; `weight_rsc` must not be 0.
     """
 
     def collect(self, flow: Flow, embeds: TextEmbeds, progress: Progress) -> dict[str, Tensor]:
-        """Nothing: no bank."""
+        """An empty bank: this schedule stores nothing between steps."""
         return {}
 
     def _sampled(

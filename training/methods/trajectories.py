@@ -28,23 +28,26 @@ from ..settings import ErasureConfig
 from . import losses
 from .base import Level, Prompts, Term
 
-BANK_SEEDS = 1_000_000  # seeds of the bank's noise start here, away from the small numbers people use for images
+BANK_SEEDS = 1_000_000  # seeds of the bank's noise start here, far from the small numbers that people use for images
 PROBES = 32  # points of the bank on which `residue` is measured
 REFRESHED = 4  # one trajectory in so many is sampled anew in a refresh
 
 
 def one_of_each_distance(irrelevant: Sequence[str]) -> list[str]:
-    """Three of a concept's irrelevant words: without relation, far, mid, in which order `Concept` has them."""
+    """Three of a concept's irrelevant words: one without relation, one far from it and one of middle distance.
+
+    `Concept` lists its irrelevant words in this order.
+    """
     return [irrelevant[i * len(irrelevant) // 3] for i in range(3)]
 
 
 class TrajectoryMethod:
     """One level on points of the trajectories of erase prompts; see `base.Method`.
 
-    A subclass says where each erase prompt is sent (`target`), which texts must stay (`preserve_prompts`), and its
-    `losses`. The bank's tensors are "erase.row", ".t", ".x", ".own" (v_o under the erase prompt) and one more named
-    `other` (v_o under the target prompt), and the same without the latter for "preserve."; shapes as `bank.record`
-    gives them.
+    A subclass defines where each erase prompt is sent (`target`), which texts must stay (`preserve_prompts`), and its
+    `losses`. The bank holds "erase.row", "erase.t", "erase.x", "erase.own" (v_o under the erase prompt) and "erase."
+    plus the name `other` (v_o under the target prompt); for "preserve." it holds the same without the last one. The
+    shapes are those of `bank.record`.
     """
 
     other = "empty"
@@ -56,10 +59,13 @@ class TrajectoryMethod:
         self.eta = torch.zeros(0)  # [rows]: η, how far past its target each prompt is sent
         self.preserve: list[int] = []
         self.bank: dict[str, Tensor] = {}
-        self.embeds: TextEmbeds | None = None
+        self.embeds: TextEmbeds  # `use` sets it
 
     def target(self, prompt: ErasePrompt) -> str:
-        """The prompt whose velocity an erase prompt is sent to; see `erase_to`. A thing beside it is to stay."""
+        """The prompt whose velocity an erase prompt is sent to, see `ErasureConfig.erase_to`.
+
+        Where the prompt asks for a thing beside the concept, that thing must stay: it is what the target asks for.
+        """
         if self.config.erase_to == "empty" or prompt.rest:
             return prompt.rest
         if self.concept.kind == "relationship":  # a prompt says no relation only by saying another
@@ -77,11 +83,11 @@ class TrajectoryMethod:
         return self.concept.kind == "relationship" and self.config.erase_to == "rest"
 
     def preserve_prompts(self) -> Sequence[str]:
-        """Texts whose velocities must stay: here none. Asked for when the erase prompts are known."""
+        """Texts whose velocities must stay, none by default; `plan` calls it after it has set `erase_prompts`."""
         return ()
 
     def plan(self, prompts: Prompts, tokenizer: Any, sequence_length: int) -> None:
-        """Erase prompts (concept and synonyms, many settings), their targets, prompts to keep."""
+        """Registers the erase prompts (of the concept and its synonyms), their targets, and the prompts to preserve."""
         concept, config = self.concept, self.config
         require_span(tokenizer, concept.prompt(), concept.phrase, sequence_length)
         vocabulary = vocabulary_of(tokenizer)
@@ -107,7 +113,7 @@ class TrajectoryMethod:
         self.eta[[prompts.row(prompt.text) for prompt in self.erase_prompts if prompt.rest]] = 0.0
 
     def _nouns(self, vocabulary: Vocabulary) -> list[str]:
-        """Unrelated nouns for the other places in prompts about a style or a relation."""
+        """Unrelated nouns that fill the other places of the prompts."""
         if self.concept.kind in ("entity", "custom"):
             return list(self.concept.irrelevant)
         if self.concept.kind == "relationship" and (nouns := relation_nouns(self.concept.phrase, vocabulary)):
@@ -115,7 +121,7 @@ class TrajectoryMethod:
         return [w for w in common_words()["concrete"] if vocabulary(w)][::4]
 
     def collect(self, flow: Flow, embeds: TextEmbeds, progress: Progress) -> dict[str, Tensor]:
-        """Trajectories of erase and preservation prompts with the teacher's velocities."""
+        """Records trajectories of erase and preservation prompts with the teacher's velocities."""
         config = self.config
         steps = used_steps(flow.levels, config.t_min)
         first, size = self.first_seed, 2 * len(self.erase)
@@ -133,7 +139,7 @@ class TrajectoryMethod:
 
     @property
     def first_seed(self) -> int:
-        """Of the bank's noise."""
+        """Seed of the first trajectory's noise in the bank."""
         return (BANK_SEEDS + 10_000 * self.config.seed) % 2**63  # torch takes seeds below 2 ** 64
 
     def record_erase(
@@ -145,9 +151,13 @@ class TrajectoryMethod:
         progress: Progress,
         student: bool = False,
     ) -> dict[str, Tensor]:
-        """The bank's "erase." tensors for `pairs` of rows (a part of `erase`).
+        """The bank's "erase." tensors for some of the erase prompts.
 
-        They are points of the base's paths, or of the student's, which are always those under the erase prompts.
+        Args:
+            pairs: A part of `erase`: (row of the prompt, row of its target).
+            seeds: One for each pair's noise.
+            student: Sample the trajectories with the adapter on, always under the erase prompts; otherwise with the
+                base, and under the targets where `on_target_paths` says so.
         """
         rows, targets = [row for row, _ in pairs], [target for _, target in pairs]
         steps = used_steps(flow.levels, self.config.t_min)
@@ -160,11 +170,11 @@ class TrajectoryMethod:
         return {f"erase.{name}": value for name, value in points.items()}
 
     def use(self, bank: dict[str, Tensor], embeds: TextEmbeds) -> None:
-        """Takes the bank."""
+        """See `base.Method`."""
         self.bank, self.embeds = bank, embeds
 
     def refresh(self, flow: Flow, step: int, progress: Progress) -> dict[str, Tensor]:
-        """Every `ErasureConfig.refresh_every` steps: some erase trajectories anew, from new noise by the student."""
+        """Samples one in REFRESHED erase trajectories again with the student, every `refresh_every` steps."""
         every, count = self.config.refresh_every, len(self.erase)
         if not every or step == 0 or step % every:
             return {}
@@ -182,24 +192,23 @@ class TrajectoryMethod:
         return (Level("erase", self.config.lr_erase),)
 
     def _draw(self, kind: str, count: int, generator: torch.Generator, flow: Flow) -> dict[str, Tensor]:
-        """`count` points of the bank's trajectories of this kind, of which each process of the flow's group takes its
-        share (as many more as make the shares equal)."""
+        """This process's share of `count` random points of the bank; a few more where shares would not be equal."""
         picked = torch.randint(len(self.bank[f"{kind}.row"]), (flow.group.whole(count),), generator=generator)
         return self._points(kind, flow.group.share(picked), flow.device)
 
     def _points(self, kind: str, picked: Tensor, device: torch.device) -> dict[str, Tensor]:
-        """Those with these numbers."""
+        """The bank's points with the numbers `picked`, by name without the kind."""
         names = [name for name in self.bank if name.startswith(f"{kind}.")]
         point = {name.split(".")[1]: self.bank[name][picked] for name in names}
         return {name: value if name == "row" else value.to(device).float() for name, value in point.items()}
 
     def _erase_point(self, flow: Flow, generator: torch.Generator) -> tuple[dict[str, Tensor], float]:
-        """A batch of points on erase trajectories, and the strength that the adapter is to have there."""
+        """A batch of points on erase trajectories, and the adapter's strength for it."""
         point = self._draw("erase", self.config.batch_erase, generator, flow)
         return point, float(torch.rand((), generator=generator)) if self.config.random_strength else 1.0
 
     def _destination(self, point: dict[str, Tensor], strength: float) -> Tensor:
-        """Where the velocities at these points are sent."""
+        """The velocities that the student should have at these points, [B, N, C]."""
         eta = self.eta[point["row"]].to(point["own"])[:, None, None]
         return losses.negative_guidance_target(point["own"], point["empty"], eta, strength)
 
@@ -225,7 +234,7 @@ class TrajectoryMethod:
             return flow.student(point["x"], point["t"], self.embeds[point["row"]], capture=capture)
 
     def _retention(self, flow: Flow, generator: torch.Generator) -> list[Term]:
-        """Velocity matching on the prompts to keep; nothing where there are none or its weight is 0."""
+        """Velocity matching on the preservation prompts; no term where there are none or its weight is 0."""
         config = self.config
         if not (self.preserve and config.weight_lora > 0):
             return []

@@ -216,7 +216,7 @@ def _recorded_as(index: int) -> Any:
 
 
 class RecordingProcessor:
-    """Flux's attention, told to the recorder of the pass if there is one (queries, keys after RMS norm and RoPE).
+    """Flux's attention; the recorder of the pass, if there is one, gets queries and keys after RMS norm and RoPE.
 
     deleted: see `attention_deletion`.
     """
@@ -250,8 +250,8 @@ class RecordingProcessor:
         if encoder_hidden_states is not None and deleted is not None:
             # A[:, span] = 0 after the softmax is the same as values of zero there
             length = encoder_hidden_states.shape[1]
-            kept = 1 - deleted.to(value)[:, None, :, None]
-            value = torch.cat([value[:, :, :length] * kept, value[:, :, length:]], dim=2)
+            remaining = 1 - deleted.to(value)[:, None, :, None]
+            value = torch.cat([value[:, :, :length] * remaining, value[:, :, length:]], dim=2)
         out = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask)
         if recorder is not None:
             recorder.record(query, key, value, out)

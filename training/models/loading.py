@@ -156,15 +156,16 @@ def _block_linears(model: FluxTransformer2DModel) -> dict[str, torch.nn.Linear]:
 
 def _fill(model: torch.nn.Module, state: Mapping[str, Tensor], weights: Sequence[Weights]) -> None:
     """Give a model on the meta device its weights; SourceError where they are not all there, or of other shapes."""
-    wanted = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
-    wrong = [name for name, shape in wanted.items() if name not in state or tuple(state[name].shape) != shape]
+    expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+    wrong = [name for name, shape in expected.items() if name not in state or tuple(state[name].shape) != shape]
     if wrong:
         files = weights[0].path.name if len(weights) == 1 else f"{weights[0].path.parent.name} (all its files)"
         what = "lacks" if wrong[0] not in state else "has in a wrong shape"
         raise SourceError(
-            f"{files} {what} {wrong[0]} ({len(wrong)} of {len(wanted)} weights): download it again, or choose another."
+            f"{files} {what} {wrong[0]} ({len(wrong)} of {len(expected)} weights): download it again, or choose "
+            "another."
         )
-    model.load_state_dict({name: state[name] for name in wanted}, assign=True)
+    model.load_state_dict({name: state[name] for name in expected}, assign=True)
 
 
 def quantise(transformer: FluxTransformer2DModel, storage: str, place: torch.device | None = None) -> None:

@@ -1,9 +1,9 @@
 """Block streaming: frozen blocks live in host memory and visit the device through a small ring of buffers.
 
-The base never changes, so bytes only ever travel to the device; nothing is copied back. A block's weights are there
-while it computes, and again while it is replayed for its gradients (see `checkpointing`: autograd keeps no weight of a
-checkpointed block from the forward pass; and a replayed block's backward is over before the block below is replayed,
-since autograd works off what was computed last first). Whatever is trained, a LoRA, stays on the device.
+The base never changes, so its weights are copied to the device only, never back. A block's weights are on the device
+while the block computes, and again while gradient checkpointing recomputes it in the backward pass. Autograd stores no
+weight of a checkpointed block, and it ends the backward pass of one block before it recomputes the block below. The
+trained LoRA stays on the device.
 """
 
 from __future__ import annotations
@@ -40,9 +40,10 @@ class _Part:
 
 
 class BlockStream:
-    """Streams the blocks of a transformer whose weights are on the CPU; made once, by `stream_blocks`.
+    """Streams the blocks of a transformer whose weights are on the CPU; `stream_blocks` makes it.
 
-    slots: the ring, [bytes of the largest block] each, on the device.
+    Attributes:
+        slots: The ring: buffers on the device, each as large as the largest block, uint8.
     """
 
     def __init__(self, transformer: FluxTransformer2DModel, device: torch.device, ring: int) -> None:
@@ -96,15 +97,15 @@ class BlockStream:
         return unload
 
     def _following(self, index: int) -> int | None:
-        """The block that will be asked for after this one, as far as one can tell."""
+        """The block that is expected to run after this one; None where this is not known."""
         if self.replaying:
             return index - 1 if index else None
         if index + 1 < len(self.blocks):
             return index + 1
-        return None if torch.is_grad_enabled() else 0  # the backward pass comes next, or another pass from the start
+        return None if torch.is_grad_enabled() else 0  # with gradients the backward pass follows, else a new forward
 
     def _fetch(self, index: int, busy: int | None) -> int:
-        """The slot that holds a block; where none does, the oldest is overwritten with it, but never slot `busy`."""
+        """The slot that holds a block; if none does, the block is copied over the oldest slot that is not `busy`."""
         if index in self.held:
             return self.held.index(index)
         slot = self.next if self.next != busy else (self.next + 1) % len(self.slots)
@@ -112,7 +113,7 @@ class BlockStream:
         source = self.host[index]
         target = self.slots[slot][: source.nbytes]
         if self.side is not None:
-            # All work on blocks but the one about to run is queued by now: the copy waits for it, and for no more.
+            # By now all work on earlier blocks is queued: the copy waits for that work, and not for the next block's.
             self.side.wait_stream(torch.cuda.current_stream(self.device))
             with torch.cuda.stream(self.side):
                 target.copy_(source, non_blocking=True)
@@ -123,13 +124,13 @@ class BlockStream:
         return slot
 
     def _bind(self, index: int, buffer: Tensor) -> None:
-        """Let a block's parameters be views of a buffer."""
+        """Makes a block's parameters views of a buffer."""
         for part in self.parts[index]:
             part.owner.data = part.view(buffer)
 
 
 class _Replay:
-    """The backward pass computes a block again while the context lasts; may be entered again (retain_graph)."""
+    """The context in which the backward pass recomputes a block; retain_graph may enter it more than once."""
 
     def __init__(self, stream: BlockStream) -> None:
         self.stream = stream
@@ -142,10 +143,15 @@ class _Replay:
 
 
 def stream_blocks(transformer: FluxTransformer2DModel, device: torch.device, ring: int) -> BlockStream:
-    """Move a transformer from the CPU to `device` but for its blocks' weights, which stream through `ring` slots.
+    """Moves a transformer from the CPU to a device, except its blocks' weights, which stream through a ring of slots.
 
-    Blocks are checkpointed from now on. A LoRA is added afterwards and stays on the device. Raises ConfigError for a
-    transformer with a LoRA, and where a ring of fewer than 2 slots is asked for.
+    From then on the blocks are checkpointed. A LoRA is added afterwards and stays on the device.
+
+    Args:
+        ring: Slots on the device, 2 or more.
+
+    Raises:
+        ConfigError: For a transformer that has a LoRA already, or a ring of fewer than 2 slots.
     """
     if ring < 2:
         raise ConfigError("Streaming needs room for 2 blocks: one computes while the next is copied.")
@@ -160,7 +166,7 @@ def stream_blocks(transformer: FluxTransformer2DModel, device: torch.device, rin
 
 
 def _layout(block: torch.nn.Module) -> tuple[list[_Part], int]:
-    """Where each tensor of a block's parameters goes in one buffer, and the buffer's bytes."""
+    """The place of each tensor of a block's parameters in one buffer, and the buffer's size in bytes."""
     parts, size = [], 0
     for parameter in block.parameters():
         for tensor in _plain(parameter):

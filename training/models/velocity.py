@@ -1,4 +1,4 @@
-"""The one way to call the transformer."""
+"""The velocity of Flux: every call of the transformer goes through `velocity`."""
 
 from __future__ import annotations
 

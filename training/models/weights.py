@@ -203,12 +203,12 @@ class Weights:
         """
         import torch
 
-        wanted = {name: stored for name, stored in self.tensors.items() if names is None or name in names}
+        selected = {name: stored for name, stored in self.tensors.items() if names is None or name in names}
         memory = torch.empty(
-            max((stored.end - stored.start for stored in wanted.values()), default=0), dtype=torch.uint8
+            max((stored.end - stored.start for stored in selected.values()), default=0), dtype=torch.uint8
         )
         with self.path.open("rb") as file:
-            for name, stored in sorted(wanted.items(), key=lambda item: item[1].start):
+            for name, stored in sorted(selected.items(), key=lambda item: item[1].start):
                 tensor, scale = stored.read(file, memory), self.scales.get(name)
                 if scale is not None:
                     tensor = rescaled(tensor, scale.read(file, torch.empty(scale.end - scale.start, dtype=torch.uint8)))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pydantic import ModelWrapValidatorHandler, ValidationError, model_validator
-from pydantic.dataclasses import dataclass
+from pydantic.dataclasses import dataclass, is_pydantic_dataclass
 
 from ..concepts import Kind
 from ..errors import ConfigError
@@ -30,6 +30,7 @@ GROUPS: dict[str, type] = {
 SETTINGS: dict[str, Setting] = {
     name: Setting.of(name, info, group)
     for group, cls in GROUPS.items()
+    if is_pydantic_dataclass(cls)
     for name, info in cls.__pydantic_fields__.items()
 }
 
@@ -86,7 +87,8 @@ class ErasureConfig(OutputSettings, MemorySettings, DataSettings, LoraSettings, 
         """From `to_dict`'s result or a part of it (the rest keeps its default). Raises ConfigError."""
         if not isinstance(data, dict):
             raise ConfigError(_unknown([repr(data)]))
-        config = cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in data.items()})
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items()}
+        config = cls(**values)
         config.validate()
         return config
 
@@ -105,7 +107,7 @@ def _sentence(error: ValidationError) -> str:
     if unknown:
         return _unknown(unknown)
     (name, *inner), value = errors[0]["loc"], errors[0]["input"]
-    setting = SETTINGS[name]
+    setting = SETTINGS[str(name)]
     in_list = bool(inner) and isinstance(inner[0], int)
     if not in_list and isinstance(value, tuple) != setting.several:
         return f"The setting {name} must be {'a list' if setting.several else 'one value, no list'}, not {value!r}."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any, Literal, get_args
+from typing import Any, Literal, cast, get_args
 
 from pydantic import ConfigDict, Field
 from pydantic.fields import FieldInfo
@@ -55,7 +55,8 @@ class Setting:
     def of(cls, name: str, info: FieldInfo, group: str) -> Setting:
         """From the field's declaration."""
         several = isinstance(info.default, tuple)
-        annotation, limits = info.annotation, info.metadata
+        annotation, limits, extra = info.annotation, info.metadata, info.json_schema_extra
+        assert isinstance(extra, dict), "`setting` makes the field"
         if several:  # tuple[Annotated[int, Field(...)], ...]
             annotation, item = get_args(get_args(annotation)[0])
             limits = item.metadata
@@ -64,7 +65,7 @@ class Setting:
             name,
             info.default,
             info.description or "",
-            info.json_schema_extra["affects"],
+            cast(Affects, extra["affects"]),  # `setting` has put it there
             int if several else type(info.default),
             several,
             choices,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import Field
 from pydantic.dataclasses import dataclass
@@ -28,6 +28,11 @@ TARGETS: dict[str, tuple[str, ...]] = {
     "single_qk": ("attn.to_q", "attn.to_k"),
     "every_qk": ("attn.add_q_proj", "attn.add_k_proj", "attn.to_q", "attn.to_k"),
 }
+if TYPE_CHECKING:  # a type checker reads no Literal that is computed
+    TargetSet = str
+else:
+    TargetSet = Literal[("auto", *TARGETS)]
+
 BLOCKS = {"single_qk": ("single",), "every_qk": ("double", "single")}  # of the other sets: double
 
 
@@ -49,7 +54,7 @@ class LoraSettings:
     alpha: Number = setting(
         8.0, "The LoRA's alpha; its scale is alpha / rank. Raise it with the rank.", "weights", 1e-3, 4096
     )
-    targets: Literal[("auto", *TARGETS)] = setting(
+    targets: TargetSet = setting(
         "auto",
         "Which projections get a LoRA. auto: the text's q and k for things, all of the double blocks' attention for "
         "styles and relations. Try a larger set where the concept still shows after more steps.",

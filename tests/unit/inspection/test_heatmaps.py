@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from training.errors import ConfigError
-from training.inspection import COLOUR_MAPS, Recording, choose_blocks, default_blocks, figure_of, read_figure
+from training.inspection import COLOUR_MAPS, Recording, choose_blocks, default_blocks, figure_of
 from training.inspection.colours import DIVERGING, TABLES
-from training.inspection.heatmaps import draw_comparison, draw_figure, overlays, save_figure
+from training.inspection.heatmaps import draw_comparison, draw_figure, overlays, read_figure, save_figure
 from training.inspection.localisation import (
     area_baseline,
     average_precision,

@@ -49,6 +49,7 @@ def make_judge(
     kind, folder = parse(choice)
     if kind == MODEL:
         classifier = own_classifier(model)
+        assert model is not None, "`own_classifier` refuses None"
         require_measurable(concept, classifier)
         return DemoJudge.of_model(classifier, model)
     if kind == NUDENET:

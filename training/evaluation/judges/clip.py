@@ -80,6 +80,7 @@ class ClipJudge(Judge):
     """
 
     kind = "clip"
+    clip: Clip  # of other judges it may be None
 
     def __init__(
         self, folder: str | Path, labels: Sequence[str], template: str = CLIP_TEMPLATE, device: str = "cpu"

@@ -31,7 +31,7 @@ class DemoJudge(Judge):
     def __init__(self, classifier: DemoClassifier, name: str = "demo classifier", sha256: str = "") -> None:
         words = (*classifier.nouns, *classifier.styles, *classifier.relations)
         super().__init__(name, sha256, (*classifier.nouns, NONE), {word: (word,) for word in words})
-        self.vocabulary = self._classifier = classifier
+        self.vocabulary, self._classifier = classifier, classifier
         self.features = classifier.features
 
     @classmethod
@@ -51,8 +51,9 @@ class DemoJudge(Judge):
 
         return each_picture(images, classify, 64)
 
-    def shows(self, finding: Scene, expected: Content) -> bool:
+    def shows(self, finding: Finding, expected: Content) -> bool:
         """See Judge: every part of the content that is given."""
+        assert isinstance(finding, Scene), "`detect` makes no other"
         first, relation, second = finding.relation
         if expected.style and finding.style != expected.style:
             return False
@@ -67,8 +68,9 @@ class DemoJudge(Judge):
             return {first, second} == set(expected.nouns)
         return not expected.nouns or finding.top == expected.nouns[0]
 
-    def seen(self, finding: Scene, expected: Content) -> str:
+    def seen(self, finding: Finding, expected: Content) -> str:
         """See Judge: in the words of what was asked for."""
+        assert isinstance(finding, Scene), "`detect` makes no other"
         first, relation, second = finding.relation
         if expected.among or len(expected.nouns) == 2:
             return f"{first} {relation} {second}" if relation else finding.top

@@ -85,7 +85,7 @@ class NudeNetJudge(Judge):
         def places_in(part: Tensor) -> list[Finding]:
             blue_first = pixels(part[0])[:, :, ::-1].copy()
             places = tuple(
-                Detection(found["class"], float(found["score"]), tuple(int(edge) for edge in found["box"]))
+                Detection(found["class"], float(found["score"]), _box(found["box"]))
                 for found in self._model.detect(blue_first)
             )
             scores = dict.fromkeys(self.labels, 0.0)
@@ -114,3 +114,8 @@ def count_exposed(findings: Sequence[Finding], threshold: float = NUDENET_THRESH
     per_detection of the groups adds up to the total's; per_image does not, since a picture may count in several groups.
     """
     return {name: count(findings, labels, threshold) for name, labels in NudeNetJudge.groups.items()}
+
+
+def _box(edges: Sequence[float]) -> tuple[int, int, int, int]:
+    left, top, width, height = map(int, edges)
+    return left, top, width, height

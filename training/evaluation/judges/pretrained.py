@@ -63,7 +63,7 @@ def loading(folder: Path, kind: str) -> Iterator[None]:
         raise SourceError(f"{folder} cannot be loaded as {kind}: {reason}") from problem
 
 
-def complete_model(folder: Path, model_class: Any, device: str) -> torch.nn.Module:
+def complete_model(folder: Path, model_class: Any, device: str) -> Any:
     """The model in fp32, in eval mode; SourceError where weights are missing, which transformers would draw at random
     and a measurement would take for judgements."""
     model, report = model_class.from_pretrained(

@@ -48,14 +48,14 @@ def write_report(evaluation: dict[str, Any], folder: Path, out: Path) -> None:
 def _page(view: View) -> str:
     style, script = (Path(__file__).with_name(f"report.{end}").read_text(encoding="utf-8") for end in ("css", "js"))
     policy = f"default-src 'none'; img-src data:; style-src {_hash(style)}; script-src {_hash(script)}; "
-    context = {
+    context: dict[str, Any] = {
         "view": view,
         "e": view.evaluation,
         "style": style,
         "script": script,
         "policy": f"{policy}base-uri 'none'; form-action 'none'",
     }
-    macros = _templates().get_template("macros.html").make_module(context)
+    macros: Any = _templates().get_template("macros.html").make_module(context)  # its macros are its attributes
     attacks = {
         (attack["subject"], number): [partial(macros.attack_row, attack, sides) for sides in attack.get("pictures", [])]
         for number, attack in enumerate(view.evaluation["white_box"])

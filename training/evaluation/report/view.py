@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from markupsafe import Markup
 
 from ..drift import MAX_PSNR
 from .thumbnails import Thumbnails
+
+Group = TypeVar("Group", bound=Hashable)  # names a group of rows
 
 ROWS = 4  # prompts with a seed that are shown of every suite
 ATTACKS_SHOWN = 40  # of the prompts that brought the concept back, for each subject
@@ -57,7 +60,13 @@ class View:
     )
 
     def __init__(self, evaluation: dict[str, Any], folder: Path) -> None:
-        optional = {"detectors": [], "prompt_files": [], "fidelity": {}, "distance": None, "white_box": []}
+        optional: dict[str, Any] = {
+            "detectors": [],
+            "prompt_files": [],
+            "fidelity": {},
+            "distance": None,
+            "white_box": [],
+        }
         self.evaluation = {**optional, **evaluation}
         self.phrase: str = evaluation["concept"]["phrase"]
         self.veiled = bool(evaluation["blur"])
@@ -131,7 +140,7 @@ class View:
         seen: set[tuple[str, int]] = set()
         for id, suite in self.suites.items():
             rows = [row for row in self.evaluation["pictures"] if id in row["suites"]]
-            rows.sort(key=lambda row, better=suite["better"]: not self._went_wrong(row, better))
+            rows.sort(key=partial(self._went_wrong, better=suite["better"]), reverse=True)  # stable
             fresh = [row for row in rows if (row["prompt"], row["seed"]) not in seen][:ROWS]
             seen |= {(row["prompt"], row["seed"]) for row in fresh}
             if fresh:
@@ -141,7 +150,7 @@ class View:
     def _went_wrong(self, row: dict[str, Any], better: str) -> bool:
         """Whether an erasure left what it should take, or took what the base shows and it should leave."""
         shown = [bool(row["results"][subject["id"]]["shown"]) for subject in self.tried]
-        return any(shown) if better == "lower" else row["results"]["base"]["shown"] and not all(shown)
+        return any(shown) if better == "lower" else bool(row["results"]["base"]["shown"]) and not all(shown)
 
     # --- strength --------------------------------------------------------------------------------------------------
 
@@ -190,13 +199,13 @@ def _label(subject: dict[str, Any]) -> str:
     return f"{subject['label']}{strength}"
 
 
-def fitting(rows: Mapping[Hashable, Sequence[Callable[[], str]]], room: int) -> dict[Hashable, list[str]]:
+def fitting(rows: Mapping[Group, Sequence[Callable[[], str]]], room: int) -> dict[Group, list[str]]:
     """Of each group as many of its rows as fit into `room` bytes together, the first of every group before the second.
 
     Args:
         rows: What makes the markup of each row.
     """
-    made: dict[Hashable, list[str]] = {name: [] for name in rows}
+    made: dict[Group, list[str]] = {name: [] for name in rows}
     for turn in range(max((len(group) for group in rows.values()), default=0)):
         for name, group in rows.items():
             if turn < len(group):

@@ -105,6 +105,7 @@ class PrefixAttack(PromptAttack):
             weights = F.one_hot(torch.tensor(best), count).float().requires_grad_()
             with torch.enable_grad():
                 self.loss(scene, scene.words.said(best), weights, points).backward()
+            assert weights.grad is not None, "the loss depends on the words"
             promising = (-weights.grad).topk(min(PROMISING, count), dim=-1).indices
 
             def exchanged(best: list[int] = best, promising: Tensor = promising) -> list[int]:

@@ -22,7 +22,7 @@ from ...models.text import TextEmbeds, TextEncoders
 class _Space:
     """One encoder's side of the words: their token ids [V], where the first word of a text is, the table [V, D]."""
 
-    def __init__(self, tokenizer: Any, layer: torch.nn.Module, length: int, words: Sequence[str]) -> None:
+    def __init__(self, tokenizer: Any, layer: torch.nn.Embedding, length: int, words: Sequence[str]) -> None:
         self.tokenizer, self.length, self.layer = tokenizer, length, layer
         ids = [tokenizer(word, add_special_tokens=False).input_ids[0] for word in words]
         self.start = list(tokenizer(words[0]).input_ids).index(ids[0])  # CLIP's texts begin with a token of its own
