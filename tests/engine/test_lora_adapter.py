@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 import training.lora.format as lora_format
 from tests.support.flux_models import TINY_GRID, tiny_inputs, tiny_transformer
+from training import files
 from training.errors import ConfigError, LoraError
 from training.lora.adapter import (
     adapter_disabled,
@@ -219,7 +220,7 @@ def test_a_failed_write_leaves_the_old_file(
     def fail(_handle: int) -> None:  # by then the temporary file has been written
         raise error
 
-    monkeypatch.setattr(lora_format.os, "fsync", fail)
+    monkeypatch.setattr(files.os, "fsync", fail)
     with pytest.raises(LoraError, match=message):
         write_lora(path, some_weights(), {"mine": "new"})
     assert read_metadata(path)["mine"] == "old"
