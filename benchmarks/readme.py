@@ -19,6 +19,7 @@ from .summaries import (
     merging_summary,
 )
 from .table import Summary, attacks_in, markdown, percent
+from .workplace import behaviour
 
 OURS = "eraseanything"
 TITLES = {
@@ -53,7 +54,10 @@ def filled(text: str, results: Mapping[str, dict[str, Any]]) -> str:
         if name not in results:
             return f"{head}{old}{end}"
         lines = BLOCKS[name](results[name]["rows"])
-        if name != "erasure" and _behaviours(results[name]["rows"]) - _behaviours(_trained(results["erasure"]["rows"])):
+        first = _behaviours(_trained(results["erasure"]["rows"]))
+        if name == "erasure" and first - {behaviour()}:
+            lines += ["*Of an earlier state of the code, which chose other words, in part or whole.*", ""]
+        if name != "erasure" and _behaviours(results[name]["rows"]) - first:
             lines += ["*Of an earlier state of the code than the first table, in part or whole.*", ""]
         return "\n".join([head, *lines, end])
 
