@@ -19,13 +19,14 @@ class JobStore {
 
   /** Ask the server for all jobs, and for whatever else somebody looks at. Throws where it does not answer. */
   async load() {
-    const { jobs: listed, queue, settings } = await listJobs();
+    const { jobs: listed, queue, settings, problems = {} } = await listJobs();
     this.settings = settings;
     const there = new Set(listed.map(({ id }) => id));
     for (const id of this.#jobs.keys()) if (!there.has(id)) this.forget(id);
     for (const job of listed) this.put(job);
     this.reorder(queue);
-    for (const id of this.#watchers.keys()) this.refresh(id);
+    // the list has every job: one that is not in it is gone, and asking for it would be answered with 404
+    for (const id of this.#watchers.keys()) there.has(id) || id in problems ? this.refresh(id) : this.forget(id);
     for (const id of this.#histories.keys()) this.#catchUp(id);
   }
 
